@@ -1,0 +1,84 @@
+"""The one registry of reason codes: refusals, suspends, ends and explanations.
+
+A code crosses the wire as an integer and reaches a person as its sentence. Codes are never
+reused; docs/spec/meshnode.cddl lists them and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """`Reason.X.text` is the sentence a person reads."""
+
+    text: str
+
+    def __new__(cls, code: int, text: str) -> Reason:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.text = text
+        return member
+
+    OK = 0, "fine"
+    # ---- who are you
+    OTHER_NETWORK = 1, "the peer belongs to another network; check --network or the genesis file"
+    VERSION = 2, "the peer speaks no protocol version that this node speaks"
+    BAD_FRAME = 3, "the peer sent a frame that the protocol does not allow"
+    BAD_SIGNATURE = 4, "a signature does not hold"
+    NOT_YOURS = 5, "the object names another peer than the one who sent it"
+    EXPIRED = 6, "the object has expired, or a clock is wrong by more than two minutes"
+    BLOCKED = 7, "the owner has blocked this account or artifact"
+    CLOCK_SKEW = 8, "the clocks of the two nodes differ by more than two minutes"
+    # ---- may you
+    NO_CONSENT = 16, "the owner has given no valid consent; run `meshnode init`"
+    NOT_PROVIDING = 17, "this node does not run other people's work"
+    SUBMITTER = 18, "the owner's policy does not admit this submitter"
+    NO_AGREEMENT = 19, "no agreement is in force between the two accounts"
+    PRICE = 20, "the price is below what the work costs this car"
+    CREDIT = 21, "too much is open between the two accounts"
+    CURRENCY = 22, "the two sides do not use the same currency"
+    # ---- can you
+    BUSY = 32, "all slots are taken"
+    DRAINING = 33, "the car is about to leave and takes no new work"
+    BUDGET = 34, "the battery budget does not cover this run"
+    CHARGE_FLOOR = 35, "the battery is at the owner's charge floor"
+    TEMPERATURE = 36, "the battery is outside its temperature window"
+    DRIVING = 37, "the car is in use"
+    UNPLUGGED = 38, "the owner allows work only while plugged in"
+    LEASE_LENGTH = 39, "the run would last longer than the car stays"
+    MEMORY = 40, "the run needs more memory than the car offers"
+    UNKNOWN_ARTIFACT = 41, "the artifact is not one of the built-in kernels of this node"
+    KERNEL_SPEC = 42, "the arguments do not fit the kernel: check number, dtype and shape"
+    JAX_WINDOW = 43, "the artifact was exported by a jax outside the car's window"
+    NO_WORKER = 44, "the car could not start a worker"
+    TOO_LARGE = 45, "a size or count is over the protocol's bound"
+    # ---- what happened
+    DONE = 64, "all units are done"
+    FAILED_BY_JOB = 65, "the kernel failed on these inputs"
+    STOPPED_BY_OWNER = 66, "the owner took the car back"
+    STOPPED_BY_REQUESTER = 67, "the requester cancelled"
+    WALL_CLOCK = 68, "the run took longer than its limit and was killed"
+    WORKER_DIED = 69, "the worker process died"
+    BLOB_MISSING = 70, "no holder gave the blob"
+    BLOB_CORRUPT = 71, "a chunk does not match its digest"
+    DISK_FULL = 72, "the disk is full"
+    LEASE_LOST = 73, "the car fell silent and its lease ran out"
+    PEER_DOWN = 74, "the connection to the car was lost"
+    NO_ANSWER = 75, "the car did not answer the offer in time"
+    SUPERSEDED = 76, "another attempt of the task is in force"
+    DUPLICATE = 77, "the units were already accepted from another attempt"
+    CANCELLED = 78, "the submitter cancelled the job"
+    DEADLINE = 79, "the deadline passed"
+    NOBODY = 80, "no car in reach can or may run this"
+    MISMATCH = 81, "the receipt does not match the results that came"
+    GAP = 82, "the receipt chain has a gap"
+    EQUIVOCATION = 83, "two different objects were signed for one place in the chain"
+    QUEUE_FULL = 84, "the peer reads too slowly; the queue to it is full"
+    UNREACHABLE = 85, "the peer could not be dialled"
+    SHUTDOWN = 86, "the node is shutting down"
+    # ---- why it waits (explain)
+    WAITS_BLOB = 96, "waiting for blobs to arrive"
+    WAITS_SLOT = 97, "waiting for a free car"
+    WAITS_AGREEMENT = 98, "waiting for the agreement to be signed"
+    WAITS_BIDS = 99, "announced in the cell, waiting for bids"

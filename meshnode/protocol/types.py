@@ -1,0 +1,162 @@
+"""Ids, clocks and every named maximum of the wire: the words all other modules are built from.
+
+First in the flow: nothing here imports anything of ours. What comes from outside is bounded by a
+`*_MAX` of this file; what an owner or operator may tune stands in `Limits`, which `config` fills
+and hands down frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, NamedTuple, NewType, Protocol, TypeVar
+
+Peer = NewType("Peer", bytes)  # 38-byte identity multihash of the libp2p Ed25519 key
+Account = NewType("Account", bytes)  # 32-byte Ed25519 public key that settles
+Digest = NewType("Digest", bytes)  # SHA-256
+NetworkId = NewType("NetworkId", bytes)  # first 8 bytes of the genesis digest
+JobId = NewType("JobId", bytes)  # first 16 bytes of the job digest
+TaskId = NewType("TaskId", bytes)  # first 16 bytes of the task digest
+LeaseId = NewType("LeaseId", bytes)  # 16 random bytes, minted by the provider's machine
+
+PROTOCOL_VERSION: Final = 1
+PEER_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, libp2p Ed25519 key
+PEER_BYTES: Final = 38
+ID_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+
+FRAME_BYTES_MAX: Final = 64 * 1024  # one control frame, length prefix not counted
+GOSSIP_BYTES_MAX: Final = 32 * 1024  # libp2p drops silently at 1 MiB; ours are far below
+SEALED_BYTES_MAX: Final = FRAME_BYTES_MAX
+CBOR_DEPTH_MAX: Final = 16
+UINT_MAX: Final = (1 << 63) - 1
+CHUNK_BYTES: Final = 1 << 20  # a blob's chunk
+BLOB_BYTES_MAX: Final = 1 << 36
+BLOB_CHUNKS_MAX: Final = BLOB_BYTES_MAX // CHUNK_BYTES
+INLINE_BYTES_MAX: Final = 16 * 1024  # inputs or outputs of a run that travel in a frame
+PART_BYTES_MAX: Final = 48 * 1024  # output bytes in one part frame
+JOB_UNITS_MAX: Final = 1 << 32
+LEASE_UNITS_MAX: Final = 4096  # also the most units of one receipt
+RECEIPT_SPAN_MS_MAX: Final = 60_000
+ARGS_MAX: Final = 64
+DIMS_MAX: Final = 8
+ADDRS_MAX: Final = 16
+ADDR_CHARS_MAX: Final = 256
+CLASSES_MAX: Final = 8
+CACHED_MAX: Final = 64
+KERNEL_CHARS_MAX: Final = 128
+TEXT_CHARS_MAX: Final = 512
+CLOCK_SKEW_MS_MAX: Final = 120_000
+MANDATE_MS_MAX: Final = 7 * 86_400_000
+
+
+class Now(NamedTuple):
+    """Monotonic time for durations, leases and billing; unix time for signatures and expiries."""
+
+    mono_ms: int
+    unix_ms: int
+
+
+class Lane(IntEnum):
+    """Which queue of a peer's control stream a frame waits in; lower goes first."""
+
+    URGENT = 0  # recall, cancel, hand-off
+    CONTROL = 1  # offers, leases, heartbeats
+    RESULT = 2  # inputs and parts
+    MONEY = 3  # receipts and acceptances
+
+
+class Durability(IntEnum):
+    PROCESS = 0  # survives a SIGKILL
+    POWER = 1  # survives a power loss
+
+
+class BlobRef(NamedTuple):
+    blob_id: Digest  # SHA-256 of CBOR [size, [chunk SHA-256 ...]]
+    size: int
+
+
+class ArraySpec(NamedTuple):
+    """Raw little-endian C-order bytes; shape and dtype stand beside, never inside."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class UnitRun(NamedTuple):
+    """What a lease carries: units [first, first + count) of one job, as attempt `attempt`."""
+
+    task_id: TaskId
+    attempt: int
+    first: int
+    count: int
+
+
+_T = TypeVar("_T")
+
+
+class Rng(Protocol):
+    """The part of `random.Random` that the machine uses; seeded by driver or simulator."""
+
+    def random(self) -> float: ...
+    def randbytes(self, n: int, /) -> bytes: ...
+    def randrange(self, stop: int, /) -> int: ...
+    def sample(self, population: Sequence[_T], k: int) -> list[_T]: ...
+
+
+class Signer(Protocol):
+    """The node key, wherever it lives. Accounts sign elsewhere and before."""
+
+    peer: Peer
+
+    def sign(self, message: bytes, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an operator may tune. One frozen value, made by `meshnode.config`, handed in whole."""
+
+    peers_max: int = 512
+    """Peers the machine keeps state for; more are refused with BUSY."""
+    adverts_max: int = 4096
+    """Adverts kept; at the bound the one that expires first goes."""
+    jobs_max: int = 256
+    """Jobs in work at once; ended ones stay in the store."""
+    leases_queued_per_slot_max: int = 1
+    """Leases that wait behind the running one, so that a slot never idles for a round trip."""
+    offer_tries_max: int = 3
+    """Point-to-point offers for a task before it is announced in the cell."""
+    offer_timeout_ms: int = 2_000
+    """How long an offer waits for a lease or a refusal."""
+    announce_hold_ms: int = 150
+    """How long a bid holds a slot for its announcer."""
+    announce_backoff_ms: int = 200
+    """First wait between announcements of the same job; doubles up to `announce_backoff_ms_max`."""
+    announce_backoff_ms_max: int = 2_000
+    bids_target: int = 8
+    """Bids an announcement asks for; sortition keeps the expected number near it."""
+    lease_ms: int = 30_000
+    """Longest silence of a lease: no heartbeat and no part for so long, and the lease is lost."""
+    heartbeat_ms: int = 2_000
+    """How often a running lease says that it lives."""
+    silent_peer_grace_ms: int = 3_000
+    """After its peer went down a lease may come back within this time before it is lost."""
+    advert_period_ms: int = 60_000
+    advert_gap_ms: int = 1_000
+    """Least time between two adverts of one car, however fast its state changes."""
+    advert_ttl_ms: int = 150_000
+    lease_units_max: int = 1024
+    """Most units in one lease; 4,096 is the protocol's own bound."""
+    lease_target_ms: int = 4_000
+    """Units of a lease are guided so that it lasts about so long at the measured rate."""
+    receipt_delay_ms: int = 250
+    """Receipts wait so long for company: one group commit, at most 1 s behind the result."""
+    unaccepted_receipts_max: int = 256
+    """Open receipts per channel before a provider grants no further lease."""
+    result_keep_ms: int = 86_400_000
+    """How long a car keeps results that nobody has accepted."""
+    result_keep_bytes_max: int = 256 << 20
+    attempts_max: int = 8
+    """Attempts of a task that end in failure of the job itself before the job fails."""
+    job_deadline_ms: int = 24 * 3_600_000
