@@ -22,7 +22,10 @@ class Reason(IntEnum):
 
     OK = 0, "fine"
     # ---- who are you
-    OTHER_NETWORK = 1, "the peer belongs to another network; check --network or the genesis file"
+    OTHER_NETWORK = (
+        1,
+        "the peer belongs to another network; check --network or the genesis file",
+    )
     VERSION = 2, "the peer speaks no protocol version that this node speaks"
     BAD_FRAME = 3, "the peer sent a frame that the protocol does not allow"
     BAD_SIGNATURE = 4, "a signature does not hold"
@@ -48,8 +51,14 @@ class Reason(IntEnum):
     UNPLUGGED = 38, "the owner allows work only while plugged in"
     LEASE_LENGTH = 39, "the run would last longer than the car stays"
     MEMORY = 40, "the run needs more memory than the car offers"
-    UNKNOWN_ARTIFACT = 41, "the artifact is not one of the built-in kernels of this node"
-    KERNEL_SPEC = 42, "the arguments do not fit the kernel: check number, dtype and shape"
+    UNKNOWN_ARTIFACT = (
+        41,
+        "the artifact is not one of the built-in kernels of this node",
+    )
+    KERNEL_SPEC = (
+        42,
+        "the arguments do not fit the kernel: check number, dtype and shape",
+    )
     JAX_WINDOW = 43, "the artifact was exported by a jax outside the car's window"
     NO_WORKER = 44, "the car could not start a worker"
     TOO_LARGE = 45, "a size or count is over the protocol's bound"

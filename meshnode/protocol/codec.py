@@ -1,0 +1,82 @@
+"""The CBOR profile: what may be signed or framed, and the strict accept rule.
+
+Profile (docs/spec/meshnode.md): map keys are unsigned integers, integers lie in [-2^63, 2^63),
+strings are definite, there are no floats, no tags, no booleans, no undefined. Inside this profile
+the length-first order that cbor2 calls canonical and the bytewise order of RFC 8949 section 4.2.1
+are the same order, which they are not in general.
+
+Accept rule: decode, check types with `type(x) is ...` (a bool is not an int), encode again, and
+the bytes must be equal. That one comparison refuses non-minimal integers, duplicate keys,
+indefinite lengths, trailing bytes and whatever else has two encodings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, TypeAlias, cast
+
+import cbor2
+
+from ..errors import RemoteProtocolError
+from .types import CBOR_DEPTH_MAX, FRAME_BYTES_MAX, UINT_MAX, Digest
+
+Cbor: TypeAlias = "int | bytes | str | list[Cbor] | dict[int, Cbor] | None"
+
+_INT_MIN: Final = -UINT_MAX - 1
+
+
+def encode(value: Cbor) -> bytes:
+    """Deterministic bytes of a value that is already inside the profile."""
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
+    """The value of `wire`, or RemoteProtocolError if it is not the one encoding of it."""
+    if len(wire) > bytes_max:
+        raise RemoteProtocolError(
+            f"{len(wire)} bytes of CBOR; at most {bytes_max} are accepted"
+        )
+    try:
+        value = cbor2.loads(wire, max_depth=CBOR_DEPTH_MAX, allow_indefinite=False)
+        _check(value, CBOR_DEPTH_MAX)
+        again = cbor2.dumps(value, canonical=True)
+    except RemoteProtocolError:
+        raise
+    except (
+        Exception
+    ) as error:  # cbor2 has no common base for what bad input can make it raise
+        raise RemoteProtocolError(
+            f"not CBOR of the profile: {type(error).__name__}"
+        ) from error
+    if again != wire:
+        raise RemoteProtocolError("CBOR is not in its deterministic encoding")
+    return cast("Cbor", value)
+
+
+def digest(payload: bytes) -> Digest:
+    return Digest(hashlib.sha256(payload).digest())
+
+
+def digest_of(value: Cbor) -> Digest:
+    return digest(encode(value))
+
+
+def _check(value: object, depth: int) -> None:
+    kind = type(value)
+    if kind is bytes or kind is str or value is None:
+        return
+    if kind is int:
+        if not _INT_MIN <= cast("int", value) <= UINT_MAX:
+            raise RemoteProtocolError("integer outside 64 bits")
+    elif depth == 0:
+        raise RemoteProtocolError("CBOR nested too deep")
+    elif kind is list:
+        for item in cast("list[object]", value):
+            _check(item, depth - 1)
+    elif kind is dict:
+        for key, item in cast("dict[object, object]", value).items():
+            if type(key) is not int or not 0 <= key <= UINT_MAX:
+                raise RemoteProtocolError("map key is not an unsigned integer")
+            _check(item, depth - 1)
+    else:
+        raise RemoteProtocolError(f"{kind.__name__} is outside the CBOR profile")

@@ -1,0 +1,626 @@
+"""Everything that is signed, one frozen dataclass per rule of docs/spec/meshnode.cddl.
+
+Key 0 is the schema version, 1 the network, 4 the object's own name where the typ alone could be
+mistaken. Money is in 1e-9 of the agreement's currency, times in unix milliseconds, energy in mWh.
+The `T_*` constants are the COSE `typ` values: one per kind of object, the domain separators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Final, Literal, NamedTuple
+
+from ..errors import RemoteProtocolError
+from .reasons import Reason
+from .rule import (
+    Bstr,
+    Code,
+    Fixed,
+    Int,
+    Kind,
+    Many,
+    Nested,
+    OrNull,
+    Row,
+    Tstr,
+    Uint,
+    at,
+    rule,
+)
+from .types import (
+    ADDR_CHARS_MAX,
+    ADDRS_MAX,
+    ARGS_MAX,
+    BLOB_BYTES_MAX,
+    CACHED_MAX,
+    CLASSES_MAX,
+    DIMS_MAX,
+    JOB_UNITS_MAX,
+    KERNEL_CHARS_MAX,
+    LEASE_UNITS_MAX,
+    Account,
+    ArraySpec,
+    BlobRef,
+    Digest,
+    JobId,
+    LeaseId,
+    NetworkId,
+    Peer,
+    TaskId,
+)
+
+T_GENESIS: Final = "mesh-genesis/1"
+T_MANDATE: Final = "mesh-mandate/1"
+T_POLICY: Final = "mesh-policy/1"
+T_CONSENT: Final = "mesh-consent/1"
+T_AGREEMENT: Final = "mesh-agreement/1"
+T_ADVERT: Final = "mesh-advert/1"
+T_ANNOUNCE: Final = "mesh-announce/1"
+T_TOKEN: Final = "mesh-token/1"
+T_OFFER: Final = "mesh-offer/1"
+T_LEASE: Final = "mesh-lease/1"
+T_RECEIPT: Final = "mesh-receipt/1"
+T_ACCEPT: Final = "mesh-accept/1"
+
+NO_CURRENCY: Final = "XXX"  # ISO 4217: no currency involved
+
+NETWORK: Final = Bstr(8)
+PEER: Final = Bstr(38)
+ACCOUNT: Final = Bstr(32)
+DIGEST: Final = Bstr(32)
+ID16: Final = Bstr(16)
+PREFIX8: Final = Bstr(8)
+MS: Final = Uint()
+ADDRS: Final = Many(Tstr(ADDR_CHARS_MAX), ADDRS_MAX)
+CLASS_DIGEST: Final = Bstr(8)
+BLOB: Final = Row(BlobRef, DIGEST, Uint(BLOB_BYTES_MAX))
+ARRAY: Final = Row(ArraySpec, Tstr(16), Many(Uint(1 << 40), DIMS_MAX))
+
+
+class Span(NamedTuple):
+    """[first, first + size): units of a job."""
+
+    first: int
+    size: int
+
+
+SPAN: Final = Row(Span, Uint(JOB_UNITS_MAX), Uint(JOB_UNITS_MAX))
+
+
+class NetworkKind(IntEnum):
+    TEST = 0
+    HOME = 1
+    COMMUNITY = 2
+    FLEET = 3
+
+
+class Credit(IntEnum):
+    FREE = 0
+    GUARANTEED = 1
+    PREPAID = 2
+
+
+class Role(IntEnum):
+    """Bits of a mandate."""
+
+    PROVIDE = 1
+    REQUEST = 2
+
+
+class Outcome(IntEnum):
+    DONE = 0
+    FAILED_BY_JOB = 1
+    STOPPED_BY_OWNER = 2
+    STOPPED_BY_REQUESTER = 3
+
+
+class Method(IntEnum):
+    """How the requester convinced itself before it accepted."""
+
+    NONE = 0
+    DIGEST_MATCH = 1
+    TOLERANCE = 2
+    SPOT_CHECK = 3
+    ATTESTED = 4
+
+
+class Submitters(IntEnum):
+    MINE = 0
+    FLEET = 1
+    NETWORK = 2
+    LIST = 3
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """Names a network; signed by its maker. Network id: first 8 bytes of the payload's SHA-256."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    maker: Annotated[Account, at(2, ACCOUNT)]
+    name_of_object: Annotated[Literal["genesis"], at(4, Fixed("genesis"))]
+    name: Annotated[str, at(5, Tstr(64))]
+    kind: Annotated[NetworkKind, at(6, Code(NetworkKind))]
+    currency: Annotated[str, at(7, Tstr(3, size=3))]
+    credit: Annotated[Credit, at(8, Code(Credit))]
+    bootstrap: Annotated[tuple[str, ...], at(9, ADDRS)]
+    release_keys: Annotated[tuple[Account, ...], at(10, Many(ACCOUNT, 8))]
+    protocol: Annotated[int, at(11, Uint(65535))]
+    created_ms: Annotated[int, at(12, MS)]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Mandate:
+    """An account lets a node key act for it, for at most seven days and up to a credit limit."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    account: Annotated[Account, at(2, ACCOUNT)]
+    peer: Annotated[Peer, at(3, PEER)]
+    name_of_object: Annotated[Literal["mandate"], at(4, Fixed("mandate"))]
+    roles: Annotated[int, at(5, Uint(3))]
+    credit_nano: Annotated[int, at(6, Int())]
+    not_before_ms: Annotated[int, at(7, MS)]
+    not_after_ms: Annotated[int, at(8, MS)]
+
+
+class Band(NamedTuple):
+    first_minute: int
+    last_minute: int
+    nano_per_kwh: int
+
+
+class Departure(NamedTuple):
+    weekday: int
+    minute: int
+    wh: int
+
+
+class Resume(NamedTuple):
+    """Work resumes only past these, so that a reading at the edge does not flap."""
+
+    soc_permille: int
+    temp_low_dc: int
+    temp_high_dc: int
+
+
+class AdmitRule(NamedTuple):
+    mode: Submitters
+    accounts: tuple[Account, ...]
+
+
+class Caps(NamedTuple):
+    """Per account and local day; 0 is no cap."""
+
+    leases: int
+    bytes: int
+    device_s: int
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the owner allows, in numbers; signed by the owner's account key."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    account: Annotated[Account, at(2, ACCOUNT)]
+    name_of_object: Annotated[Literal["policy"], at(4, Fixed("policy"))]
+    soc_floor_permille: Annotated[int, at(5, Uint(1000))]
+    reserve_wh: Annotated[int, at(6, Uint())]
+    day_wh: Annotated[int, at(7, Uint())]
+    watt_max: Annotated[int, at(8, Uint())]
+    plugged_rule: Annotated[int, at(9, Uint(2))]
+    temp_dc: Annotated[tuple[int, int], at(10, Row(None, Int(), Int()))]
+    low_voltage_mv: Annotated[int, at(11, Uint())]
+    wear_nano_per_kwh: Annotated[int, at(12, Uint())]
+    tariff: Annotated[
+        tuple[Band, ...], at(13, Many(Row(Band, Uint(1439), Uint(1439), Uint()), 48, 1))
+    ]
+    efficiency_permille: Annotated[int, at(14, Uint(1000))]
+    awake_w: Annotated[int, at(15, Uint())]
+    submitters: Annotated[
+        AdmitRule, at(18, Row(AdmitRule, Code(Submitters), Many(ACCOUNT, 256)))
+    ]
+    caps: Annotated[Caps, at(19, Row(Caps, Uint(), Uint(), Uint()))]
+    departures: Annotated[
+        tuple[Departure, ...] | None,
+        at(16, Many(Row(Departure, Uint(6), Uint(1439), Uint()), 28, 1), optional=True),
+    ] = None
+    metered_bytes_a_day: Annotated[int | None, at(17, Uint(), optional=True)] = None
+    resume: Annotated[
+        Resume | None, at(20, Row(Resume, Uint(1000), Int(), Int()), optional=True)
+    ] = None
+    sandbox_least: Annotated[int | None, at(21, Uint(65535), optional=True)] = None
+
+
+class Share(NamedTuple):
+    account: Account
+    role: int
+    parts: int
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The owner's yes: purposes, split, policy and the notice that was shown; revocable."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    account: Annotated[Account, at(2, ACCOUNT)]
+    name_of_object: Annotated[Literal["consent"], at(4, Fixed("consent"))]
+    operator: Annotated[Account, at(5, ACCOUNT)]
+    vehicle: Annotated[bytes, at(6, ID16)]
+    purposes: Annotated[int, at(7, Uint(65535))]
+    shares: Annotated[
+        tuple[Share, ...],
+        at(8, Many(Row(Share, ACCOUNT, Uint(4), Uint(10_000)), 16, 1)),
+    ]
+    policy: Annotated[Digest, at(9, DIGEST)]
+    notice: Annotated[Digest, at(10, DIGEST)]
+    language: Annotated[str, at(11, Tstr(16))]
+    given_ms: Annotated[int, at(12, MS)]
+    lapses_ms: Annotated[int, at(13, MS)]
+    replaces: Annotated[Digest | None, at(14, DIGEST, optional=True)] = None
+    withdrawn_ms: Annotated[int | None, at(15, MS, optional=True)] = None
+
+    def __post_init__(self) -> None:
+        if sum(share.parts for share in self.shares) != 10_000:
+            raise ValueError("shares do not add up to 10 000")
+
+
+class Rate(NamedTuple):
+    """`nano` per `unit` of meter: 0 device ms, 1 wall ms, 2 kFLOP, 3 bytes in, 4 bytes out."""
+
+    meter: int
+    nano: int
+    unit: int
+
+
+RATES: Final = Many(Row(Rate, Uint(6), Uint(), Uint()), 7, 1)
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Price terms of a channel. The requester signs, the provider signs the same bytes; the
+    payload's digest is the channel id."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    provider: Annotated[Peer, at(2, PEER)]
+    requester: Annotated[Peer, at(3, PEER)]
+    name_of_object: Annotated[Literal["agreement"], at(4, Fixed("agreement"))]
+    payee: Annotated[Account, at(5, ACCOUNT)]
+    payer: Annotated[Account, at(6, ACCOUNT)]
+    currency: Annotated[str, at(7, Tstr(3, size=3))]
+    rates: Annotated[tuple[Rate, ...], at(8, RATES)]
+    unaccepted_nano_max: Annotated[int, at(9, Int())]
+    unsettled_nano_max: Annotated[int, at(10, Int())]
+    slice_ms_max: Annotated[int, at(11, Uint())]
+    not_after_ms: Annotated[int, at(12, MS)]
+    dispute_s: Annotated[int, at(13, Uint())]
+    provider_mandate: Annotated[Digest, at(14, DIGEST)]
+    requester_mandate: Annotated[Digest, at(15, DIGEST)]
+    nonce: Annotated[bytes, at(16, ID16)]
+
+    def __post_init__(self) -> None:
+        if any(rate.unit == 0 for rate in self.rates):
+            raise ValueError("a rate has unit 0")
+
+
+class AdvertClass(NamedTuple):
+    platform: str
+    kind: str
+    memory_mb: int
+    rate_mflops: int
+    class_digest: bytes
+
+
+class AdvertBudget(NamedTuple):
+    """The battery budget in buckets: never exact charge or departure time."""
+
+    spendable_mwh: int
+    watt_max: int
+    lease_s_max: int
+    floor_nano_per_s: int
+    may_run: int
+    reason: Reason
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """A car's capacity and battery budget, signed by its node key; the newest seq wins."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    peer: Annotated[Peer, at(2, PEER)]
+    seq: Annotated[int, at(3, Uint())]
+    name_of_object: Annotated[Literal["advert"], at(4, Fixed("advert"))]
+    cell: Annotated[str, at(5, Tstr(64))]
+    classes: Annotated[
+        tuple[AdvertClass, ...],
+        at(
+            6,
+            Many(
+                Row(AdvertClass, Tstr(16), Tstr(64), Uint(), Uint(), CLASS_DIGEST),
+                CLASSES_MAX,
+            ),
+        ),
+    ]
+    slots: Annotated[int, at(7, Uint(1024))]
+    slots_free: Annotated[int, at(8, Uint(1024))]
+    jax_window: Annotated[tuple[int, int], at(9, Row(None, Uint(1024), Uint(1024)))]
+    jaxlib: Annotated[str, at(10, Tstr(32))]
+    sandbox_layers: Annotated[int, at(11, Uint(65535))]
+    cached: Annotated[tuple[bytes, ...], at(12, Many(PREFIX8, CACHED_MAX))]
+    budget: Annotated[
+        AdvertBudget,
+        at(
+            13, Row(AdvertBudget, Uint(), Uint(), Uint(), Uint(), Uint(1), Code(Reason))
+        ),
+    ]
+    expires_ms: Annotated[int, at(14, MS)]
+    addrs: Annotated[tuple[str, ...], at(15, ADDRS)]
+    last_mile_us: Annotated[int | None, at(16, Uint(), optional=True)] = None
+    wake_at_ms: Annotated[int | None, at(17, MS, optional=True)] = None
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The fallback: a job seeks cars in its cell. Carries digests and sizes, never inputs."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    requester: Annotated[Peer, at(2, PEER)]
+    announce_id: Annotated[bytes, at(3, ID16)]
+    name_of_object: Annotated[Literal["announce"], at(4, Fixed("announce"))]
+    kernel: Annotated[str, at(5, Tstr(KERNEL_CHARS_MAX))]
+    artifact: Annotated[Digest, at(6, DIGEST)]
+    consts: Annotated[tuple[bytes, ...], at(7, Many(PREFIX8, ARGS_MAX))]
+    units: Annotated[int, at(8, Uint(JOB_UNITS_MAX))]
+    memory_mb: Annotated[int, at(9, Uint())]
+    unit_ms_hint: Annotated[int, at(10, Uint())]
+    threshold: Annotated[int, at(11, Uint((1 << 32) - 1))]
+    expires_ms: Annotated[int, at(12, MS)]
+    price_max_nano_per_s: Annotated[int, at(13, Uint())]
+    addrs: Annotated[tuple[str, ...], at(14, ADDRS)]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A slot of a car, good once: a bid when it answers an announcement, an idle token later."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    peer: Annotated[Peer, at(2, PEER)]
+    seq: Annotated[int, at(3, Uint())]
+    name_of_object: Annotated[Literal["token"], at(4, Fixed("token"))]
+    class_digest: Annotated[bytes, at(5, CLASS_DIGEST)]
+    rate_mflops: Annotated[int, at(6, Uint())]
+    not_after_ms: Annotated[int, at(7, MS)]
+    floor_nano_per_s: Annotated[int, at(8, Uint())]
+    task_s_max: Annotated[int, at(9, Uint())]
+    warm: Annotated[int, at(10, Uint(1))]
+    announce_id: Annotated[bytes | None, at(11, ID16, optional=True)] = None
+    hold_ms: Annotated[int | None, at(12, Uint(60_000), optional=True)] = None
+
+
+class JobArg(NamedTuple):
+    """`ident` is the blob id, or SHA-256 of the bytes if `inline` is 1."""
+
+    mapped: int
+    spec: ArraySpec
+    ident: Digest
+    size: int
+    inline: int
+
+
+JOB_ARG: Final = Row(JobArg, Uint(1), ARRAY, DIGEST, Uint(BLOB_BYTES_MAX), Uint(1))
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What is computed, whoever computes it. Job id: first 16 bytes of its SHA-256."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    requester: Annotated[Peer, at(2, PEER)]
+    nonce: Annotated[bytes, at(3, ID16)]
+    name_of_object: Annotated[Literal["job"], at(4, Fixed("job"))]
+    kernel: Annotated[str, at(5, Tstr(KERNEL_CHARS_MAX))]
+    artifact: Annotated[Digest, at(6, DIGEST)]
+    args: Annotated[tuple[JobArg, ...], at(7, Many(JOB_ARG, ARGS_MAX))]
+    outs: Annotated[tuple[ArraySpec, ...], at(8, Many(ARRAY, ARGS_MAX, 1))]
+    units: Annotated[int, at(9, Uint(JOB_UNITS_MAX))]
+    unit_wall_ms_max: Annotated[int, at(10, Uint())]
+    memory_mb_max: Annotated[int, at(11, Uint())]
+    replicas: Annotated[int, at(12, Uint(16))]
+
+
+class OfferKind(IntEnum):
+    FIRST = 0
+    RETRY = 1
+    HEDGE = 2
+    VERIFY = 3
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One attempt of one task, for one car. Digests and sizes only; inputs follow directly."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    requester: Annotated[Peer, at(2, PEER)]
+    provider: Annotated[Peer, at(3, PEER)]
+    name_of_object: Annotated[Literal["offer"], at(4, Fixed("offer"))]
+    job: Annotated[JobSpec, at(5, Nested(JobSpec))]
+    task: Annotated[Span, at(6, SPAN)]
+    attempt: Annotated[int, at(7, Uint(65535))]
+    run: Annotated[Span, at(8, Row(Span, Uint(JOB_UNITS_MAX), Uint(LEASE_UNITS_MAX)))]
+    input_root: Annotated[Digest, at(9, DIGEST)]
+    replica: Annotated[int, at(10, Uint(16))]
+    kind: Annotated[OfferKind, at(11, Code(OfferKind))]
+    channel: Annotated[Digest, at(12, DIGEST)]
+    lease_ms: Annotated[int, at(13, Uint(3_600_000))]
+    not_after_ms: Annotated[int, at(14, MS)]
+    price_max_nano_per_s: Annotated[int, at(15, Uint())]
+    state: Annotated[BlobRef | None, at(16, BLOB, optional=True)] = None
+    step: Annotated[int | None, at(17, Uint(), optional=True)] = None
+    token: Annotated[Digest | None, at(18, DIGEST, optional=True)] = None
+
+    def __post_init__(self) -> None:
+        task, run = self.task, self.run
+        if not (
+            0 < run.size
+            and task.first <= run.first
+            and run.first + run.size <= task.first + task.size <= self.job.units
+        ):
+            raise ValueError("the run does not lie inside its task and job")
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The car's promise: it runs these units, and is silent for at most `lease_ms`."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    provider: Annotated[Peer, at(2, PEER)]
+    requester: Annotated[Peer, at(3, PEER)]
+    name_of_object: Annotated[Literal["lease"], at(4, Fixed("lease"))]
+    lease_id: Annotated[LeaseId, at(5, ID16)]
+    task_id: Annotated[TaskId, at(6, ID16)]
+    attempt: Annotated[int, at(7, Uint(65535))]
+    run: Annotated[Span, at(8, SPAN)]
+    offer: Annotated[Digest, at(9, DIGEST)]
+    lease_ms: Annotated[int, at(10, Uint(3_600_000))]
+    heartbeat_ms: Annotated[int, at(11, Uint(3_600_000))]
+    eta_ms: Annotated[int, at(12, Uint())]
+    granted_ms: Annotated[int, at(13, MS)]
+    channel: Annotated[Digest, at(14, DIGEST)]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a receipt is for."""
+
+    job_id: Annotated[JobId, at(0, ID16)]
+    units: Annotated[Span, at(1, SPAN)]
+    task_digest: Annotated[Digest, at(2, DIGEST)]
+    artifact: Annotated[Digest, at(3, DIGEST)]
+    input_root: Annotated[Digest, at(4, DIGEST)]
+    output_root: Annotated[Digest | None, at(5, OrNull(DIGEST))]
+    outcome: Annotated[Outcome, at(6, Code(Outcome))]
+    attempt: Annotated[int, at(7, Uint(65535))]
+    lease_id: Annotated[LeaseId, at(8, ID16)]
+    replica: Annotated[int, at(9, Uint(16))]
+
+
+class Measured(NamedTuple):
+    """The receipt's meters. Energy is the provider's own statement and is never billed."""
+
+    device_ms: int
+    wall_ms: int
+    kflop: int
+    bytes_in: int
+    bytes_out: int
+    energy_mwh: int
+    method: int
+    uncertainty_permille: int
+    battery_mwh: int
+
+
+class MeterMap:
+    """`meters` of the CDDL: a map with keys 0 to 8."""
+
+    def load(self, value: object) -> Measured:
+        kind: Kind = Uint()
+        if type(value) is not dict or value.keys() != set(range(9)):
+            raise RemoteProtocolError("not a map of the nine meters")
+        return Measured(*(kind.load(value[key]) for key in range(9)))
+
+    def dump(self, value: Measured) -> dict[int, int]:
+        return dict(enumerate(value))
+
+
+METERS: Final = MeterMap()
+NO_METERS: Final = Measured(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the car did in one interval of one lease. seq has no gaps, totals never go down."""
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    provider: Annotated[Peer, at(2, PEER)]
+    requester: Annotated[Peer, at(3, PEER)]
+    payee: Annotated[Account, at(4, ACCOUNT)]
+    payer: Annotated[Account, at(5, ACCOUNT)]
+    channel: Annotated[Digest, at(6, DIGEST)]
+    seq: Annotated[int, at(7, Uint())]
+    previous: Annotated[Digest | None, at(8, OrNull(DIGEST))]
+    work: Annotated[Work, at(9, Nested(Work))]
+    meters: Annotated[Measured, at(10, METERS)]
+    totals: Annotated[Measured, at(11, METERS)]
+    amount_nano: Annotated[int, at(12, Int())]
+    total_nano: Annotated[int, at(13, Int())]
+    period_ms: Annotated[tuple[int, int], at(14, Row(None, MS, MS))]
+    consent: Annotated[Digest, at(15, DIGEST)]
+    policy: Annotated[Digest, at(16, DIGEST)]
+    evidence: Annotated[Digest | None, at(17, DIGEST, optional=True)] = None
+    tariff: Annotated[
+        tuple[int, int] | None, at(18, Row(None, Uint(), Uint()), optional=True)
+    ] = None
+
+
+class Verdict(NamedTuple):
+    method: Method
+    agreed: int
+    asked: int
+
+
+class Dispute(NamedTuple):
+    """A receipt that is not accepted in full: which units not, why, and how much is withheld."""
+
+    seq: int
+    reason: Reason
+    withheld_nano: int
+    units: tuple[Span, ...]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A cumulative voucher: what the requester owes up to and including receipt `seq`.
+
+    `disputes` are those of the receipts since the previous acceptance of the channel.
+    """
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    channel: Annotated[Digest, at(2, DIGEST)]
+    seq: Annotated[int, at(3, Uint())]
+    receipt: Annotated[Digest, at(4, DIGEST)]
+    total_nano: Annotated[int, at(5, Int())]
+    verdict: Annotated[Verdict, at(6, Row(Verdict, Code(Method), Uint(), Uint()))]
+    at_ms: Annotated[int, at(7, MS)]
+    wall_seen_ms: Annotated[int | None, at(8, Uint(), optional=True)] = None
+    disputes: Annotated[
+        tuple[Dispute, ...] | None,
+        at(
+            9,
+            Many(Row(Dispute, Uint(), Code(Reason), Int(), Many(SPAN, 64)), 1024, 1),
+            optional=True,
+        ),
+    ] = None
