@@ -183,6 +183,7 @@ class ResultRecord:
     count: int
     attempt: int
     peer: Peer
+    digests: bytes  # 32 bytes a unit: what receipts are checked against, also after a restart
     outputs: bytes
 
 

@@ -209,6 +209,7 @@ class JobOrder:
     unit_ms_hint: int = 0  # how long one unit lasts on this class, 0 if unknown
     wall_ms_max: int = 60_000  # of one unit
     memory_mb_max: int = 2_048
+    lease_units_max: int = 0  # most units a lease may carry; 0 leaves it to the guided size
     policy: str = "adverts"  # "adverts" | "gossip"
     cars: tuple[Peer, ...] = ()  # only these, if any
     deadline_ms: int = 0  # from now; 0 is the limit's own
@@ -235,6 +236,13 @@ class Drain:
     """Take no new work and say so; leases in work go on."""
 
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class AddrsKnown:
+    """Under which addresses this node can be dialled; they go into adverts and announcements."""
+
+    addrs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,5 +277,6 @@ Event: TypeAlias = (
     | Submit
     | Cancel
     | Drain
+    | AddrsKnown
     | BlobsHeld
 )

@@ -165,3 +165,9 @@ class Limits:
     attempts_max: int = 8
     """Attempts of a task that end in failure of the job itself before the job fails."""
     job_deadline_ms: int = 24 * 3_600_000
+    nobody_ms: int = 15_000
+    """A job for which no car comes forward for so long fails; its explanation says why."""
+    redial_gap_ms: int = 1_000
+    """Least time between two dials of the same car."""
+    backoff_ms: int = 500
+    """A car that refused for want of a slot is left alone so long, unless it adverts anew."""

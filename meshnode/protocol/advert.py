@@ -1,0 +1,81 @@
+"""Adverts: what cars say they can and may do, and when this car says it.
+
+A car publishes in its cell once a minute and on change, never faster than the gap; an advert
+expires by itself. `AdvertBook` keeps the newest per car. At the bound the advert that expires
+first goes, so a flood of strangers cannot grow the book.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import MeshError
+from .objects import T_ADVERT, Advert
+from .sealed import unseal
+from .types import CLOCK_SKEW_MS_MAX, Limits, NetworkId, Now, Peer
+
+ENERGY_BUCKET_MWH = 250_000  # 250 Wh steps: never the exact charge
+LEASE_BUCKETS_S = (7_200, 3_600, 1_800, 900, 300, 60, 0)
+
+
+def bucket_mwh(spendable_mwh: int) -> int:
+    return spendable_mwh // ENERGY_BUCKET_MWH * ENERGY_BUCKET_MWH
+
+
+def bucket_lease_s(lease_s: int) -> int:
+    return next(step for step in LEASE_BUCKETS_S if lease_s >= step)
+
+
+def cell_topic(network: NetworkId, cell: str) -> str:
+    return f"m/1/{network.hex()}/c/{cell}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    advert: Advert
+    heard_mono_ms: int
+
+
+class AdvertBook:
+    """The newest advert of each car, bounded."""
+
+    def __init__(self, limits: Limits, network: NetworkId) -> None:
+        self._limits = limits
+        self._network = network
+        self.cars: dict[Peer, Known] = {}
+
+    def take(self, wire: bytes, now: Now) -> Advert | None:
+        """The advert if it is news, None if it is old, foreign or bad."""
+        try:
+            sealed = unseal(wire)
+            advert = sealed.open(Advert, T_ADVERT)
+        except MeshError:
+            return None
+        if sealed.kid != advert.peer or advert.network != self._network:
+            return None
+        if advert.slots_free > advert.slots:
+            return None
+        horizon = now.unix_ms + self._limits.advert_ttl_ms + CLOCK_SKEW_MS_MAX
+        if not now.unix_ms < advert.expires_ms <= horizon:
+            return None
+        known = self.cars.get(advert.peer)
+        if known is not None and known.advert.seq >= advert.seq:
+            return None
+        if known is None and len(self.cars) >= self._limits.adverts_max:
+            oldest = min(self.cars, key=lambda peer: self.cars[peer].advert.expires_ms)
+            del self.cars[oldest]
+        self.cars[advert.peer] = Known(advert, now.mono_ms)
+        return advert
+
+    def expire(self, now: Now) -> list[Peer]:
+        gone = [p for p, known in self.cars.items() if known.advert.expires_ms <= now.unix_ms]
+        for peer in gone:
+            del self.cars[peer]
+        return gone
+
+    def drop(self, peer: Peer) -> None:
+        self.cars.pop(peer, None)
+
+    def holders(self, prefix: bytes) -> list[Peer]:
+        """Cars that say they hold a blob or artifact, by the first 8 bytes of its digest."""
+        return [peer for peer, known in self.cars.items() if prefix in known.advert.cached]

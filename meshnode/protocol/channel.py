@@ -1,0 +1,169 @@
+"""A channel: the chain of receipts under one agreement, as its two ends see it.
+
+The provider signs receipts with gapless seq, the digest of the one before and running totals; the
+requester answers with cumulative acceptances (Golem's debit note, Filecoin's nonce, STREAM's "the
+latest replaces any previous", without a chain). Both ends compute money the same way: floored once
+on running totals, so that no slicing can change what is owed.
+
+`ProviderChannel` mints, `RequesterChannel` checks. Neither sends nor stores: `provider` and
+`requester` do, and always store before they send, because a crash between the two would make an
+honest node sign two objects for one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .objects import NO_METERS, Acceptance, Agreement, Measured, Rate, Receipt, Work
+from .outbox import Identity
+from .reasons import Reason
+from .sealed import Sealed
+from .types import UINT_MAX, Digest
+
+
+def add_meters(totals: Measured, slice_: Measured) -> Measured:
+    """Sums, except for the way energy was measured: the newest method and uncertainty stand."""
+    return Measured(
+        totals.device_ms + slice_.device_ms,
+        totals.wall_ms + slice_.wall_ms,
+        totals.kflop + slice_.kflop,
+        totals.bytes_in + slice_.bytes_in,
+        totals.bytes_out + slice_.bytes_out,
+        totals.energy_mwh + slice_.energy_mwh,
+        slice_.method,
+        slice_.uncertainty_permille,
+        totals.battery_mwh + slice_.battery_mwh,
+    )
+
+
+def owed_nano(rates: Iterable[Rate], totals: Measured) -> int:
+    """`sum over rates of total_meter * nano // unit`: floored once, on totals."""
+    return sum(totals[rate.meter] * rate.nano // rate.unit for rate in rates)
+
+
+@dataclass(slots=True)
+class OpenReceipt:
+    digest: Digest
+    wire: bytes
+    tag: bytes  # the lease it came from
+
+
+class ProviderChannel:
+    """The end that signs receipts."""
+
+    def __init__(self, agreement: Agreement, digest: Digest) -> None:
+        self.agreement = agreement
+        self.digest = digest
+        self.seq = 0
+        self.previous: Digest | None = None
+        self.totals = NO_METERS
+        self.total_nano = 0
+        self.open: dict[int, OpenReceipt] = {}
+        self.accepted_seq = -1
+        self.accepted_nano = 0
+
+    def mint(
+        self,
+        identity: Identity,
+        work: Work,
+        meters: Measured,
+        period_ms: tuple[int, int],
+        consent: Digest,
+        policy: Digest,
+    ) -> Receipt:
+        """The next receipt; call `minted` with its seal before anything else happens."""
+        totals = add_meters(self.totals, meters)
+        total_nano = owed_nano(self.agreement.rates, totals)
+        return Receipt(
+            1,
+            identity.network,
+            self.agreement.provider,
+            self.agreement.requester,
+            self.agreement.payee,
+            self.agreement.payer,
+            self.digest,
+            self.seq,
+            self.previous,
+            work,
+            meters,
+            totals,
+            total_nano - self.total_nano,
+            total_nano,
+            period_ms,
+            consent,
+            policy,
+        )
+
+    def minted(self, receipt: Receipt, sealed: Sealed) -> None:
+        digest = sealed.digest
+        self.open[receipt.seq] = OpenReceipt(digest, sealed.wire, receipt.work.lease_id)
+        self.seq = receipt.seq + 1
+        self.previous = digest
+        self.totals = receipt.totals
+        self.total_nano = receipt.total_nano
+
+    def accept(self, acceptance: Acceptance) -> list[OpenReceipt] | Reason:
+        """The receipts that this voucher settles, or why it cannot stand."""
+        if acceptance.seq >= self.seq:
+            return Reason.GAP
+        if acceptance.seq <= self.accepted_seq:
+            return []  # older than what we have: ignored
+        named = self.open.get(acceptance.seq)
+        if named is None or named.digest != acceptance.receipt:
+            return Reason.EQUIVOCATION
+        if acceptance.total_nano > self.total_nano:
+            return Reason.MISMATCH
+        settled = [self.open.pop(s) for s in sorted(self.open) if s <= acceptance.seq]
+        self.accepted_seq = acceptance.seq
+        self.accepted_nano = acceptance.total_nano
+        return settled
+
+
+class RequesterChannel:
+    """The end that checks receipts and accepts."""
+
+    def __init__(self, agreement: Agreement, digest: Digest) -> None:
+        self.agreement = agreement
+        self.digest = digest
+        self.next_seq = 0
+        self.previous: Digest | None = None
+        self.totals = NO_METERS
+        self.total_nano = 0
+        self.withheld_nano = 0
+        self.period_end_ms = 0
+        self.last_acceptance: bytes | None = None
+
+    def check(self, receipt: Receipt) -> Reason:
+        """Form, order and arithmetic; what the work is worth is the requester's to say."""
+        agreement = self.agreement
+        if (
+            receipt.provider != agreement.provider
+            or receipt.requester != agreement.requester
+            or receipt.payee != agreement.payee
+            or receipt.payer != agreement.payer
+            or receipt.channel != self.digest
+        ):
+            return Reason.NOT_YOURS
+        if receipt.seq != self.next_seq:
+            return Reason.DUPLICATE if receipt.seq < self.next_seq else Reason.GAP
+        if receipt.previous != self.previous:
+            return Reason.EQUIVOCATION
+        totals = add_meters(self.totals, receipt.meters)
+        if receipt.totals != totals or max(totals) > UINT_MAX:
+            return Reason.MISMATCH
+        owed = owed_nano(agreement.rates, totals)
+        if receipt.total_nano != owed or receipt.amount_nano != owed - self.total_nano:
+            return Reason.MISMATCH
+        zeros = bytes(32)
+        if receipt.consent == zeros or receipt.policy == zeros:
+            return Reason.NO_CONSENT
+        return Reason.OK
+
+    def take(self, receipt: Receipt, digest: Digest, withheld_nano: int) -> None:
+        self.next_seq = receipt.seq + 1
+        self.previous = digest
+        self.totals = receipt.totals
+        self.total_nano = receipt.total_nano
+        self.withheld_nano += withheld_nano
+        self.period_end_ms = receipt.period_ms[1]

@@ -1,0 +1,263 @@
+"""A job: its spec, its units, and which of them are here, taken from whom and accepted.
+
+job -> task -> attempt. A task is a contiguous run of units cut when it is first offered; its id is
+fixed across attempts. Every unit has one source: the attempt whose bytes were taken first. The
+digests stay for as long as receipts may come, so that a receipt is checked against what arrived
+and not against what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from .attempt import Attempt
+from .codec import digest_of, encode
+from .events import JobOrder
+from .objects import JobArg, JobSpec, Span
+from .reasons import Reason
+from .rule import encode_map
+from .types import ArraySpec, BlobRef, Digest, JobId, NetworkId, Peer, TaskId
+
+DTYPE_BYTES = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float64": 8,
+}
+HISTORY_MAX = 4096  # attempts remembered for `mesh show`
+
+
+class JobState(IntEnum):
+    RUNNING = 0
+    DONE = 1
+    FAILED = 2
+    CANCELLED = 3
+
+
+def array_bytes(spec: ArraySpec) -> int:
+    """Bytes of one array; ValueError for a dtype that the mesh does not carry."""
+    size = DTYPE_BYTES.get(spec.dtype)
+    if size is None:
+        raise ValueError(f"dtype {spec.dtype} is not one of {', '.join(DTYPE_BYTES)}")
+    for extent in spec.shape:
+        size *= extent
+    return size
+
+
+def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
+    """The canonical spec of an order; ValueError with the reason if sizes do not fit together."""
+    args: list[JobArg] = []
+    offset = 0
+    for number, arg in enumerate(order.args):
+        want = array_bytes(arg.spec) * (order.units if arg.mapped else 1)
+        if arg.blob is None:
+            piece = order.inline[offset : offset + want]
+            if len(piece) != want:
+                raise ValueError(f"argument {number} needs {want} inline bytes")
+            offset += want
+            ident = Digest(hashlib.sha256(piece).digest())
+            args.append(JobArg(int(arg.mapped), arg.spec, ident, want, 1))
+        else:
+            if arg.blob.size != want:
+                raise ValueError(f"argument {number} has {arg.blob.size} bytes and needs {want}")
+            args.append(JobArg(int(arg.mapped), arg.spec, arg.blob.blob_id, want, 0))
+    if offset != len(order.inline):
+        raise ValueError("inline bytes are left over")
+    if order.units < 1 or len(order.nonce) != 16:
+        raise ValueError("a job has at least one unit and a nonce of 16 bytes")
+    for spec in order.outs:
+        array_bytes(spec)
+    return JobSpec(
+        1,
+        network,
+        requester,
+        order.nonce,
+        "job",
+        order.kernel,
+        order.artifact,
+        tuple(args),
+        order.outs,
+        order.units,
+        order.wall_ms_max,
+        order.memory_mb_max,
+        1,
+    )
+
+
+def spec_bytes(spec: JobSpec) -> bytes:
+    return encode(encode_map(spec))
+
+
+def task_digest(job_digest: Digest, first: int, count: int, replica: int) -> Digest:
+    return digest_of([job_digest, first, count, replica])
+
+
+def run_inline(spec: JobSpec, inline: bytes, first: int, count: int) -> bytes:
+    """The inline bytes of units [first, first + count), argument after argument.
+
+    Constant inline arguments travel with every run: they are small, or they would be blobs.
+    """
+    pieces: list[bytes] = []
+    offset = 0
+    for arg in spec.args:
+        if not arg.inline:
+            continue
+        if arg.mapped:
+            unit = arg.size // spec.units
+            pieces.append(inline[offset + first * unit : offset + (first + count) * unit])
+        else:
+            pieces.append(inline[offset : offset + arg.size])
+        offset += arg.size
+    return b"".join(pieces)
+
+
+def input_root(spec: JobSpec, job_digest: Digest, inline: bytes, first: int, count: int) -> Digest:
+    """What a receipt cites as input: the inline bytes, or job and run when all are blobs."""
+    if inline or any(arg.inline for arg in spec.args):
+        return Digest(hashlib.sha256(inline).digest())
+    return digest_of([job_digest, first, count])
+
+
+def inline_size(spec: JobSpec, count: int) -> int:
+    return sum(
+        arg.size // spec.units * count if arg.mapped else arg.size
+        for arg in spec.args
+        if arg.inline
+    )
+
+
+@dataclass(slots=True)
+class Task:
+    """Units [first, first + count); `missing` is the first that is not here."""
+
+    task_id: TaskId
+    digest: Digest
+    first: int
+    count: int
+    missing: int
+    attempt: int = -1  # highest number used
+    tries: int = 0  # refusals and silences in a row
+    failures: int = 0  # times the kernel itself failed
+    live: Attempt | None = None
+    queued: bool = False  # waits in the job's retry queue
+    state: BlobRef | None = None  # checkpoint handed over
+    step: int | None = None
+
+    @property
+    def end(self) -> int:
+        return self.first + self.count
+
+
+@dataclass(slots=True)
+class Past:
+    """A finished or live attempt, for `mesh show`."""
+
+    attempt: Attempt
+    task: Task
+
+
+@dataclass(slots=True)
+class Waiting:
+    """An announcement that is out, or the wait before the next."""
+
+    announce_id: bytes = b""
+    until_mono_ms: int = 0
+    backoff_ms: int = 0
+
+
+@dataclass(slots=True)
+class Job:
+    job_id: JobId
+    digest: Digest
+    spec: JobSpec
+    order: JobOrder
+    submitted_mono_ms: int
+    deadline_mono_ms: int
+    state: JobState = JobState.RUNNING
+    reason: Reason = Reason.OK
+    fresh: int = 0  # first unit that belongs to no task yet
+    stored: int = 0  # units whose outputs are durable (or given to the client, if ephemeral)
+    taken: int = 0
+    tasks: dict[TaskId, Task] = field(default_factory=dict)
+    retry: deque[Task] = field(default_factory=deque)
+    live: set[TaskId] = field(default_factory=set)
+    history: deque[Past] = field(default_factory=lambda: deque(maxlen=HISTORY_MAX))
+    sources: list[tuple[TaskId, int, Peer]] = field(default_factory=list)
+    source_of: array[int] = field(default_factory=lambda: array("I"))
+    digests: bytearray = field(default_factory=bytearray)
+    accepted: bytearray = field(default_factory=bytearray)
+    unsuited: dict[Peer, Reason] = field(default_factory=dict)
+    refusals: Counter[Reason] = field(default_factory=Counter)
+    unit_ms: float = 0.0
+    last_sign_mono_ms: int = 0  # when a car last took or returned work
+    waiting: Waiting = field(default_factory=Waiting)
+    announce_wanted: bool = False
+
+    def __post_init__(self) -> None:
+        self.source_of = array("I", bytes(4 * self.spec.units))
+        self.digests = bytearray(32 * self.spec.units)
+        self.accepted = bytearray(self.spec.units)
+        self.unit_ms = float(self.order.unit_ms_hint)
+
+    @property
+    def to_place(self) -> bool:
+        return self.state is JobState.RUNNING and (
+            bool(self.retry) or self.fresh < self.spec.units
+        )
+
+    def cut(self, count: int) -> Task:
+        """The next task: the first `count` fresh units."""
+        count = min(count, self.spec.units - self.fresh)
+        task = self.task(self.fresh, count)
+        self.fresh += count
+        return task
+
+    def task(self, first: int, count: int) -> Task:
+        digest = task_digest(self.digest, first, count, 0)
+        task = Task(TaskId(digest[:16]), digest, first, count, first)
+        self.tasks[task.task_id] = task
+        return task
+
+    def add_source(self, task_id: TaskId, attempt: int, peer: Peer) -> int:
+        self.sources.append((task_id, attempt, peer))
+        return len(self.sources)
+
+    def take(self, unit: int, digest: bytes, source: int) -> bool:
+        """The bytes of a unit came; False if it was here already."""
+        if self.source_of[unit]:
+            return False
+        self.source_of[unit] = source
+        self.digests[32 * unit : 32 * unit + 32] = digest
+        self.taken += 1
+        return True
+
+    def digest_of(self, unit: int) -> bytes:
+        return bytes(self.digests[32 * unit : 32 * unit + 32])
+
+    def whose(self, unit: int) -> tuple[TaskId, int, Peer] | None:
+        source = self.source_of[unit]
+        return self.sources[source - 1] if source else None
+
+
+def spans(units: list[int]) -> tuple[Span, ...]:
+    """Ascending units as runs."""
+    runs: list[Span] = []
+    for unit in units:
+        if runs and runs[-1].first + runs[-1].size == unit:
+            runs[-1] = Span(runs[-1].first, runs[-1].size + 1)
+        else:
+            runs.append(Span(unit, 1))
+    return tuple(runs)
