@@ -1,0 +1,55 @@
+"""From a JAX function to artifact bytes that are the same wherever they are built. Needs jax.
+
+Flow: `build` calls it for every kernel of the registry. The bytes are a `jax.export` flatbuffer for
+three platforms; its module is stripped of debug information (which holds absolute source paths and
+lines, so that the same kernel had another digest in another folder) and serialised again at one
+pinned StableHLO version, so that a newer exporter does not change them without need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import export
+from jax._src.interpreters import mlir
+from jax._src.lib import _jax
+from jaxlib.mlir import ir, passmanager
+
+from .spec import ArraySpec, KernelInfo
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Old enough for every jaxlib in JAX's window, new enough for each op in use; StableHLO reads
+# serialisations up to five years old (docs/compatibility.md).
+STABLEHLO_VERSION = "1.10.0"
+
+
+def strip(exported: export.Exported) -> export.Exported:
+    """The same export without debug information, at the pinned StableHLO version."""
+    with mlir.make_ir_context():
+        portable = _jax.mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
+        module = portable if isinstance(portable, ir.Module) else ir.Module.parse(portable)
+        passmanager.PassManager.parse("builtin.module(strip-debuginfo)").run(module.operation)
+        serialized = _jax.mlir.serialize_portable_artifact(
+            mlir.module_to_bytecode(module), STABLEHLO_VERSION, True
+        )
+    return dataclasses.replace(exported, mlir_module_serialized=serialized)
+
+
+def export_bytes(function: Callable[..., Any], args: Sequence[ArraySpec]) -> bytes:
+    """Artifact bytes of `function` for exactly these shapes; flat arrays in, a flat tuple out."""
+    shapes = [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
+    return bytes(strip(exported).serialize(vjp_order=0))
+
+
+def export_kernel(info: KernelInfo, function: Callable[..., Any]) -> bytes:
+    """A registered kernel's bytes, with its outputs checked against what `api` declares."""
+    content = export_bytes(function, info.args)
+    avals = export.deserialize(bytearray(content)).out_avals
+    got = [(str(aval.dtype), tuple(aval.shape)) for aval in avals]
+    want = [(out.dtype, out.shape) for out in info.outs]
+    assert got == want, f"{info.spec}: api declares {want}, the kernel gives {got}"
+    return content

@@ -1,0 +1,114 @@
+"""The submitter's side of every kernel: a person's input -> units, and outputs -> a result.
+
+Flow: `prepare` before a job is submitted, then `Prepared.args` become blobs and `units` tasks; when
+every unit is back, `finish` gets the outputs stacked. In between only `Prepared.context` has to be
+kept: plain JSON values, so that a job can be finished after a restart, by another process. No jax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
+
+import numpy as np
+
+from . import registry
+from .errors import BadInput, ModelMissing
+from .models import Model
+from .spec import ArgSpec, KernelInfo
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Context: TypeAlias = Mapping[str, Any]  # JSON values only
+Options: TypeAlias = Mapping[str, Any]
+
+UNITS_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """One argument with its content, in the kernel's calling order.
+
+    `shape` is that of one unit; the array of a mapped argument is [units, *shape]. `path` is set
+    where the same raw bytes already lie in a file, so that weights need not be copied to become
+    blobs.
+    """
+
+    name: str
+    mapped: bool
+    dtype: str
+    shape: tuple[int, ...]
+    array: Array
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job's worth of input: what cars need, and what `finish` needs."""
+
+    kernel: str
+    units: int
+    args: tuple[Arg, ...]
+    context: Context = field(default_factory=dict)
+
+
+class Host(Protocol):
+    """What each kernel's `host` module offers."""
+
+    def prepare(self, inputs: Any, options: Options, model: Model | None) -> Prepared: ...
+
+    def finish(self, outputs: Sequence[Array], context: Context) -> Any: ...
+
+
+def prepare(
+    spec: str, inputs: Any, options: Options | None = None, model: Model | None = None
+) -> Prepared:
+    """Cut `inputs` into units of the kernel's fixed shape; `BadInput` says what does not fit."""
+    info = registry.get(spec)
+    if info.model is not None and model is None:
+        raise ModelMissing(
+            f"{info.spec} needs the model {info.model}: `mesh models get {info.model}`."
+        )
+    known = {option.name for option in info.options}
+    unknown = sorted(set(options or {}) - known)
+    if unknown:
+        raise BadInput(
+            f"{info.spec} has no option {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}."
+        )
+    host = cast(Host, registry.host_module(spec))
+    prepared = host.prepare(inputs, options or {}, model)
+    assert tuple(arg.name for arg in prepared.args) == tuple(arg.name for arg in info.args)
+    assert 1 <= prepared.units <= UNITS_MAX
+    return prepared
+
+
+def finish(spec: str, outputs: Sequence[Array], context: Context) -> Any:
+    """Turn the stacked outputs ([units, *shape] each, in order) into what the person asked for."""
+    return cast(Host, registry.host_module(spec)).finish(outputs, context)
+
+
+def make_arg(arg: ArgSpec, array: Array, units: int, path: Path | None = None) -> Arg:
+    """Check one array against its spec and make it little-endian and C-ordered."""
+    want = (units, *arg.shape) if arg.mapped else arg.shape
+    if array.shape != want:
+        raise BadInput(f"Argument {arg.name} must have shape {want}, not {array.shape}.")
+    if array.dtype != np.dtype(arg.dtype):
+        # Silently casting float64 to float32 would change the person's numbers behind their back.
+        raise BadInput(f"Argument {arg.name} must be {arg.dtype}, not {array.dtype}.")
+    plain = np.ascontiguousarray(array, dtype=np.dtype(arg.dtype).newbyteorder("<"))
+    return Arg(arg.name, arg.mapped, arg.dtype, arg.shape, plain, path)
+
+
+def stack_plain(info: KernelInfo, inputs: Any) -> Prepared:
+    """For kernels whose input already is one mapped array: [units, *shape] or one unit's shape."""
+    (arg,) = info.args
+    try:
+        array = np.asarray(inputs)
+    except ValueError as error:
+        raise BadInput(f"The input is not an array: {error}.") from error
+    if array.shape == arg.shape:
+        array = array[None]
+    if array.ndim != len(arg.shape) + 1 or not 1 <= len(array) <= UNITS_MAX:
+        raise BadInput(f"{info.spec} takes 1 to {UNITS_MAX} units of {arg}, not {array.shape}.")
+    return Prepared(info.spec, len(array), (make_arg(arg, array, len(array)),), {})

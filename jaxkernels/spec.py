@@ -1,0 +1,98 @@
+"""How a kernel is described: shapes, cost and numerics, in plain values without jax.
+
+Flow: each kernel's `api` makes one `KernelInfo`, `registry` collects them, `build` exports exactly
+these shapes, and the submitter and the contract test read them. An array is raw little-endian
+C-order bytes everywhere; its dtype (a NumPy name) and shape stand here.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+# Names of dtypes that cross the mesh, and the bytes of one element.
+DTYPE_BYTES: dict[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+    "float32": 4,
+    "float64": 8,
+}
+
+
+class NumericsClass(enum.Enum):
+    """How two honest cars may differ on one unit.
+
+    Inside one platform class (device kind, jaxlib, flags) results are bitwise equal for each; the
+    class says what holds across platform classes.
+    """
+
+    EXACT = "exact"
+    F32_HIGHEST = "f32-highest"
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of one unit. A mapped array travels stacked: [units, *shape]."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.dtype in DTYPE_BYTES and all(d > 0 for d in self.shape)
+
+    @property
+    def unit_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ArgSpec(ArraySpec):
+    """One argument of the kernel, in calling order: mapped (one slice a unit) or constant."""
+
+    mapped: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OptionSpec:
+    """An option of `prepare`, as `mesh map -o name=value` would offer it."""
+
+    name: str
+    default: int | float | str | None
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """Everything that is known of a kernel without running it."""
+
+    name: str
+    version: int
+    package: str  # the folder in jaxkernels that holds api, reference, kernel, bench and host
+    description: str
+    args: tuple[ArgSpec, ...]
+    outs: tuple[ArraySpec, ...]
+    numerics: NumericsClass
+    tolerance: float  # largest error against the reference, as the kernel's `reference` counts it
+    flops_per_unit: int  # analytic, multiply and add count as two
+    unit_ms_hint: float  # measured, one process on 2 cores of a Zen 4; a first guess, never a bill
+    model: str | None = None
+    options: tuple[OptionSpec, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def mapped_bytes_per_unit(self) -> int:
+        return sum(arg.unit_bytes for arg in self.args if arg.mapped)
+
+    @property
+    def out_bytes_per_unit(self) -> int:
+        return sum(out.unit_bytes for out in self.outs)
