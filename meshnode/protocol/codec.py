@@ -7,13 +7,16 @@ are the same order, which they are not in general.
 
 Accept rule: decode, check types with `type(x) is ...` (a bool is not an int), encode again, and
 the bytes must be equal. That one comparison refuses non-minimal integers, duplicate keys,
-indefinite lengths, trailing bytes and whatever else has two encodings.
+indefinite lengths, trailing bytes and whatever else has two encodings. Tags are refused before
+their content is read: with cbor2's own decoders for them 120 bytes of shared references (tags 28
+and 29) unfold into 8^12 items, a regular expression is compiled, a big decimal computed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final, TypeAlias, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import cbor2
 
@@ -23,6 +26,26 @@ from .types import CBOR_DEPTH_MAX, FRAME_BYTES_MAX, UINT_MAX, Digest
 Cbor: TypeAlias = "int | bytes | str | list[Cbor] | dict[int, Cbor] | None"
 
 _INT_MIN: Final = -UINT_MAX - 1
+
+
+class _NoTags(Mapping[int, Any]):
+    """cbor2 asks it for the decoder of every tag, built-in or not, before it reads the content."""
+
+    def __getitem__(self, tag: int) -> Any:
+        return self._refuse
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    @staticmethod
+    def _refuse(*_: object) -> NoReturn:
+        raise RemoteProtocolError("tags are outside the CBOR profile")
+
+
+_NO_TAGS: Final = _NoTags()
 
 
 def encode(value: Cbor) -> bytes:
@@ -37,7 +60,12 @@ def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
             f"{len(wire)} bytes of CBOR; at most {bytes_max} are accepted"
         )
     try:
-        value = cbor2.loads(wire, max_depth=CBOR_DEPTH_MAX, allow_indefinite=False)
+        value = cbor2.loads(
+            wire,
+            max_depth=CBOR_DEPTH_MAX,
+            allow_indefinite=False,
+            semantic_decoders=_NO_TAGS,
+        )
         _check(value, CBOR_DEPTH_MAX)
         again = cbor2.dumps(value, canonical=True)
     except RemoteProtocolError:

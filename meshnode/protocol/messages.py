@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from ..errors import RemoteProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
 from .codec import decode, encode
 from .objects import BLOB, DIGEST, ID16, MS, NETWORK, RATES, Rate
 from .reasons import Reason
@@ -19,6 +19,7 @@ from .rule import (
     Code,
     Many,
     OrNull,
+    Remark,
     Row,
     Tstr,
     Uint,
@@ -33,7 +34,6 @@ from .types import (
     LEASE_UNITS_MAX,
     PART_BYTES_MAX,
     SEALED_BYTES_MAX,
-    TEXT_CHARS_MAX,
     BlobRef,
     Digest,
     LeaseId,
@@ -57,7 +57,7 @@ class Hello:
     ]
     slots: Annotated[int, at(5, Uint(1024))]
     unix_ms: Annotated[int, at(6, MS)]
-    agent: Annotated[str | None, at(7, Tstr(64), optional=True)] = None
+    agent: Annotated[str | None, at(7, Remark(64), optional=True)] = None
 
 
 @rule
@@ -68,7 +68,7 @@ class Refuse:
     task_id: Annotated[TaskId, at(1, ID16)]
     attempt: Annotated[int, at(2, Uint(65535))]
     reason: Annotated[Reason, at(3, Code(Reason))]
-    text: Annotated[str | None, at(4, Tstr(TEXT_CHARS_MAX), optional=True)] = None
+    text: Annotated[str | None, at(4, Remark(), optional=True)] = None
     retry_ms: Annotated[int | None, at(5, Uint(3_600_000), optional=True)] = None
 
 
@@ -108,7 +108,7 @@ class Ended:
     units_done: Annotated[int, at(3, Uint(LEASE_UNITS_MAX))]
     device_ms: Annotated[int, at(4, Uint())]
     wall_ms: Annotated[int, at(5, Uint())]
-    text: Annotated[str | None, at(6, Tstr(TEXT_CHARS_MAX), optional=True)] = None
+    text: Annotated[str | None, at(6, Remark(), optional=True)] = None
 
 
 @rule
@@ -202,7 +202,7 @@ class Decline:
 
     about: Annotated[Digest, at(1, DIGEST)]
     reason: Annotated[Reason, at(2, Code(Reason))]
-    text: Annotated[str | None, at(3, Tstr(TEXT_CHARS_MAX), optional=True)] = None
+    text: Annotated[str | None, at(3, Remark(), optional=True)] = None
 
 
 NUMBERS: Final[dict[int, type]] = {
@@ -229,9 +229,8 @@ def pack(message: Any) -> bytes:
     fields = encode_map(message)
     fields[0] = _NUMBER_OF[type(message)]
     frame = encode(fields)
-    assert len(frame) <= FRAME_BYTES_MAX, (
-        f"{type(message).__name__} of {len(frame)} bytes"
-    )
+    if len(frame) > FRAME_BYTES_MAX:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(frame)} bytes")
     return frame
 
 

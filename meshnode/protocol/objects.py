@@ -86,6 +86,7 @@ class Span(NamedTuple):
 
 
 SPAN: Final = Row(Span, Uint(JOB_UNITS_MAX), Uint(JOB_UNITS_MAX))
+RUN: Final = Row(Span, Uint(JOB_UNITS_MAX), Uint(LEASE_UNITS_MAX))  # of one lease
 
 
 class NetworkKind(IntEnum):
@@ -464,7 +465,7 @@ class Offer:
     job: Annotated[JobSpec, at(5, Nested(JobSpec))]
     task: Annotated[Span, at(6, SPAN)]
     attempt: Annotated[int, at(7, Uint(65535))]
-    run: Annotated[Span, at(8, Row(Span, Uint(JOB_UNITS_MAX), Uint(LEASE_UNITS_MAX)))]
+    run: Annotated[Span, at(8, RUN)]
     input_root: Annotated[Digest, at(9, DIGEST)]
     replica: Annotated[int, at(10, Uint(16))]
     kind: Annotated[OfferKind, at(11, Code(OfferKind))]
@@ -499,7 +500,7 @@ class Lease:
     lease_id: Annotated[LeaseId, at(5, ID16)]
     task_id: Annotated[TaskId, at(6, ID16)]
     attempt: Annotated[int, at(7, Uint(65535))]
-    run: Annotated[Span, at(8, SPAN)]
+    run: Annotated[Span, at(8, RUN)]
     offer: Annotated[Digest, at(9, DIGEST)]
     lease_ms: Annotated[int, at(10, Uint(3_600_000))]
     heartbeat_ms: Annotated[int, at(11, Uint(3_600_000))]
@@ -514,7 +515,7 @@ class Work:
     """What a receipt is for."""
 
     job_id: Annotated[JobId, at(0, ID16)]
-    units: Annotated[Span, at(1, SPAN)]
+    units: Annotated[Span, at(1, RUN)]
     task_digest: Annotated[Digest, at(2, DIGEST)]
     artifact: Annotated[Digest, at(3, DIGEST)]
     input_root: Annotated[Digest, at(4, DIGEST)]

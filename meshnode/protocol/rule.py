@@ -26,7 +26,7 @@ from typing import (
 
 from ..errors import RemoteProtocolError
 from .codec import Cbor
-from .types import TEXT_CHARS_MAX, UINT_MAX
+from .types import TEXT_BYTES_MAX, UINT_MAX
 
 T = TypeVar("T")
 
@@ -107,18 +107,35 @@ class Bstr:
 
 @dataclass(frozen=True, slots=True)
 class Tstr:
-    most: int = TEXT_CHARS_MAX
+    """Text of exactly `size`, or of at most `most` bytes of UTF-8, which is what CDDL's `.size`
+    counts."""
+
+    most: int = TEXT_BYTES_MAX
     size: int | None = None
 
     def load(self, value: Any) -> str:
-        if type(value) is not str or len(value) > self.most:
-            raise _refuse(f"not a text of at most {self.most} characters")
-        if self.size is not None and len(value) != self.size:
-            raise _refuse(f"not a text of {self.size} characters")
+        if type(value) is not str:
+            raise _refuse("not a text")
+        count = len(value.encode())
+        if self.size is not None:
+            if count != self.size:
+                raise _refuse(f"{count} bytes of text where {self.size} belong")
+        elif count > self.most:
+            raise _refuse(f"{count} bytes of text; at most {self.most}")
         return value
 
     def dump(self, value: Any) -> Cbor:
         return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Remark(Tstr):
+    """Text for a person. Ours is cut to size: an exception's message in any script must not make
+    a frame that the peer refuses."""
+
+    def dump(self, value: Any) -> Cbor:
+        wire = str(value).encode(errors="replace")
+        return wire[: self.most].decode(errors="ignore")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
-from ..errors import RemoteProtocolError, VerificationFailed
+from ..errors import LocalProtocolError, RemoteProtocolError, VerificationFailed
 from .codec import decode, digest, encode
 from .identity import verify
 from .rule import decode_map, encode_map
@@ -21,6 +21,7 @@ from .types import SEALED_BYTES_MAX, Digest
 
 TAG_18: Final = b"\xd2"  # major type 6, value 18: the first byte of every sealed object
 ALG_ED25519: Final = -19
+TYP_BYTES_MAX: Final = 32
 _ALG, _KID, _TYP = 1, 4, 16
 
 T = TypeVar("T")
@@ -51,6 +52,8 @@ def seal(obj: Any, typ: str, kid: bytes, sign: Callable[[bytes], bytes]) -> Seal
     protected = encode({_ALG: ALG_ED25519, _KID: kid, _TYP: typ})
     signature = sign(_to_be_signed(protected, payload))
     wire = TAG_18 + encode([protected, {}, payload, signature])
+    if len(wire) > SEALED_BYTES_MAX:
+        raise LocalProtocolError(f"a {typ} of {len(wire)} bytes")
     return Sealed(kid, typ, payload, wire)
 
 
@@ -77,7 +80,12 @@ def unseal(wire: bytes) -> Sealed:
             "protected header has other labels than alg, kid, typ"
         )
     kid, typ = header[_KID], header[_TYP]
-    if header[_ALG] != ALG_ED25519 or type(kid) is not bytes or type(typ) is not str:
+    if (
+        header[_ALG] != ALG_ED25519
+        or type(kid) is not bytes
+        or type(typ) is not str
+        or len(typ) > TYP_BYTES_MAX
+    ):
         raise RemoteProtocolError(
             "protected header is not Ed25519 (-19) with kid and typ"
         )

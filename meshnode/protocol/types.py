@@ -50,7 +50,7 @@ ADDR_CHARS_MAX: Final = 256
 CLASSES_MAX: Final = 8
 CACHED_MAX: Final = 64
 KERNEL_CHARS_MAX: Final = 128
-TEXT_CHARS_MAX: Final = 512
+TEXT_BYTES_MAX: Final = 512  # UTF-8, as all sizes of text on the wire
 CLOCK_SKEW_MS_MAX: Final = 120_000
 MANDATE_MS_MAX: Final = 7 * 86_400_000
 
