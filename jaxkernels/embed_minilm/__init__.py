@@ -1,0 +1,1 @@
+"""embed.minilm: see `api`."""

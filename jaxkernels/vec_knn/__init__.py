@@ -1,0 +1,1 @@
+"""vec.knn: see `api`."""
