@@ -92,6 +92,13 @@ class Agreements:
         self._asked[peer] = now + ASK_TIMEOUT_MS
         self._out.send(peer, Lane.CONTROL, TermsRequest(self._own.wire))
 
+    def asking(self, peer: Peer) -> bool:
+        return self._asked.get(peer, 0) > self._out.now.mono_ms
+
+    def void(self, peer: Peer) -> None:
+        """The car does not know our agreement any more; the next use asks anew."""
+        self._with_provider.pop(peer, None)
+
     def forget(self, peer: Peer) -> None:
         """The connection is gone; what was half-way starts anew."""
         self._asked.pop(peer, None)

@@ -50,6 +50,7 @@ class Attempt:
         "count",
         "expires_mono_ms",
         "first",
+        "frames",
         "lease_id",
         "lost_since_mono_ms",
         "next_unit",
@@ -61,7 +62,6 @@ class Attempt:
         "started_mono_ms",
         "state",
         "task_id",
-        "unit_ms",
     )
 
     def __init__(
@@ -90,7 +90,7 @@ class Attempt:
         self.started_mono_ms = now_mono_ms
         self.expires_mono_ms = now_mono_ms + offer_timeout_ms
         self.lost_since_mono_ms: int | None = None  # the car's connection is down since
-        self.unit_ms = 0.0
+        self.frames: tuple[bytes, ...] = ()  # offer and inputs, said again after a reconnect
 
     @property
     def end(self) -> int:

@@ -56,9 +56,7 @@ def encode(value: Cbor) -> bytes:
 def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
     """The value of `wire`, or RemoteProtocolError if it is not the one encoding of it."""
     if len(wire) > bytes_max:
-        raise RemoteProtocolError(
-            f"{len(wire)} bytes of CBOR; at most {bytes_max} are accepted"
-        )
+        raise RemoteProtocolError(f"{len(wire)} bytes of CBOR; at most {bytes_max} are accepted")
     try:
         value = cbor2.loads(
             wire,
@@ -70,12 +68,8 @@ def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
         again = cbor2.dumps(value, canonical=True)
     except RemoteProtocolError:
         raise
-    except (
-        Exception
-    ) as error:  # cbor2 has no common base for what bad input can make it raise
-        raise RemoteProtocolError(
-            f"not CBOR of the profile: {type(error).__name__}"
-        ) from error
+    except Exception as error:  # cbor2 has no common base for what bad input can make it raise
+        raise RemoteProtocolError(f"not CBOR of the profile: {type(error).__name__}") from error
     if again != wire:
         raise RemoteProtocolError("CBOR is not in its deterministic encoding")
     return cast("Cbor", value)

@@ -196,7 +196,9 @@ class HeldRecord:
     attempt: int
     first: int
     count: int
+    offer: bytes  # the sealed offer
     lease: bytes  # the sealed lease
+    reason: int  # how the lease ended
     outputs: bytes
     expires_unix_ms: int
 
@@ -208,9 +210,7 @@ class HeldDropped:
     attempt: int
 
 
-Record: TypeAlias = (
-    SignedObject | JobRecord | TaskRecord | ResultRecord | HeldRecord | HeldDropped
-)
+Record: TypeAlias = SignedObject | JobRecord | TaskRecord | ResultRecord | HeldRecord | HeldDropped
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,7 @@ class WorkerClass:
     kind: str  # device kind as jax names it
     memory_mb: int
     rate_mflops: int  # sustained, measured by the probe
-    class_digest: (
-        bytes  # 8 bytes: platform, kind, features, jaxlib, flags; bitwise-equal class
-    )
+    class_digest: bytes  # 8 bytes: platform, kind, features, jaxlib, flags; bitwise-equal class
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +212,7 @@ class JobOrder:
     cars: tuple[Peer, ...] = ()  # only these, if any
     deadline_ms: int = 0  # from now; 0 is the limit's own
     durable: bool = True
-    request: bytes = field(
-        default=b"", repr=False
-    )  # the client's own note, kept with the job
+    request: bytes = field(default=b"", repr=False)  # the client's own note, kept with the job
     holders: tuple[Peer, ...] = ()  # who else has the blobs
 
 

@@ -204,7 +204,7 @@ class Job:
     unit_ms: float = 0.0
     last_sign_mono_ms: int = 0  # when a car last took or returned work
     waiting: Waiting = field(default_factory=Waiting)
-    announce_wanted: bool = False
+    pump_mono_ms: int = 0  # when to look for cars again
 
     def __post_init__(self) -> None:
         self.source_of = array("I", bytes(4 * self.spec.units))
@@ -214,9 +214,7 @@ class Job:
 
     @property
     def to_place(self) -> bool:
-        return self.state is JobState.RUNNING and (
-            bool(self.retry) or self.fresh < self.spec.units
-        )
+        return self.state is JobState.RUNNING and (bool(self.retry) or self.fresh < self.spec.units)
 
     def cut(self, count: int) -> Task:
         """The next task: the first `count` fresh units."""

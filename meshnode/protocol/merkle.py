@@ -21,8 +21,7 @@ def root(leaves: Sequence[bytes]) -> Digest:
     level = [sha(b"\0" + leaf).digest() for leaf in leaves]
     while len(level) > 1:
         paired = [
-            sha(b"\1" + level[i] + level[i + 1]).digest()
-            for i in range(0, len(level) - 1, 2)
+            sha(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)
         ]
         if len(level) % 2:
             paired.append(level[-1])
@@ -40,8 +39,7 @@ def proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
         if sibling < len(level):
             path.append(level[sibling])
         paired = [
-            sha(b"\1" + level[i] + level[i + 1]).digest()
-            for i in range(0, len(level) - 1, 2)
+            sha(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)
         ]
         if len(level) % 2:
             paired.append(level[-1])
@@ -49,9 +47,7 @@ def proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     return path
 
 
-def included(
-    leaf: bytes, index: int, size: int, path: Sequence[bytes], tree: bytes
-) -> bool:
+def included(leaf: bytes, index: int, size: int, path: Sequence[bytes], tree: bytes) -> bool:
     """RFC 9162 section 2.1.3.2: does `path` lead from the leaf to the root?"""
     if not 0 <= index < size:
         return False

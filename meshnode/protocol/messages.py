@@ -52,9 +52,7 @@ class Hello:
     versions: Annotated[tuple[int, ...], at(1, Many(Uint(65535), 16, 1))]
     features: Annotated[int, at(2, Uint())]
     network: Annotated[NetworkId, at(3, NETWORK)]
-    jax_window: Annotated[
-        tuple[int, int] | None, at(4, OrNull(Row(None, Uint(1024), Uint(1024))))
-    ]
+    jax_window: Annotated[tuple[int, int] | None, at(4, OrNull(Row(None, Uint(1024), Uint(1024))))]
     slots: Annotated[int, at(5, Uint(1024))]
     unix_ms: Annotated[int, at(6, MS)]
     agent: Annotated[str | None, at(7, Remark(64), optional=True)] = None
@@ -235,12 +233,15 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(frame: bytes) -> Any:
-    """The message of a plain frame; RemoteProtocolError if it is none, or of an unknown number."""
+    """The message of a plain frame, None for a number of a newer version; RemoteProtocolError if
+    it is no frame at all."""
     fields = decode(frame)
     if type(fields) is not dict:
         raise RemoteProtocolError("a frame is a sealed object or a map")
     number = fields.get(0)
     message = NUMBERS.get(number) if type(number) is int else None
+    if type(number) is not int:
+        raise RemoteProtocolError("a frame has its number at key 0")
     if message is None:
-        raise RemoteProtocolError(f"unknown message {number!r}"[:64])
+        return None
     return decode_map(message, fields, closed=False)

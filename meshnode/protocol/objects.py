@@ -222,9 +222,7 @@ class Policy:
     ]
     efficiency_permille: Annotated[int, at(14, Uint(1000))]
     awake_w: Annotated[int, at(15, Uint())]
-    submitters: Annotated[
-        AdmitRule, at(18, Row(AdmitRule, Code(Submitters), Many(ACCOUNT, 256)))
-    ]
+    submitters: Annotated[AdmitRule, at(18, Row(AdmitRule, Code(Submitters), Many(ACCOUNT, 256)))]
     caps: Annotated[Caps, at(19, Row(Caps, Uint(), Uint(), Uint()))]
     departures: Annotated[
         tuple[Departure, ...] | None,
@@ -360,9 +358,7 @@ class Advert:
     cached: Annotated[tuple[bytes, ...], at(12, Many(PREFIX8, CACHED_MAX))]
     budget: Annotated[
         AdvertBudget,
-        at(
-            13, Row(AdvertBudget, Uint(), Uint(), Uint(), Uint(), Uint(1), Code(Reason))
-        ),
+        at(13, Row(AdvertBudget, Uint(), Uint(), Uint(), Uint(), Uint(1), Code(Reason))),
     ]
     expires_ms: Annotated[int, at(14, MS)]
     addrs: Annotated[tuple[str, ...], at(15, ADDRS)]
@@ -580,9 +576,9 @@ class Receipt:
     consent: Annotated[Digest, at(15, DIGEST)]
     policy: Annotated[Digest, at(16, DIGEST)]
     evidence: Annotated[Digest | None, at(17, DIGEST, optional=True)] = None
-    tariff: Annotated[
-        tuple[int, int] | None, at(18, Row(None, Uint(), Uint()), optional=True)
-    ] = None
+    tariff: Annotated[tuple[int, int] | None, at(18, Row(None, Uint(), Uint()), optional=True)] = (
+        None
+    )
 
 
 class Verdict(NamedTuple):

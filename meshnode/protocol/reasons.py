@@ -20,6 +20,14 @@ class Reason(IntEnum):
         member.text = text
         return member
 
+    @classmethod
+    def of(cls, code: int) -> Reason:
+        """The reason of a code that is known to be one; ValueError otherwise."""
+        member = cls._value2member_map_.get(code)
+        if not isinstance(member, Reason):
+            raise ValueError(f"{code} is no reason code")
+        return member
+
     OK = 0, "fine"
     # ---- who are you
     OTHER_NETWORK = (
@@ -86,6 +94,7 @@ class Reason(IntEnum):
     QUEUE_FULL = 84, "the peer reads too slowly; the queue to it is full"
     UNREACHABLE = 85, "the peer could not be dialled"
     SHUTDOWN = 86, "the node is shutting down"
+    STORAGE = 87, "this machine's disk refused a write or cannot keep up"
     # ---- why it waits (explain)
     WAITS_BLOB = 96, "waiting for blobs to arrive"
     WAITS_SLOT = 97, "waiting for a free car"

@@ -184,9 +184,7 @@ class Many:
 class Row:
     """Array of fixed kinds, as a NamedTuple `make` (or a plain tuple)."""
 
-    def __init__(
-        self, make: Callable[..., tuple[Any, ...]] | None, *kinds: Kind
-    ) -> None:
+    def __init__(self, make: Callable[..., tuple[Any, ...]] | None, *kinds: Kind) -> None:
         self.make = make
         self.kinds = kinds
 
@@ -232,15 +230,11 @@ class Layout:
         self.places: list[tuple[str, At]] = []
         for field in fields(rule_class):
             hint = hints[field.name]
-            assert get_origin(hint) is Annotated, (
-                f"{rule_class.__name__}.{field.name} has no at()"
-            )
+            assert get_origin(hint) is Annotated, f"{rule_class.__name__}.{field.name} has no at()"
             place = next(extra for extra in get_args(hint) if isinstance(extra, At))
             self.places.append((field.name, place))
         self.keys = frozenset(place.key for _, place in self.places)
-        assert len(self.keys) == len(self.places), (
-            f"{rule_class.__name__} uses a key twice"
-        )
+        assert len(self.keys) == len(self.places), f"{rule_class.__name__} uses a key twice"
 
 
 _LAYOUTS: Final[dict[type, Layout]] = {}
@@ -272,9 +266,7 @@ def decode_map(rule_class: type[T], value: Any, *, closed: bool) -> T:
     if type(value) is not dict:
         raise _refuse(f"{rule_class.__name__}: not a map")
     if closed and not value.keys() <= layout.keys:
-        raise _refuse(
-            f"{rule_class.__name__}: unknown key {min(value.keys() - layout.keys)}"
-        )
+        raise _refuse(f"{rule_class.__name__}: unknown key {min(value.keys() - layout.keys)}")
     made: dict[str, Any] = {}
     for name, place in layout.places:
         if place.key not in value:

@@ -68,17 +68,11 @@ def unseal(wire: bytes) -> Sealed:
     if type(parts) is not list or len(parts) != 4 or parts[1] != {}:
         raise RemoteProtocolError("not a COSE_Sign1 of the profile")
     protected, payload, signature = parts[0], parts[2], parts[3]
-    if (
-        type(protected) is not bytes
-        or type(payload) is not bytes
-        or type(signature) is not bytes
-    ):
+    if type(protected) is not bytes or type(payload) is not bytes or type(signature) is not bytes:
         raise RemoteProtocolError("not a COSE_Sign1 of the profile")
     header = decode(protected)
     if type(header) is not dict or header.keys() != {_ALG, _KID, _TYP}:
-        raise RemoteProtocolError(
-            "protected header has other labels than alg, kid, typ"
-        )
+        raise RemoteProtocolError("protected header has other labels than alg, kid, typ")
     kid, typ = header[_KID], header[_TYP]
     if (
         header[_ALG] != ALG_ED25519
@@ -86,12 +80,8 @@ def unseal(wire: bytes) -> Sealed:
         or type(typ) is not str
         or len(typ) > TYP_BYTES_MAX
     ):
-        raise RemoteProtocolError(
-            "protected header is not Ed25519 (-19) with kid and typ"
-        )
-    if len(signature) != 64 or not verify(
-        kid, _to_be_signed(protected, payload), signature
-    ):
+        raise RemoteProtocolError("protected header is not Ed25519 (-19) with kid and typ")
+    if len(signature) != 64 or not verify(kid, _to_be_signed(protected, payload), signature):
         raise VerificationFailed(f"the signature of a {typ} does not hold")
     return Sealed(kid, typ, payload, wire)
 

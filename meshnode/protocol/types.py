@@ -21,17 +21,13 @@ TaskId = NewType("TaskId", bytes)  # first 16 bytes of the task digest
 LeaseId = NewType("LeaseId", bytes)  # 16 random bytes, minted by the provider's machine
 
 PROTOCOL_VERSION: Final = 1
-PEER_PREFIX: Final = bytes.fromhex(
-    "002408011220"
-)  # identity multihash, libp2p Ed25519 key
+PEER_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, libp2p Ed25519 key
 PEER_BYTES: Final = 38
 ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 
 FRAME_BYTES_MAX: Final = 64 * 1024  # one control frame, length prefix not counted
-GOSSIP_BYTES_MAX: Final = (
-    32 * 1024
-)  # libp2p drops silently at 1 MiB; ours are far below
+GOSSIP_BYTES_MAX: Final = 32 * 1024  # libp2p drops silently at 1 MiB; ours are far below
 SEALED_BYTES_MAX: Final = FRAME_BYTES_MAX
 CBOR_DEPTH_MAX: Final = 16
 UINT_MAX: Final = (1 << 63) - 1

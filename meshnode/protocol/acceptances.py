@@ -1,0 +1,193 @@
+"""The requester's acceptance desk: receipts are checked against what arrived, then accepted.
+
+A receipt stands if its chain and arithmetic hold and its output root is the root over the digests
+of the units that came. Units that were taken from another attempt are withheld by name, so each
+(task, replica, unit) is accepted at most once whoever ran it. Receipt and acceptance are durable
+before the acceptance leaves, in groups, like the provider's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .agreement import Agreements
+from .channel import RequesterChannel
+from .effects import SignedObject
+from .job import Job, spans
+from .merkle import root
+from .messages import Decline
+from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Dispute, Method, Receipt, Verdict
+from .outbox import Outbox, row
+from .reasons import Reason
+from .sealed import Sealed
+from .types import LEASE_UNITS_MAX, Digest, Durability, JobId, Lane, Peer
+
+
+class Audit(Protocol):
+    """What convinced the requester. Verification comes in here."""
+
+    def verdict(self, receipt: Receipt) -> Verdict: ...
+
+
+class NoAudit:
+    """Results are compared with nothing: only their digests with the receipt's root."""
+
+    def verdict(self, receipt: Receipt) -> Verdict:
+        return Verdict(Method.NONE, 0, 0)
+
+
+@dataclass(slots=True)
+class Pending:
+    """What the next acceptance of a channel will say."""
+
+    seq: int
+    receipt: Digest
+    verdict: Verdict
+    disputes: list[Dispute]
+    rows: list[SignedObject]
+    marks: list[tuple[Job, list[int]]]
+
+
+class AcceptanceDesk:
+    def __init__(self, outbox: Outbox, agreements: Agreements, audit: Audit) -> None:
+        self._out = outbox
+        self._agreements = agreements
+        self._audit = audit
+        self.jobs: dict[JobId, Job] = {}
+        self.channels: dict[Digest, RequesterChannel] = {}
+        self._pending: dict[Digest, Pending] = {}
+        self._due_mono_ms: int | None = None
+
+    def restore(self, channel: RequesterChannel, last_acceptance: bytes | None) -> None:
+        channel.last_acceptance = last_acceptance
+        self.channels[channel.digest] = channel
+
+    def mark_restored(self, receipt: Receipt, dispute: Dispute | None) -> None:
+        """Which units were accepted before the restart."""
+        job = self.jobs.get(receipt.work.job_id)
+        if job is None:
+            return
+        first, size = receipt.work.units
+        withheld = {
+            unit
+            for run in (dispute.units if dispute else ())
+            for unit in range(run.first, run.first + run.size)
+        }
+        for unit in range(first, min(first + size, job.spec.units)):
+            if unit not in withheld:
+                job.accepted[unit] = 1
+
+    def on_receipt(self, peer: Peer, sealed: Sealed) -> None:
+        receipt = sealed.open(Receipt, T_RECEIPT)
+        entered = self._agreements.by_channel.get(receipt.channel)
+        if sealed.kid != peer or receipt.provider != peer or entered is None:
+            self._decline(peer, sealed.digest, Reason.NOT_YOURS)
+            return
+        if entered.agreement.requester != self._out.identity.peer:
+            self._decline(peer, sealed.digest, Reason.NOT_YOURS)
+            return
+        channel = self.channels.get(receipt.channel)
+        if channel is None:
+            channel = self.channels[receipt.channel] = RequesterChannel(
+                entered.agreement, entered.digest
+            )
+        reason = channel.check(receipt)
+        if reason is Reason.DUPLICATE:
+            # said again after a reconnect: our acceptance was lost, so it is said again too
+            if channel.last_acceptance is not None and receipt.channel not in self._pending:
+                self._out.send(peer, Lane.MONEY, channel.last_acceptance)
+            return
+        if reason is not Reason.OK:
+            self._out.counters[f"receipt_{reason.name.lower()}"] += 1
+            self._decline(peer, sealed.digest, reason)
+            return
+        self._take(channel, receipt, sealed)
+
+    def _take(self, channel: RequesterChannel, receipt: Receipt, sealed: Sealed) -> None:
+        job = self.jobs.get(receipt.work.job_id)
+        withheld, reason = self._withheld(job, receipt)
+        digest = sealed.digest
+        amount = receipt.amount_nano
+        size = receipt.work.units.size
+        withheld_nano = amount * len(withheld) // size if withheld and size else 0
+        pending = self._pending.get(channel.digest)
+        if pending is None:
+            pending = self._pending[channel.digest] = Pending(
+                receipt.seq, digest, self._audit.verdict(receipt), [], [], []
+            )
+        pending.seq, pending.receipt = receipt.seq, digest
+        pending.rows.append(row(sealed))
+        if withheld:
+            runs = spans(withheld)[:64]
+            pending.disputes.append(Dispute(receipt.seq, reason, withheld_nano, runs))
+        if job is not None:
+            first = receipt.work.units.first
+            kept = set(withheld)
+            units = [u for u in range(first, first + size) if u not in kept]
+            for unit in units:
+                job.accepted[unit] = 1
+        channel.take(receipt, digest, withheld_nano)
+        self._out.counters["receipts_taken"] += 1
+        if self._due_mono_ms is None:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+        if len(pending.rows) >= 64 or len(pending.disputes) >= 64:
+            self.flush()
+
+    def _withheld(self, job: Job | None, receipt: Receipt) -> tuple[list[int], Reason]:
+        """Units of the receipt that are not accepted, and why."""
+        work = receipt.work
+        first, size = work.units
+        if size == 0 or size > LEASE_UNITS_MAX or job is None:
+            return list(range(first, first + min(size, LEASE_UNITS_MAX))), Reason.MISMATCH
+        every = list(range(first, first + size))
+        if first + size > job.spec.units or work.artifact != job.spec.artifact:
+            return every, Reason.MISMATCH
+        if any(not job.source_of[unit] for unit in every):
+            return every, Reason.MISMATCH
+        if work.output_root != root([job.digest_of(unit) for unit in every]):
+            return every, Reason.MISMATCH
+        task_id = work.task_digest[:16]
+        foreign = [
+            unit
+            for unit in every
+            if job.accepted[unit] or job.whose(unit) != (task_id, work.attempt, receipt.provider)
+        ]
+        return foreign, Reason.DUPLICATE
+
+    def flush(self) -> None:
+        self._due_mono_ms = None
+        pending, self._pending = self._pending, {}
+        for channel_digest, entry in pending.items():
+            channel = self.channels[channel_digest]
+            acceptance = Acceptance(
+                1,
+                self._out.identity.network,
+                channel_digest,
+                entry.seq,
+                entry.receipt,
+                channel.total_nano - channel.withheld_nano,
+                entry.verdict,
+                self._out.now.unix_ms,
+                None,
+                tuple(entry.disputes) or None,
+            )
+            sealed = self._out.seal(acceptance, T_ACCEPT)
+            channel.last_acceptance = sealed.wire
+            seq = self._out.persist((*entry.rows, row(sealed)), Durability.POWER)
+            provider = channel.agreement.provider
+            self._out.send(provider, Lane.MONEY, sealed.wire, after=seq)
+            self._out.counters["acceptances_signed"] += 1
+            self._out.notify(
+                provider, "accepted", channel=channel_digest, seq=entry.seq, count=len(entry.rows)
+            )
+
+    def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
+        self._out.send(peer, Lane.MONEY, Decline(about, reason))
+
+    def deadline(self) -> int | None:
+        return self._due_mono_ms
+
+    def tick(self) -> None:
+        if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
+            self.flush()

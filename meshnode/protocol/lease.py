@@ -1,0 +1,193 @@
+"""A lease as the car that granted it sees it: what it waits for, what it has done and sent.
+
+WAITING (inputs and blobs on their way) -> READY (waits for a slot) -> RUNNING -> ENDED. The
+outputs stay here until the requester has accepted their receipt: a requester that was away gets
+them again when it comes back, and nothing is computed twice on this car.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final
+
+from .effects import ArgSource, ExecSpec
+from .events import Meters
+from .messages import Part
+from .objects import JobSpec, Lease, Offer
+from .reasons import Reason
+from .types import (
+    LEASE_UNITS_MAX,
+    PART_BYTES_MAX,
+    BlobRef,
+    Digest,
+    LeaseId,
+    Peer,
+    TaskId,
+)
+
+
+class Stage(Enum):
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+EDGES: Final = {
+    Stage.WAITING: {Stage.READY, Stage.ENDED},
+    Stage.READY: {Stage.RUNNING, Stage.ENDED},
+    Stage.RUNNING: {Stage.ENDED},
+    Stage.ENDED: set[Stage](),
+}
+
+
+class Granted:
+    """One lease of this car."""
+
+    __slots__ = (
+        "asked_out_mono_ms",
+        "beat_mono_ms",
+        "bytes_in",
+        "bytes_out",
+        "digests",
+        "exec_id",
+        "fetches",
+        "granted_mono_ms",
+        "granted_unix_ms",
+        "inline",
+        "inline_wanted",
+        "job_digest",
+        "lease",
+        "meters",
+        "offer",
+        "offer_wire",
+        "outputs",
+        "outputs_bytes",
+        "reason",
+        "receipted",
+        "receipted_meters",
+        "receipted_unix_ms",
+        "requester",
+        "run_mono_ms",
+        "stage",
+        "stored",
+        "task_digest",
+        "text",
+        "unsettled",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        lease: Lease,
+        wire: bytes,
+        offer: Offer,
+        offer_wire: bytes,
+        job_digest: Digest,
+        task_digest: Digest,
+        *,
+        mono_ms: int,
+        unix_ms: int,
+    ) -> None:
+        self.lease = lease
+        self.wire = wire
+        self.offer = offer
+        self.offer_wire = offer_wire
+        self.job_digest = job_digest
+        self.task_digest = task_digest
+        self.requester: Peer = offer.requester
+        self.stage = Stage.WAITING
+        self.reason = Reason.OK
+        self.text = ""
+        self.exec_id = 0
+        self.fetches: set[int] = set()
+        self.inline: bytes | None = None
+        self.inline_wanted = any(arg.inline for arg in offer.job.args)
+        self.outputs: list[bytes] = []
+        self.outputs_bytes = 0
+        self.digests: list[bytes] = []
+        self.meters = Meters()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.receipted = 0  # units of the run that stand in a receipt
+        self.receipted_meters = Meters()
+        self.receipted_unix_ms = unix_ms
+        self.unsettled = 0  # receipts of this lease that nobody has accepted yet
+        self.granted_mono_ms = mono_ms
+        self.granted_unix_ms = unix_ms
+        self.run_mono_ms = mono_ms
+        self.beat_mono_ms = mono_ms
+        self.asked_out_mono_ms: int | None = None  # the requester is away since
+        self.stored = False
+
+    @property
+    def lease_id(self) -> LeaseId:
+        return self.lease.lease_id
+
+    @property
+    def task_id(self) -> TaskId:
+        return self.lease.task_id
+
+    @property
+    def key(self) -> tuple[Peer, TaskId, int]:
+        return (self.requester, self.lease.task_id, self.lease.attempt)
+
+    @property
+    def done(self) -> int:
+        return len(self.digests)
+
+    @property
+    def ended(self) -> bool:
+        return self.stage is Stage.ENDED
+
+    def move(self, stage: Stage) -> None:
+        assert stage in EDGES[self.stage], f"lease: {self.stage.value} -> {stage.value}"
+        self.stage = stage
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.lease_id.hex()[:6]} {self.stage.value} {self.done} units done>"
+
+
+def exec_spec(job: JobSpec, job_digest: Digest, count: int) -> ExecSpec:
+    """What the executor needs; the wall clock bounds the run, not the unit."""
+    return ExecSpec(
+        job.requester,
+        job_digest,
+        job.kernel,
+        job.artifact,
+        tuple(
+            ArgSource(
+                bool(arg.mapped),
+                arg.spec,
+                None if arg.inline else BlobRef(arg.ident, arg.size),
+            )
+            for arg in job.args
+        ),
+        job.outs,
+        job.unit_wall_ms_max * count,
+        job.memory_mb_max,
+    )
+
+
+def parts(lease_id: LeaseId, first: int, outputs: list[bytes]) -> Iterator[Part]:
+    """Outputs as part frames: many units in one, or one unit in many pieces."""
+    group: list[bytes] = []
+    size = 0
+    for index, output in enumerate(outputs):
+        if len(output) > PART_BYTES_MAX:
+            if group:
+                yield Part(lease_id, first + index - len(group), tuple(group))
+                group, size = [], 0
+            for offset in range(0, len(output), PART_BYTES_MAX):
+                piece = output[offset : offset + PART_BYTES_MAX]
+                yield Part(lease_id, first + index, (piece,), (offset, len(output)))
+            continue
+        # 8 bytes bound the CBOR head of each output
+        if group and (size + len(output) + 8 > PART_BYTES_MAX or len(group) >= LEASE_UNITS_MAX):
+            yield Part(lease_id, first + index - len(group), tuple(group))
+            group, size = [], 0
+        group.append(output)
+        size += len(output) + 8
+    if group:
+        yield Part(lease_id, first + len(outputs) - len(group), tuple(group))

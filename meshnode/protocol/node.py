@@ -1,0 +1,427 @@
+"""The whole node as one deterministic machine.
+
+`handle(event, now) -> effects`: facts and time in, small values out, nothing done. The same events
+give the same effects in a car, in the simulator and in a replay. It never raises on input: what a
+stranger sends is decoded here, and what does not hold ends in a counter, a typed refusal or the
+end of the connection.
+
+Calling order: `start` once, then `handle` for every event, `Tick` when `deadline_mono_ms` has
+passed. `view` is a pure read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MeshError
+from . import messages
+from .acceptances import AcceptanceDesk, Audit
+from .advert import AdvertBook, cell_topic
+from .agreement import Agreements
+from .channel import RequesterChannel
+from .effects import Block, Effect, Join
+from .events import (
+    AddrsKnown,
+    Admitted,
+    BlobFailed,
+    BlobReady,
+    BlobsHeld,
+    BudgetRead,
+    Cancel,
+    DialFailed,
+    Drain,
+    Event,
+    ExecEnded,
+    FrameIn,
+    GossipIn,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    PersistFailed,
+    Recall,
+    RttMeasured,
+    Submit,
+    Tick,
+    UnitsDone,
+    WorkerClasses,
+)
+from .messages import Hello
+from .objects import (
+    T_ACCEPT,
+    T_ADVERT,
+    T_AGREEMENT,
+    T_ANNOUNCE,
+    T_LEASE,
+    T_OFFER,
+    T_RECEIPT,
+    T_TOKEN,
+    Acceptance,
+    Announce,
+    Receipt,
+)
+from .outbox import Identity, Outbox, Restored
+from .placement import Placement
+from .provider import Provider
+from .reasons import Reason
+from .requester import Requester
+from .sealed import TAG_18, Sealed, unseal
+from .types import (
+    CLOCK_SKEW_MS_MAX,
+    PROTOCOL_VERSION,
+    Digest,
+    Lane,
+    Limits,
+    Now,
+    Peer,
+    Rng,
+    Signer,
+)
+from .view import View, look
+
+BLOCK_MS = 60_000
+ANNOUNCES_SEEN_MAX = 4096
+
+
+@dataclass(slots=True)
+class PeerState:
+    """A connected peer. `hello` None: it has not said who it is, and may say nothing else."""
+
+    peer: Peer
+    path: str
+    addrs: tuple[str, ...]
+    inbound: bool
+    since_mono_ms: int
+    hello: Hello | None = None
+    rtt_us: int = 0
+    skew_ms: int = 0
+
+
+class Node:
+    def __init__(
+        self,
+        identity: Identity,
+        limits: Limits,
+        signer: Signer,
+        placement: Placement,
+        audit: Audit,
+        rng: Rng,
+        restored: Restored,
+    ) -> None:
+        self.identity = identity
+        self.limits = limits
+        self._out = Outbox(identity, limits, signer, rng)
+        self.peers: dict[Peer, PeerState] = {}
+        self.book = AdvertBook(limits, identity.network)
+        self._restored = restored
+        self.agreements = Agreements(self._out, restored)
+        self.provider = Provider(self._out, self.agreements, self.book)
+        self.acceptances = AcceptanceDesk(self._out, self.agreements, audit)
+        self.requester = Requester(
+            self._out, self.agreements, self.book, placement, self.acceptances
+        )
+        self._seen: dict[bytes, None] = {}
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Tick: lambda _: None,
+            PeerUp: self._on_peer_up,
+            PeerDown: self._on_peer_down,
+            DialFailed: lambda e: self.requester.dial_failed(e.peer),
+            RttMeasured: self._on_rtt,
+            FrameIn: self._on_frame,
+            GossipIn: self._on_gossip,
+            BlobReady: self.provider.on_blob_ready,
+            BlobFailed: self.provider.on_blob_failed,
+            WorkerClasses: self.provider.on_classes,
+            Admitted: self.provider.on_admitted,
+            UnitsDone: self.provider.on_units,
+            ExecEnded: self.provider.on_exec_ended,
+            BudgetRead: self.provider.on_budget,
+            Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
+            Drain: lambda e: self.provider.drain(e.reason),
+            Persisted: lambda e: self._out.persisted(e.seq),
+            PersistFailed: self._on_persist_failed,
+            Submit: self.requester.submit,
+            Cancel: lambda e: self.requester.cancel(e.job_id),
+            BlobsHeld: lambda e: self.provider.on_blobs(e.blob_ids),
+            AddrsKnown: self._on_addrs,
+        }
+        self._messages: dict[type, Callable[[Peer, Any], None]] = {
+            messages.Hello: self._on_hello,
+            messages.Refuse: self.requester.on_refuse,
+            messages.Inputs: self.provider.on_inputs,
+            messages.Part: self.requester.on_part,
+            messages.Ended: self.requester.on_ended,
+            messages.Heartbeat: self.requester.on_heartbeat,
+            messages.CancelTask: self.provider.on_cancel,
+            messages.Handoff: self.requester.on_handoff,
+            messages.Checkpoint: self._on_checkpoint,
+            messages.Assign: self.provider.on_assign,
+            messages.TermsRequest: self._on_terms_request,
+            messages.Terms: self._on_terms,
+            messages.Goodbye: self._on_goodbye,
+            messages.Decline: self._on_decline,
+        }
+        self._objects: dict[str, Callable[[Peer, Sealed], None]] = {
+            T_ADVERT: lambda _, sealed: self._on_advert(sealed.wire),
+            T_AGREEMENT: self._on_agreement,
+            T_OFFER: self.provider.on_offer,
+            T_LEASE: self.requester.on_lease,
+            T_TOKEN: self.requester.on_token,
+            T_RECEIPT: self.acceptances.on_receipt,
+            T_ACCEPT: self._on_acceptance,
+        }
+
+    # ---- the calling order
+
+    def start(self, now: Now) -> list[Effect]:
+        """First effects, and the work of before a restart."""
+        self._out.now = now
+        self._out.add(Join(cell_topic(self.identity.network, self.identity.cell)))
+        self.requester.restore(self._restored)
+        self._restore_channels()
+        self.provider.restore(self._restored.held)
+        self._restored = Restored()
+        return self._out.take()
+
+    def handle(self, event: Event, now: Now) -> list[Effect]:
+        self._out.now = now
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+        due = self.deadline_mono_ms()
+        if due is not None and due <= now.mono_ms:
+            self._tick()
+        return self._out.take()
+
+    def deadline_mono_ms(self) -> int | None:
+        dues = (self.provider.deadline(), self.requester.deadline(), self.acceptances.deadline())
+        return min((due for due in dues if due is not None), default=None)
+
+    def view(self, now: Now) -> View:
+        return look(self, now)
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._out.counters
+
+    def _tick(self) -> None:
+        for peer in self.book.expire(self._out.now):
+            self._out.counters["adverts_expired"] += 1
+            del peer
+        self.provider.tick()
+        self.requester.tick()
+        self.acceptances.tick()
+
+    # ---- peers
+
+    def _on_peer_up(self, event: PeerUp) -> None:
+        known = self.peers.get(event.peer)
+        if known is None and len(self.peers) >= self.limits.peers_max:
+            self._block(event.peer, Reason.BUSY)
+            return
+        if known is not None:
+            self._gone(event.peer)
+        now = self._out.now
+        self.peers[event.peer] = PeerState(
+            event.peer, event.path, event.addrs, event.inbound, now.mono_ms
+        )
+        classes = self.provider.classes
+        self._out.send(
+            event.peer,
+            Lane.URGENT,
+            Hello(
+                (PROTOCOL_VERSION,),
+                0,
+                self.identity.network,
+                classes.jax_window if classes else None,
+                self.provider.slots,
+                now.unix_ms,
+                self.identity.agent,
+            ),
+        )
+
+    def _on_hello(self, peer: Peer, hello: Hello) -> None:
+        state = self.peers[peer]
+        if hello.network != self.identity.network:
+            self._out.notify(b"", "other_network", peer=peer, network=hello.network)
+            self._block(peer, Reason.OTHER_NETWORK)
+            return
+        if PROTOCOL_VERSION not in hello.versions:
+            self._block(peer, Reason.VERSION)
+            return
+        state.skew_ms = hello.unix_ms - self._out.now.unix_ms
+        if abs(state.skew_ms) > CLOCK_SKEW_MS_MAX:
+            self._out.notify(b"", "clock_skew", peer=peer, skew_ms=state.skew_ms)
+        first = state.hello is None
+        state.hello = hello
+        if first:
+            self._out.notify(b"", "peer_up", peer=peer, path=state.path)
+            self.provider.peer_ready(peer)
+            self.requester.peer_ready(peer)
+
+    def _on_peer_down(self, event: PeerDown) -> None:
+        if event.peer in self.peers:
+            self._gone(event.peer)
+            self._out.notify(b"", "peer_down", peer=event.peer, reason=int(event.reason))
+
+    def _gone(self, peer: Peer) -> None:
+        del self.peers[peer]
+        self.agreements.forget(peer)
+        self.provider.peer_down(peer)
+        self.requester.peer_down(peer)
+
+    def _block(self, peer: Peer, reason: Reason) -> None:
+        self._out.counters[f"blocked_{reason.name.lower()}"] += 1
+        self._out.add(Block(peer, reason, self._out.now.mono_ms + BLOCK_MS))
+        if peer in self.peers:
+            self._gone(peer)
+
+    def _on_rtt(self, event: RttMeasured) -> None:
+        state = self.peers.get(event.peer)
+        if state is not None:
+            old = state.rtt_us
+            state.rtt_us = event.us if old == 0 else (7 * old + event.us) // 8  # RFC 6298's 1/8
+            if event.peer in self.requester.peers_up:
+                self.requester.peers_up[event.peer] = state.rtt_us
+
+    # ---- frames
+
+    def _on_frame(self, event: FrameIn) -> None:
+        state = self.peers.get(event.peer)
+        if state is None:
+            return
+        try:
+            self._dispatch(state, event.frame)
+        except MeshError as error:
+            # From an authenticated peer a frame that does not hold is a broken or hostile
+            # implementation; another connection may be tried after a minute.
+            self._out.notify(b"", "bad_frame", peer=event.peer, text=str(error)[:200])
+            self._block(event.peer, Reason.BAD_FRAME)
+
+    def _dispatch(self, state: PeerState, frame: bytes) -> None:
+        if frame.startswith(TAG_18):
+            if state.hello is None:
+                self._block(state.peer, Reason.BAD_FRAME)
+                return
+            sealed = unseal(frame)
+            on_object = self._objects.get(sealed.typ)
+            if on_object is None:
+                self._out.counters["unknown_object"] += 1
+            else:
+                on_object(state.peer, sealed)
+            return
+        message = messages.unpack(frame)
+        if message is None:
+            self._out.counters["unknown_message"] += 1
+        elif state.hello is None and type(message) is not Hello:
+            self._block(state.peer, Reason.BAD_FRAME)
+        else:
+            self._messages[type(message)](state.peer, message)
+
+    def _on_agreement(self, peer: Peer, sealed: Sealed) -> None:
+        if self.agreements.on_signed(peer, sealed) is not None:
+            self.requester.in_force(peer)
+
+    def _on_terms_request(self, peer: Peer, request: messages.TermsRequest) -> None:
+        if not self.provider.active:
+            self._out.send(
+                peer, Lane.CONTROL, messages.Decline(Digest(bytes(32)), Reason.NOT_PROVIDING)
+            )
+            return
+        self.agreements.on_terms_request(peer, request)
+
+    def _on_terms(self, peer: Peer, terms: messages.Terms) -> None:
+        reason = self.agreements.on_terms(peer, terms)
+        if reason is not Reason.OK:
+            self.requester.terms_refused(peer, reason)
+
+    def _on_decline(self, peer: Peer, decline: messages.Decline) -> None:
+        self._out.counters[f"declined_{decline.reason.name.lower()}"] += 1
+        self._out.notify(b"", "declined", peer=peer, reason=int(decline.reason))
+        if self.agreements.asking(peer):
+            self.agreements.forget(peer)
+            self.requester.terms_refused(peer, decline.reason)
+
+    def _on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
+        self.provider.on_settled(self.provider.receipts.on_acceptance(peer, sealed))
+
+    def _on_checkpoint(self, peer: Peer, checkpoint: messages.Checkpoint) -> None:
+        self.requester.on_checkpoint(peer, checkpoint)
+
+    def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
+        del goodbye
+        self.book.drop(peer)
+
+    def _on_advert(self, wire: bytes) -> None:
+        advert = self.book.take(wire, self._out.now)
+        if advert is not None:
+            self.requester.advert_came(advert)
+
+    def _on_gossip(self, event: GossipIn) -> None:
+        if event.source == self.identity.peer or not event.frame.startswith(TAG_18):
+            return
+        try:
+            sealed = unseal(event.frame)
+            if sealed.typ == T_ADVERT:
+                self._on_advert(event.frame)
+            elif sealed.typ == T_ANNOUNCE:
+                self._on_announce(sealed)
+        except MeshError:
+            self._out.counters["bad_gossip"] += 1
+
+    def _on_announce(self, sealed: Sealed) -> None:
+        announce = sealed.open(Announce, T_ANNOUNCE)
+        now = self._out.now.unix_ms
+        if (
+            sealed.kid != announce.requester
+            or announce.network != self.identity.network
+            or not now - CLOCK_SKEW_MS_MAX < announce.expires_ms <= now + 60_000 + CLOCK_SKEW_MS_MAX
+            or announce.announce_id in self._seen
+        ):
+            return
+        self._seen[announce.announce_id] = None
+        if len(self._seen) > ANNOUNCES_SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+        self.provider.on_announce(announce)
+
+    # ---- own state
+
+    def _on_addrs(self, event: AddrsKnown) -> None:
+        self.provider.on_addrs(event.addrs)
+        self.requester.addrs = event.addrs
+
+    def _on_persist_failed(self, event: PersistFailed) -> None:
+        self._out.counters["persist_failed"] += 1
+        self._out.notify(b"", "persist_failed", reason=int(event.reason))
+        self._out.persist_failed(event.seq)
+
+    def _restore_channels(self) -> None:
+        """Chains of both ends, from the signed objects in the order they were stored."""
+        receipts: dict[Digest, dict[int, tuple[Receipt, Sealed]]] = {}
+        accepts: dict[Digest, list[tuple[Acceptance, Sealed]]] = {}
+        for obj in self._restored.signed:
+            if obj.typ == T_RECEIPT:
+                sealed = unseal(obj.sealed)
+                receipt = sealed.open(Receipt, T_RECEIPT)
+                receipts.setdefault(receipt.channel, {})[receipt.seq] = (receipt, sealed)
+            elif obj.typ == T_ACCEPT:
+                sealed = unseal(obj.sealed)
+                acceptance = sealed.open(Acceptance, T_ACCEPT)
+                accepts.setdefault(acceptance.channel, []).append((acceptance, sealed))
+        for digest, entered in self.agreements.by_channel.items():
+            chain = [receipts.get(digest, {})[s] for s in sorted(receipts.get(digest, {}))]
+            vouchers = sorted(accepts.get(digest, []), key=lambda pair: pair[0].seq)
+            if entered.agreement.provider == self.identity.peer:
+                self.provider.receipts.restore(entered, chain, [a for a, _ in vouchers])
+            else:
+                channel = RequesterChannel(entered.agreement, entered.digest)
+                disputes = {
+                    d.seq: d for acceptance, _ in vouchers for d in acceptance.disputes or ()
+                }
+                for receipt, sealed in chain:
+                    dispute = disputes.get(receipt.seq)
+                    channel.take(receipt, sealed.digest, dispute.withheld_nano if dispute else 0)
+                    self.acceptances.mark_restored(receipt, dispute)
+                self.acceptances.restore(channel, vouchers[-1][1].wire if vouchers else None)

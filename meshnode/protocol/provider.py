@@ -1,0 +1,849 @@
+"""The provider role: a car that admits offers, runs leases and signs receipts.
+
+Offer -> checks (consent, policy, agreement, budget, slots) -> lease -> inputs and blobs -> run ->
+parts -> ended -> receipt -> acceptance. Recall beats all of it. Nothing here trusts an offer: what
+does not fit is refused with a typed reason, and the requester goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..errors import MeshError
+from .advert import AdvertBook, bucket_lease_s, bucket_mwh, cell_topic
+from .agreement import Agreements
+from .codec import digest
+from .effects import Admit, Dial, FetchBlob, HeldRecord, Publish, StartExec, StopExec
+from .events import (
+    Admitted,
+    BlobFailed,
+    BlobReady,
+    BudgetRead,
+    ExecEnded,
+    UnitsDone,
+    WorkerClasses,
+)
+from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
+from .lease import Granted, Stage, exec_spec, parts
+from .messages import Assign, CancelTask, Ended, Handoff, Heartbeat, Inputs, Refuse
+from .objects import (
+    T_ADVERT,
+    T_CONSENT,
+    T_LEASE,
+    T_OFFER,
+    T_POLICY,
+    T_TOKEN,
+    Advert,
+    AdvertBudget,
+    AdvertClass,
+    Announce,
+    Consent,
+    Lease,
+    Offer,
+    Policy,
+    Role,
+    Submitters,
+    Token,
+)
+from .outbox import Outbox
+from .reasons import Reason
+from .receipts import ReceiptDesk
+from .sealed import Sealed, unseal
+from .types import (
+    CACHED_MAX,
+    CHUNK_BYTES,
+    INLINE_BYTES_MAX,
+    LEASE_UNITS_MAX,
+    BlobRef,
+    Digest,
+    Lane,
+    LeaseId,
+    Peer,
+    TaskId,
+    UnitRun,
+)
+
+FETCH_MS_MAX = 600_000
+ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
+CHUNKS_KNOWN_MAX = 1 << 16
+TOKENS_MAX = 256
+
+K = TypeVar("K")
+V = TypeVar("V")
+_NO_BUDGET = BudgetRead(False, Reason.NO_CONSENT, 0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Bid:
+    token: Token
+    requester: Peer
+    wire: bytes
+    until_mono_ms: int
+    sent: bool
+
+
+class Provider:
+    def __init__(self, outbox: Outbox, agreements: Agreements, book: AdvertBook) -> None:
+        self._out = outbox
+        self._agreements = agreements
+        self._book = book
+        self.receipts = ReceiptDesk(outbox)
+        self.classes: WorkerClasses | None = None
+        self.budget = _NO_BUDGET
+        self.draining: Reason | None = None
+        self.leases: dict[LeaseId, Granted] = {}
+        self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
+        self._by_exec: dict[int, Granted] = {}
+        self._by_fetch: dict[int, tuple[Granted, BlobRef, int, int]] = {}
+        self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
+        self._admits: dict[int, Digest] = {}
+        self._admitted: OrderedDict[Digest, int] = OrderedDict()  # job -> kFLOP a unit
+        self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
+        self._blobs: tuple[Digest, ...] = ()
+        self._bids: dict[Digest, Bid] = {}
+        self._token_seq = 0
+        self.addrs: tuple[str, ...] = ()
+        self.peers_up: set[Peer] = set()
+        self._advert_seq = 0
+        self._advert_wire: bytes | None = None
+        self._advert_mono_ms = 0
+        self._advert_changed = False
+        self._advert_free = 0
+        self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
+        self.consent = self._read_consent()
+
+    # ---- what the owner allows
+
+    def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
+        identity = self._out.identity
+        if identity.consent is None or identity.policy is None:
+            return None
+        try:
+            sealed, policy_sealed = unseal(identity.consent), unseal(identity.policy)
+            consent = sealed.open(Consent, T_CONSENT)
+            policy = policy_sealed.open(Policy, T_POLICY)
+        except MeshError:
+            return None
+        whole = (
+            sealed.kid == consent.account == identity.account
+            and policy_sealed.kid == policy.account == identity.account
+            and consent.network == policy.network == identity.network
+            and consent.policy == policy_sealed.digest
+            and consent.withdrawn_ms is None
+        )
+        return (sealed, consent, policy_sealed, policy) if whole else None
+
+    @property
+    def active(self) -> bool:
+        return bool(self._out.identity.roles & Role.PROVIDE)
+
+    def may_run(self) -> Reason:
+        """Whether this car takes work at all now."""
+        if not self.active:
+            return Reason.NOT_PROVIDING
+        if self.draining is not None:
+            return self.draining
+        now = self._out.now.unix_ms
+        if self.consent is None or not (
+            self.consent[1].given_ms - 120_000 <= now < self.consent[1].lapses_ms
+        ):
+            return Reason.NO_CONSENT
+        if self.classes is None or not self.classes.classes:
+            return Reason.NO_WORKER
+        if not self.budget.may_run:
+            return self.budget.reason
+        return Reason.OK
+
+    def _admits_submitter(self, payer: bytes) -> bool:
+        assert self.consent is not None
+        consent, policy = self.consent[1], self.consent[3]
+        mode, accounts = policy.submitters
+        own = payer == self._out.identity.account
+        if mode is Submitters.NETWORK or payer in accounts:
+            return True
+        return own or (mode is Submitters.FLEET and payer == consent.operator)
+
+    @property
+    def slots(self) -> int:
+        return self.classes.slots if self.classes else 0
+
+    def _working(self) -> int:
+        return sum(not lease.ended for lease in self.leases.values())
+
+    def _held(self) -> int:
+        now = self._out.now.mono_ms
+        return sum(bid.until_mono_ms > now for bid in self._bids.values())
+
+    def slots_free(self) -> int:
+        if self.may_run() is not Reason.OK:
+            return 0
+        return max(0, self.slots - self._working() - self._held())
+
+    # ---- offers
+
+    def on_offer(self, peer: Peer, sealed: Sealed, token: Digest | None = None) -> None:
+        offer = sealed.open(Offer, T_OFFER)
+        identity = self._out.identity
+        spec_wire = spec_bytes(offer.job)
+        job_digest = digest(spec_wire)
+        task = task_digest(job_digest, *offer.task, offer.replica)
+        key = (peer, TaskId(task[:16]), offer.attempt)
+        known = self._by_key.get(key)
+        if known is not None:  # the same offer again: say the same, run nothing twice
+            self._say_again(known)
+            return
+        reason = self._admission(peer, sealed, offer, token)
+        if reason is Reason.OK and key in self._gone:
+            reason = Reason.SUPERSEDED
+        if reason is not Reason.OK:
+            self._out.counters[f"refused_{reason.name.lower()}"] += 1
+            self._out.send(peer, Lane.CONTROL, Refuse(key[1], offer.attempt, reason))
+            return
+        now = self._out.now
+        limits = self._out.limits
+        unit_ms = self._unit_ms.get(offer.job.artifact, 0.0)
+        lease = Lease(
+            1,
+            identity.network,
+            identity.peer,
+            peer,
+            "lease",
+            LeaseId(self._out.rng.randbytes(16)),
+            key[1],
+            offer.attempt,
+            offer.run,
+            sealed.digest,
+            min(offer.lease_ms, limits.lease_ms),
+            min(limits.heartbeat_ms, max(1, offer.lease_ms // 3)),
+            int(unit_ms * offer.run.size),
+            now.unix_ms,
+            offer.channel,
+        )
+        wire = self._out.seal(lease, T_LEASE).wire
+        granted = Granted(
+            lease,
+            wire,
+            offer,
+            sealed.wire,
+            job_digest,
+            task,
+            mono_ms=now.mono_ms,
+            unix_ms=now.unix_ms,
+        )
+        self.leases[lease.lease_id] = granted
+        self._by_key[key] = granted
+        self._out.send(peer, Lane.CONTROL, wire)
+        self._prepare(granted)
+        self._changed()
+
+    def _admission(self, peer: Peer, sealed: Sealed, offer: Offer, token: Digest | None) -> Reason:
+        identity = self._out.identity
+        if sealed.kid != peer or offer.requester != peer or offer.job.requester != peer:
+            return Reason.NOT_YOURS
+        if offer.network != identity.network or offer.job.network != identity.network:
+            return Reason.OTHER_NETWORK
+        if offer.provider != identity.peer:
+            return Reason.NOT_YOURS
+        if offer.not_after_ms <= self._out.now.unix_ms:
+            return Reason.EXPIRED
+        may = self.may_run()
+        if may is not Reason.OK:
+            return may
+        entered = self._agreements.as_provider(offer.channel, peer)
+        if entered is None:
+            return Reason.NO_AGREEMENT
+        if not self._admits_submitter(entered.agreement.payer):
+            return Reason.SUBMITTER
+        if self.receipts.open_count(offer.channel) >= self._out.limits.unaccepted_receipts_max:
+            return Reason.CREDIT
+        fits = self._fits(offer)
+        if fits is not Reason.OK:
+            return fits
+        if token is not None:
+            bid = self._bids.pop(token, None)  # single use
+            if bid is None or bid.requester != peer:
+                return Reason.EXPIRED
+        room = self.slots * (1 + self._out.limits.leases_queued_per_slot_max)
+        if self._working() + self._held() >= room:
+            return Reason.BUSY
+        return Reason.OK
+
+    def _fits(self, offer: Offer) -> Reason:
+        """The job against this car: artifact, sizes, memory, time and energy."""
+        job = offer.job
+        if job.artifact not in self._out.identity.artifacts:
+            return Reason.UNKNOWN_ARTIFACT
+        if offer.run.size > LEASE_UNITS_MAX or inline_size(job, offer.run.size) > INLINE_BYTES_MAX:
+            return Reason.TOO_LARGE
+        try:
+            for arg in job.args:
+                want = array_bytes(arg.spec) * (job.units if arg.mapped else 1)
+                if arg.size != want:
+                    return Reason.KERNEL_SPEC
+            out_bytes = sum(array_bytes(spec) for spec in job.outs)
+        except ValueError:
+            return Reason.KERNEL_SPEC
+        assert self.classes is not None
+        memory_mb = min(c.memory_mb for c in self.classes.classes)
+        if job.memory_mb_max > memory_mb or out_bytes > self._out.limits.result_keep_bytes_max:
+            return Reason.MEMORY
+        unit_ms = self._unit_ms.get(job.artifact, 0.0)
+        run_ms = int(unit_ms * offer.run.size)
+        if run_ms > self.budget.lease_s_max * 1000:
+            return Reason.LEASE_LENGTH
+        if self.budget.watt_max * run_ms // 3600 > self.budget.spendable_mwh:
+            return Reason.BUDGET
+        return Reason.OK
+
+    def on_assign(self, peer: Peer, assign: Assign) -> None:
+        """A token of ours is spent on an offer: the bid's way into the same lease."""
+        token = unseal(assign.token)
+        if token.typ != T_TOKEN or token.kid != self._out.identity.peer:
+            return
+        sealed = unseal(assign.offer)
+        offer = sealed.open(Offer, T_OFFER)
+        if offer.token != token.digest:
+            return
+        self.on_offer(peer, sealed, token.digest)
+
+    # ---- inputs
+
+    def _prepare(self, granted: Granted) -> None:
+        job = granted.offer.job
+        if granted.job_digest not in self._admitted:
+            exec_id = self._out.mint()
+            self._admits[exec_id] = granted.job_digest
+            remember(self._admitted, granted.job_digest, 0, 1024)
+            self._out.add(Admit(exec_id, exec_spec(job, granted.job_digest, 1)))
+        run = granted.offer.run
+        for arg in job.args:
+            if arg.inline:
+                continue
+            unit = arg.size // job.units if arg.mapped else 0
+            first = run.first * unit if arg.mapped else 0
+            count = run.size * unit if arg.mapped else arg.size
+            self._fetch(granted, BlobRef(arg.ident, arg.size), first, count)
+        if granted.offer.state is not None:
+            self._fetch(granted, granted.offer.state, 0, granted.offer.state.size)
+        self._maybe_ready(granted)
+
+    def _fetch(self, granted: Granted, ref: BlobRef, first: int, count: int) -> None:
+        chunks = range(first // CHUNK_BYTES, (first + max(count, 1) - 1) // CHUNK_BYTES + 1)
+        if all((ref.blob_id, chunk) in self._chunks for chunk in chunks):
+            return
+        fetch_id = self._out.mint()
+        granted.fetches.add(fetch_id)
+        self._by_fetch[fetch_id] = (granted, ref, first, count)
+        others = [p for p in self._book.holders(ref.blob_id[:8]) if p != self._out.identity.peer]
+        holders = (granted.requester, *others[:7])
+        deadline = self._out.now.mono_ms + FETCH_MS_MAX
+        self._out.add(FetchBlob(ref, first, count, holders, deadline, fetch_id))
+
+    def on_blob_ready(self, event: BlobReady) -> None:
+        entry = self._by_fetch.pop(event.fetch_id, None)
+        if entry is None:
+            return
+        granted, ref, first, count = entry
+        last = (first + max(count, 1) - 1) // CHUNK_BYTES
+        for chunk in range(first // CHUNK_BYTES, last + 1):
+            remember(self._chunks, (ref.blob_id, chunk), None, CHUNKS_KNOWN_MAX)
+        granted.fetches.discard(event.fetch_id)
+        granted.bytes_in += event.bytes_fetched
+        self._maybe_ready(granted)
+
+    def on_blob_failed(self, event: BlobFailed) -> None:
+        entry = self._by_fetch.pop(event.fetch_id, None)
+        if entry is None:
+            return
+        granted = entry[0]
+        granted.fetches.discard(event.fetch_id)
+        if not granted.ended:
+            self._end(granted, event.reason, "")
+
+    def on_inputs(self, peer: Peer, inputs: Inputs) -> None:
+        granted = self._by_key.get((peer, inputs.task_id, inputs.attempt))
+        if granted is None or not granted.inline_wanted or granted.inline is not None:
+            return
+        job, run = granted.offer.job, granted.offer.run
+        root = input_root(job, granted.job_digest, inputs.values, run.first, run.size)
+        if len(inputs.values) != inline_size(job, run.size) or root != granted.offer.input_root:
+            self._end(granted, Reason.KERNEL_SPEC, "the inline inputs do not match the offer")
+            return
+        granted.inline = inputs.values
+        granted.bytes_in += len(inputs.values)
+        self._maybe_ready(granted)
+
+    def _maybe_ready(self, granted: Granted) -> None:
+        if granted.stage is not Stage.WAITING or granted.fetches:
+            return
+        if granted.inline_wanted and granted.inline is None:
+            return
+        granted.move(Stage.READY)
+        self._start_ready()
+
+    def _start_ready(self) -> None:
+        if self.draining is not None:
+            return
+        running = sum(g.stage is Stage.RUNNING for g in self.leases.values())
+        for granted in list(self.leases.values()):
+            if running >= self.slots:
+                return
+            if granted.stage is not Stage.READY:
+                continue
+            running += 1
+            granted.move(Stage.RUNNING)
+            granted.exec_id = self._out.mint()
+            granted.run_mono_ms = self._out.now.mono_ms
+            self._by_exec[granted.exec_id] = granted
+            run = granted.offer.run
+            self._out.add(
+                StartExec(
+                    granted.exec_id,
+                    exec_spec(granted.offer.job, granted.job_digest, run.size),
+                    UnitRun(granted.task_id, granted.lease.attempt, run.first, run.size),
+                    granted.inline or b"",
+                    granted.offer.state,
+                )
+            )
+
+    # ---- what the executor says
+
+    def on_admitted(self, event: Admitted) -> None:
+        job_digest = self._admits.pop(event.exec_id, None)
+        if job_digest is not None:
+            self._admitted[job_digest] = event.kflop_per_unit
+
+    def on_units(self, event: UnitsDone) -> None:
+        granted = self._by_exec.get(event.exec_id)
+        if granted is None or granted.ended:
+            return
+        run = granted.offer.run
+        expected = run.first + granted.done
+        if event.first != expected or granted.done + len(event.outputs) > run.size:
+            return  # the executor promises order; anything else would mix units up
+        size = sum(array_bytes(spec) for spec in granted.offer.job.outs)
+        if any(len(output) != size for output in event.outputs):
+            self._end(granted, Reason.KERNEL_SPEC, "an output has another size than promised")
+            return
+        outputs = list(event.outputs)
+        granted.outputs += outputs
+        granted.outputs_bytes += size * len(outputs)
+        granted.bytes_out += size * len(outputs)
+        granted.digests += [hashlib.sha256(output).digest() for output in outputs]
+        granted.meters = event.meters
+        granted.beat_mono_ms = self._out.now.mono_ms
+        self._send_parts(granted, expected, outputs)
+
+    def on_exec_ended(self, event: ExecEnded) -> None:
+        refused = self._admits.pop(event.exec_id, None)
+        if refused is not None:  # the admission itself was refused
+            self._admitted.pop(refused, None)
+            for lease in list(self.leases.values()):
+                if lease.job_digest == refused and lease.stage in (Stage.WAITING, Stage.READY):
+                    self._end(lease, event.reason, event.text)
+            return
+        granted = self._by_exec.pop(event.exec_id, None)
+        if granted is None or granted.ended:
+            self._start_ready()
+            return
+        granted.meters = event.meters
+        if event.reason is Reason.DONE and granted.done < granted.offer.run.size:
+            self._end(granted, Reason.WORKER_DIED, "the worker ended before its units")
+            return
+        if event.reason is Reason.BLOB_MISSING:
+            self._chunks.clear()  # the store evicted something we believed to have
+        if granted.done:
+            spent = max(1, self._out.now.mono_ms - granted.run_mono_ms) / granted.done
+            artifact = granted.offer.job.artifact
+            before = self._unit_ms.get(artifact, spent)
+            remember(self._unit_ms, artifact, 0.5 * before + 0.5 * spent, 256)
+        self._end(granted, event.reason, event.text)
+
+    def _end(self, granted: Granted, reason: Reason, text: str) -> None:
+        """The lease is over; say so, receipt what was done, give the slot to the next."""
+        granted.move(Stage.ENDED)
+        granted.reason = reason
+        granted.text = text[:200]
+        for fetch_id in granted.fetches:
+            self._by_fetch.pop(fetch_id, None)
+        self._send_ended(granted)
+        if granted.done > granted.receipted and self.consent is not None:
+            self._receipt(granted)
+        elif not granted.unsettled:
+            self._forget(granted)
+        if granted.requester not in self.peers_up:
+            self._store(granted)
+        self._start_ready()
+        self._bound_held()
+        self._changed()
+
+    def _receipt(self, granted: Granted) -> None:
+        assert self.consent is not None
+        consent, _, policy, _ = self.consent
+        entered = self._agreements.as_provider(granted.offer.channel, granted.requester)
+        if entered is None:
+            return
+        kflop = self._admitted.get(granted.job_digest, 0)
+        self.receipts.add(
+            granted, entered, consent.digest, policy.digest, kflop, self.budget.watt_max
+        )
+
+    # ---- talking to the requester
+
+    def _send_parts(self, granted: Granted, first: int, outputs: list[bytes]) -> None:
+        if granted.requester not in self.peers_up:
+            return  # it gets them when it comes back
+        for part in parts(granted.lease_id, first, outputs):
+            self._out.send(granted.requester, Lane.RESULT, part)
+
+    def _send_ended(self, granted: Granted) -> None:
+        if granted.requester not in self.peers_up:
+            return
+        self._out.send(
+            granted.requester,
+            Lane.RESULT,
+            Ended(
+                granted.lease_id,
+                granted.reason,
+                granted.done,
+                granted.meters.device_ms,
+                granted.meters.wall_ms,
+                granted.text or None,
+            ),
+        )
+
+    def _say_again(self, granted: Granted) -> None:
+        self._out.send(granted.requester, Lane.CONTROL, granted.wire)
+        self._send_parts(granted, granted.offer.run.first, granted.outputs)
+        if granted.ended:
+            self._send_ended(granted)
+
+    def on_cancel(self, peer: Peer, cancel: CancelTask) -> None:
+        for granted in list(self.leases.values()):
+            if (
+                granted.requester == peer
+                and granted.task_id == cancel.task_id
+                and granted.lease.attempt <= cancel.attempt
+                and not granted.ended
+            ):
+                self._stop(granted, Reason.STOPPED_BY_REQUESTER, 0)
+
+    def _stop(self, granted: Granted, reason: Reason, grace_ms: int) -> None:
+        if granted.stage is Stage.RUNNING:
+            self._by_exec.pop(granted.exec_id, None)
+            self._out.add(StopExec(granted.exec_id, reason, grace_ms))
+        self._end(granted, reason, "")
+
+    def on_recall(self, reason: Reason, grace_ms: int) -> None:
+        """The driver is back: stop everything first, then tell who waits."""
+        self.draining = reason
+        for granted in list(self.leases.values()):
+            if granted.ended:
+                continue
+            if granted.requester in self.peers_up:
+                self._out.send(
+                    granted.requester,
+                    Lane.URGENT,
+                    Handoff(granted.lease_id, granted.done, grace_ms, reason),
+                )
+            self._stop(granted, Reason.STOPPED_BY_OWNER, grace_ms)
+        self._changed()
+
+    def drain(self, reason: Reason) -> None:
+        self.draining = reason
+        self._changed()
+
+    def peer_ready(self, peer: Peer) -> None:
+        """The peer's hello has come: our advert, then whatever it missed."""
+        self.peers_up.add(peer)
+        if not self.active:
+            return
+        if self._advert_wire is not None:
+            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+        for bid in self._bids.values():
+            if bid.requester == peer and not bid.sent:
+                bid.sent = True
+                self._out.send(peer, Lane.CONTROL, bid.wire)
+        for granted in list(self.leases.values()):
+            if granted.requester == peer:
+                granted.asked_out_mono_ms = None
+                self._say_again(granted)
+        self.receipts.resend(peer)
+
+    def peer_down(self, peer: Peer) -> None:
+        self.peers_up.discard(peer)
+        for granted in list(self.leases.values()):
+            if granted.requester == peer:
+                granted.asked_out_mono_ms = self._out.now.mono_ms
+                if granted.ended:
+                    self._store(granted)
+
+    def on_settled(self, tags: list[bytes]) -> None:
+        """Receipts of these leases were accepted: their outputs may go."""
+        for tag in tags:
+            granted = self.leases.get(LeaseId(tag))
+            if granted is None:
+                continue
+            granted.unsettled -= 1
+            if granted.ended and granted.unsettled <= 0 and granted.receipted >= granted.done:
+                self._forget(granted)
+
+    def _forget(self, granted: Granted) -> None:
+        self.leases.pop(granted.lease_id, None)
+        self._by_key.pop(granted.key, None)
+        remember(self._gone, granted.key, granted.reason, ENDED_KEYS_MAX)
+        if granted.stored:
+            self.receipts.drop_held(granted)
+
+    def _store(self, granted: Granted) -> None:
+        """The requester is away: finished units must survive this process."""
+        if granted.stored or not granted.done:
+            return
+        granted.stored = True
+        self.receipts.keep_held(
+            HeldRecord(
+                granted.requester,
+                granted.task_id,
+                granted.lease.attempt,
+                granted.offer.run.first,
+                granted.done,
+                granted.offer_wire,
+                granted.wire,
+                granted.reason,
+                b"".join(granted.outputs),
+                self._out.now.unix_ms + self._out.limits.result_keep_ms,
+            )
+        )
+
+    def _bound_held(self) -> None:
+        """Results nobody accepts are bounded in bytes: the oldest go first."""
+        held = sum(g.outputs_bytes for g in self.leases.values())
+        for granted in list(self.leases.values()):
+            if held <= self._out.limits.result_keep_bytes_max:
+                return
+            if granted.ended:
+                held -= granted.outputs_bytes
+                self._forget(granted)
+
+    # ---- announcements and adverts
+
+    def on_announce(self, announce: Announce) -> None:
+        """Bid for an announced job if sortition picks us and a slot is idle."""
+        identity, now = self._out.identity, self._out.now
+        lot = hashlib.sha256(announce.announce_id + identity.peer).digest()[:4]
+        if int.from_bytes(lot, "big") > announce.threshold or len(self._bids) >= TOKENS_MAX:
+            return
+        if self.slots_free() < 1 or announce.artifact not in identity.artifacts:
+            return
+        assert self.classes is not None
+        best = max(self.classes.classes, key=lambda c: c.rate_mflops)
+        if announce.memory_mb > best.memory_mb:
+            return
+        have = {blob[:8] for blob in self._blobs}
+        self._token_seq += 1
+        hold_ms = self._out.limits.announce_hold_ms * 4
+        token = Token(
+            1,
+            identity.network,
+            identity.peer,
+            self._token_seq,
+            "token",
+            best.class_digest,
+            best.rate_mflops,
+            now.unix_ms + 30_000,
+            self.budget.floor_nano_per_s,
+            self.budget.lease_s_max,
+            int(all(prefix in have for prefix in announce.consts)),
+            announce.announce_id,
+            hold_ms,
+        )
+        sealed = self._out.seal(token, T_TOKEN)
+        up = announce.requester in self.peers_up
+        self._bids[sealed.digest] = Bid(
+            token, announce.requester, sealed.wire, now.mono_ms + hold_ms, up
+        )
+        self._out.counters["bids"] += 1
+        if up:
+            self._out.send(announce.requester, Lane.CONTROL, sealed.wire)
+        elif announce.addrs:
+            self._out.add(Dial(announce.requester, announce.addrs))
+
+    def on_classes(self, event: WorkerClasses) -> None:
+        self.classes = event
+        self._changed(now=True)
+
+    def on_budget(self, event: BudgetRead) -> None:
+        changed = event != self.budget
+        self.budget = event
+        if changed:
+            self._changed(now=True)
+
+    def on_blobs(self, blob_ids: tuple[Digest, ...]) -> None:
+        self._blobs = blob_ids
+        self._changed(now=True)
+
+    def on_addrs(self, addrs: tuple[str, ...]) -> None:
+        self.addrs = addrs
+        self._changed(now=True)
+
+    def _changed(self, *, now: bool = False) -> None:
+        """Something an advert says has changed: at once if it matters to who would offer."""
+        free = self.slots_free()
+        if now or (free == 0) != (self._advert_free == 0):
+            self._advert_changed = True
+
+    def _publish(self) -> None:
+        identity, now = self._out.identity, self._out.now
+        limits = self._out.limits
+        assert self.classes is not None
+        self._advert_seq = max(self._advert_seq + 1, now.unix_ms)
+        self._advert_free = self.slots_free()
+        reason = self.may_run()
+        cached = [d[:8] for d in (*sorted(identity.artifacts), *self._blobs)]
+        advert = Advert(
+            1,
+            identity.network,
+            identity.peer,
+            self._advert_seq,
+            "advert",
+            identity.cell,
+            tuple(
+                AdvertClass(c.platform, c.kind, c.memory_mb, c.rate_mflops, c.class_digest)
+                for c in self.classes.classes
+            ),
+            self.slots,
+            self._advert_free,
+            self.classes.jax_window,
+            self.classes.jaxlib,
+            self.classes.sandbox_layers,
+            tuple(dict.fromkeys(cached[-CACHED_MAX:])),
+            AdvertBudget(
+                bucket_mwh(self.budget.spendable_mwh),
+                self.budget.watt_max,
+                bucket_lease_s(self.budget.lease_s_max),
+                self.budget.floor_nano_per_s,
+                int(reason is Reason.OK),
+                reason,
+            ),
+            now.unix_ms + limits.advert_ttl_ms,
+            self.addrs,
+        )
+        self._advert_wire = self._out.seal(advert, T_ADVERT).wire
+        self._advert_mono_ms = now.mono_ms
+        self._advert_changed = False
+        self._out.add(Publish(cell_topic(identity.network, identity.cell), self._advert_wire))
+        # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
+        for peer in sorted(self.peers_up)[: limits.peers_max]:
+            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+
+    # ---- time
+
+    def _advert_due(self) -> int | None:
+        if not self.active or self.classes is None:
+            return None
+        limits = self._out.limits
+        if self._advert_wire is None:
+            return self._out.now.mono_ms if self._advert_changed else None
+        wait = limits.advert_gap_ms if self._advert_changed else limits.advert_period_ms
+        return self._advert_mono_ms + wait
+
+    def deadline(self) -> int | None:
+        dues: list[int] = []
+        advert = self._advert_due()
+        if advert is not None:
+            dues.append(advert)
+        receipts = self.receipts.deadline()
+        if receipts is not None:
+            dues.append(receipts)
+        dues += [bid.until_mono_ms for bid in self._bids.values()]
+        for granted in self.leases.values():
+            if granted.ended:
+                if granted.asked_out_mono_ms is not None:
+                    dues.append(granted.asked_out_mono_ms + self._out.limits.result_keep_ms)
+            elif granted.asked_out_mono_ms is not None:
+                dues.append(granted.asked_out_mono_ms + granted.lease.lease_ms)
+            else:
+                dues.append(granted.beat_mono_ms + granted.lease.heartbeat_ms)
+        return min(dues, default=None)
+
+    def tick(self) -> None:
+        mono = self._out.now.mono_ms
+        for token, bid in list(self._bids.items()):
+            if bid.until_mono_ms <= mono:
+                del self._bids[token]
+        for granted in list(self.leases.values()):
+            away = granted.asked_out_mono_ms
+            if granted.ended:
+                if away is not None and away + self._out.limits.result_keep_ms <= mono:
+                    self._forget(granted)
+            elif away is not None:
+                if away + granted.lease.lease_ms <= mono:
+                    self._stop(granted, Reason.PEER_DOWN, 0)
+            elif granted.beat_mono_ms + granted.lease.heartbeat_ms <= mono:
+                self._heartbeat(granted)
+                if self.receipts.interval_over(granted) and granted.done > granted.receipted:
+                    self._receipt(granted)
+        due = self._advert_due()
+        if due is not None and due <= mono:
+            self._publish()
+        self.receipts.tick()
+
+    def _heartbeat(self, granted: Granted) -> None:
+        granted.beat_mono_ms = self._out.now.mono_ms
+        waits = {Stage.WAITING: Reason.WAITS_BLOB, Stage.READY: Reason.WAITS_SLOT}
+        unit_ms = self._unit_ms.get(granted.offer.job.artifact, 0.0)
+        eta_ms = int(unit_ms * (granted.offer.run.size - granted.done))
+        self._out.send(
+            granted.requester,
+            Lane.CONTROL,
+            Heartbeat(granted.lease_id, granted.done, eta_ms, waits.get(granted.stage)),
+        )
+
+    # ---- after a restart
+
+    def restore(self, held: tuple[HeldRecord, ...]) -> None:
+        """Units that this car finished while their requester was away."""
+        for record in held:
+            if record.expires_unix_ms <= self._out.now.unix_ms:
+                continue
+            try:
+                sealed, lease_sealed = unseal(record.offer), unseal(record.lease)
+                offer, lease = sealed.open(Offer, T_OFFER), lease_sealed.open(Lease, T_LEASE)
+            except MeshError:
+                continue
+            job_digest = digest(spec_bytes(offer.job))
+            granted = Granted(
+                lease,
+                record.lease,
+                offer,
+                record.offer,
+                job_digest,
+                task_digest(job_digest, *offer.task, offer.replica),
+                mono_ms=self._out.now.mono_ms,
+                unix_ms=self._out.now.unix_ms,
+            )
+            size = len(record.outputs) // max(1, record.count)
+            granted.outputs = [
+                record.outputs[i * size : (i + 1) * size] for i in range(record.count)
+            ]
+            granted.outputs_bytes = len(record.outputs)
+            granted.digests = [hashlib.sha256(output).digest() for output in granted.outputs]
+            granted.receipted = record.count  # receipted before, or at its end
+            granted.stage = Stage.ENDED
+            granted.reason = Reason.of(record.reason)
+            granted.stored = True
+            granted.unsettled = 1
+            granted.asked_out_mono_ms = self._out.now.mono_ms
+            self.leases[granted.lease_id] = granted
+            self._by_key[granted.key] = granted
+
+
+def remember(table: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """A bounded memory: the oldest entry goes."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > most:
+        table.popitem(last=False)

@@ -1,0 +1,195 @@
+"""The provider's receipt desk: finished units become signed receipts, in groups.
+
+Results go out first, receipts trail by at most `receipt_delay_ms`: one group commit for many
+leases (a single power-safe commit costs milliseconds, thirty-two in one cost the same). Every
+receipt is durable before it is sent.
+"""
+
+from __future__ import annotations
+
+from .agreement import InForce
+from .channel import ProviderChannel
+from .effects import HeldDropped, HeldRecord
+from .events import Meters
+from .lease import Granted
+from .merkle import root
+from .objects import (
+    T_ACCEPT,
+    T_RECEIPT,
+    Acceptance,
+    Measured,
+    Outcome,
+    Receipt,
+    Span,
+    Work,
+)
+from .outbox import Outbox, row
+from .reasons import Reason
+from .sealed import Sealed
+from .types import (
+    RECEIPT_SPAN_MS_MAX,
+    Digest,
+    Durability,
+    JobId,
+    Lane,
+    Peer,
+)
+
+ENERGY_ESTIMATED = 1
+ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
+
+_OUTCOME = {
+    Reason.FAILED_BY_JOB: Outcome.FAILED_BY_JOB,
+    Reason.STOPPED_BY_REQUESTER: Outcome.STOPPED_BY_REQUESTER,
+    Reason.OK: Outcome.DONE,
+    Reason.DONE: Outcome.DONE,
+}
+
+
+class ReceiptDesk:
+    def __init__(self, outbox: Outbox) -> None:
+        self._out = outbox
+        self.channels: dict[Digest, ProviderChannel] = {}
+        self._waiting: list[
+            tuple[ProviderChannel, Work, Measured, tuple[int, int], bytes, Digest, Digest]
+        ] = []
+        self._due_mono_ms: int | None = None
+        self._watt_ms = 0  # energy of runs too short for a whole mWh is carried over
+
+    def restore(
+        self,
+        entered: InForce,
+        receipts: list[tuple[Receipt, Sealed]],
+        accepts: list[Acceptance],
+    ) -> None:
+        channel = ProviderChannel(entered.agreement, entered.digest)
+        for receipt, sealed in receipts:
+            channel.minted(receipt, sealed)
+        for acceptance in accepts:
+            channel.accept(acceptance)
+        self.channels[entered.digest] = channel
+
+    def open_count(self, channel: Digest) -> int:
+        found = self.channels.get(channel)
+        waiting = sum(entry[0].digest == channel for entry in self._waiting)
+        return waiting + (len(found.open) if found else 0)
+
+    def add(
+        self,
+        granted: Granted,
+        entered: InForce,
+        consent: Digest,
+        policy: Digest,
+        kflop_per_unit: int,
+        watt: int,
+    ) -> None:
+        """Units of the lease that stand in no receipt yet."""
+        channel = self.channels.get(entered.digest)
+        if channel is None:
+            channel = self.channels[entered.digest] = ProviderChannel(
+                entered.agreement, entered.digest
+            )
+        now = self._out.now
+        first, count = granted.receipted, granted.done - granted.receipted
+        before, after = granted.receipted_meters, granted.meters
+        wall_ms = max(0, after.wall_ms - before.wall_ms)
+        measured = Measured(
+            max(0, after.device_ms - before.device_ms),
+            wall_ms,
+            kflop_per_unit * count,
+            granted.bytes_in,
+            granted.bytes_out,
+            self._energy_mwh(before, after, watt),
+            ENERGY_ESTIMATED,
+            ESTIMATE_UNCERTAINTY_PERMILLE,
+            0,
+        )
+        work = Work(
+            JobId(granted.job_digest[:16]),
+            Span(granted.offer.run.first + first, count),
+            granted.task_digest,
+            granted.offer.job.artifact,
+            granted.offer.input_root,
+            root(granted.digests[first:]),
+            _OUTCOME.get(granted.reason, Outcome.STOPPED_BY_OWNER),
+            granted.lease.attempt,
+            granted.lease_id,
+            granted.offer.replica,
+        )
+        period = (
+            granted.receipted_unix_ms,
+            max(now.unix_ms, granted.receipted_unix_ms),
+        )
+        granted.receipted = granted.done
+        granted.receipted_meters = after
+        granted.receipted_unix_ms = period[1]
+        granted.bytes_in = granted.bytes_out = 0
+        granted.unsettled += 1
+        self._waiting.append((channel, work, measured, period, granted.lease_id, consent, policy))
+        if self._due_mono_ms is None:
+            self._due_mono_ms = now.mono_ms + self._out.limits.receipt_delay_ms
+
+    def _energy_mwh(self, before: Meters, after: Meters, watt: int) -> int:
+        metered = after.energy_mwh - before.energy_mwh
+        if metered > 0:
+            return metered
+        self._watt_ms += watt * max(0, after.wall_ms - before.wall_ms)
+        energy, self._watt_ms = divmod(self._watt_ms, 3600)  # 1 W for 3,600 ms is 1 mWh
+        return energy
+
+    def interval_over(self, granted: Granted) -> bool:
+        return self._out.now.unix_ms - granted.receipted_unix_ms >= RECEIPT_SPAN_MS_MAX
+
+    def flush(self) -> None:
+        """Sign, store and send all that waits."""
+        self._due_mono_ms = None
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        minted: list[tuple[Peer, Sealed]] = []
+        for channel, work, measured, period, _tag, consent, policy in waiting:
+            receipt = channel.mint(self._out.identity, work, measured, period, consent, policy)
+            sealed = self._out.seal(receipt, T_RECEIPT)
+            channel.minted(receipt, sealed)
+            minted.append((channel.agreement.requester, sealed))
+        seq = self._out.persist(tuple(row(sealed) for _, sealed in minted), Durability.POWER)
+        for requester, sealed in minted:
+            self._out.send(requester, Lane.MONEY, sealed.wire, after=seq)
+        self._out.counters["receipts_signed"] += len(minted)
+
+    def resend(self, peer: Peer) -> None:
+        """A requester came back: every receipt it has not accepted, in order."""
+        for channel in self.channels.values():
+            if channel.agreement.requester == peer:
+                for seq in sorted(channel.open):
+                    self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
+
+    def on_acceptance(self, peer: Peer, sealed: Sealed) -> list[bytes]:
+        """Lease ids whose receipts are settled by it."""
+        acceptance = sealed.open(Acceptance, T_ACCEPT)
+        channel = self.channels.get(acceptance.channel)
+        if channel is None or sealed.kid != peer or channel.agreement.requester != peer:
+            return []
+        settled = channel.accept(acceptance)
+        if isinstance(settled, Reason):
+            self._out.counters[f"acceptance_{settled.name.lower()}"] += 1
+            return []
+        if settled:
+            self._out.persist((row(sealed),), Durability.POWER)
+        return [receipt.tag for receipt in settled]
+
+    def keep_held(self, record: HeldRecord) -> None:
+        self._out.persist((record,), Durability.PROCESS)
+
+    def drop_held(self, granted: Granted) -> None:
+        self._out.persist(
+            (HeldDropped(granted.requester, granted.task_id, granted.lease.attempt),),
+            Durability.PROCESS,
+        )
+
+    def deadline(self) -> int | None:
+        return self._due_mono_ms
+
+    def tick(self) -> None:
+        if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
+            self.flush()

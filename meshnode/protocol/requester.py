@@ -1,0 +1,879 @@
+"""The requester role: jobs become tasks, tasks become attempts, units come back and are accepted.
+
+Persist the job -> agree with cars -> offer runs (or announce and collect bids) -> lease -> parts
+-> store units -> receipts checked against what arrived -> acceptance. A lost attempt goes out again
+under the next number, from the first unit that is missing. Execution is at least once; a unit is
+taken once and accepted once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ..errors import MeshError
+from .acceptances import AcceptanceDesk
+from .advert import AdvertBook, cell_topic
+from .agreement import Agreements
+from .attempt import Attempt, State, Step
+from .codec import decode, digest, encode
+from .effects import ArgSource, Dial, JobRecord, Publish, ResultRecord, TaskRecord
+from .events import JobOrder, Submit
+from .intake import Intake
+from .job import (
+    Job,
+    JobState,
+    Past,
+    Task,
+    input_root,
+    make_spec,
+    run_inline,
+    spec_bytes,
+)
+from .messages import (
+    Assign,
+    CancelTask,
+    Checkpoint,
+    Ended,
+    Handoff,
+    Heartbeat,
+    Inputs,
+    Part,
+    Refuse,
+    pack,
+)
+from .objects import (
+    T_ANNOUNCE,
+    T_LEASE,
+    T_OFFER,
+    T_TOKEN,
+    Advert,
+    Announce,
+    JobSpec,
+    Lease,
+    Offer,
+    OfferKind,
+    Span,
+    Token,
+)
+from .outbox import Outbox, Restored, RestoredResult
+from .placement import Car, GossipPlacement, Need, Placement, run_units
+from .reasons import Reason
+from .rule import decode_map
+from .sealed import Sealed, unseal
+from .types import (
+    BlobRef,
+    Digest,
+    Durability,
+    JobId,
+    Lane,
+    LeaseId,
+    Peer,
+    TaskId,
+)
+
+# Refusals that another minute will not mend: the car is left out of this job for good.
+UNSUITED = frozenset(
+    {
+        Reason.OTHER_NETWORK,
+        Reason.NOT_PROVIDING,
+        Reason.SUBMITTER,
+        Reason.PRICE,
+        Reason.CURRENCY,
+        Reason.BLOCKED,
+        Reason.LEASE_LENGTH,
+        Reason.MEMORY,
+        Reason.UNKNOWN_ARTIFACT,
+        Reason.KERNEL_SPEC,
+        Reason.JAX_WINDOW,
+        Reason.TOO_LARGE,
+        Reason.NO_CONSENT,
+        Reason.NO_WORKER,
+    }
+)
+KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
+DEADLINE_UNIX_MS = 600_000  # an offer's own expiry, far above its time-out: clocks differ
+ENDED_JOBS_MAX = 256
+PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
+
+
+class Requester:
+    def __init__(
+        self,
+        outbox: Outbox,
+        agreements: Agreements,
+        book: AdvertBook,
+        placement: Placement,
+        acceptances: AcceptanceDesk,
+    ) -> None:
+        self._out = outbox
+        self._agreements = agreements
+        self._book = book
+        self._placement = placement
+        self._gossip = GossipPlacement()
+        self._acceptances = acceptances
+        self._intake = Intake()
+        self.jobs: dict[JobId, Job] = {}
+        self._by_task: dict[TaskId, Job] = {}
+        self._by_lease: dict[LeaseId, Attempt] = {}
+        self._mine: Counter[Peer] = Counter()  # live attempts of ours per car
+        self._backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
+        self._dialled: dict[Peer, int] = {}
+        self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
+        self._announced: dict[bytes, Job] = {}
+        self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
+        self.addrs: tuple[str, ...] = ()
+
+    # ---- jobs
+
+    def submit(self, event: Submit) -> None:
+        order = event.order
+        identity = self._out.identity
+        try:
+            spec = make_spec(order, identity.network, identity.peer)
+        except ValueError as error:
+            self._refuse(event.request_id, Reason.KERNEL_SPEC, str(error))
+            return
+        if sum(job.state is JobState.RUNNING for job in self.jobs.values()) >= (
+            self._out.limits.jobs_max
+        ):
+            self._refuse(event.request_id, Reason.BUSY, "too many jobs are in work")
+            return
+        wire = spec_bytes(spec)
+        job_digest = digest(wire)
+        job_id = JobId(job_digest[:16])
+        if job_id in self.jobs:  # same order, same nonce: the same job
+            self._out.notify(job_id, "submitted", request_id=event.request_id)
+            self._say(self.jobs[job_id])
+            return
+        job = self._enter(spec, job_digest, order)
+        self._out.notify(job_id, "submitted", request_id=event.request_id)
+        if order.durable:
+            record = JobRecord(job_digest, wire, order_note(order), JobState.RUNNING, 0)
+            self._out.persist((record,), Durability.PROCESS, None, lambda: self._disk_full(job))
+        self._say(job)
+        self.pump(job)
+
+    def _enter(self, spec: JobSpec, job_digest: Digest, order: JobOrder) -> Job:
+        now = self._out.now.mono_ms
+        deadline = now + (order.deadline_ms or self._out.limits.job_deadline_ms)
+        job = Job(JobId(job_digest[:16]), job_digest, spec, order, now, deadline)
+        job.last_sign_mono_ms = now
+        ended = [j for j in self.jobs.values() if j.state is not JobState.RUNNING]
+        for old in ended[: max(0, len(ended) - ENDED_JOBS_MAX)]:
+            self._drop(old)
+        self.jobs[job.job_id] = job
+        self._acceptances.jobs[job.job_id] = job
+        return job
+
+    def _drop(self, job: Job) -> None:
+        del self.jobs[job.job_id]
+        self._acceptances.jobs.pop(job.job_id, None)
+        for task_id in job.tasks:
+            self._by_task.pop(task_id, None)
+
+    def _refuse(self, request_id: int, reason: Reason, text: str) -> None:
+        self._out.notify(b"", "refused", request_id=request_id, reason=int(reason), text=text)
+
+    def cancel(self, job_id: JobId) -> None:
+        job = self.jobs.get(job_id)
+        if job is not None and job.state is JobState.RUNNING:
+            self._finish(job, JobState.CANCELLED, Reason.CANCELLED)
+
+    def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
+        for task_id in list(job.live):
+            task = job.tasks[task_id]
+            if task.live is not None:
+                cancel = CancelTask(task_id, task.live.number, Reason.STOPPED_BY_REQUESTER)
+                if task.live.peer in self.peers_up:
+                    self._out.send(task.live.peer, Lane.URGENT, cancel)
+                self._lose(job, task.live, reason, again=False)
+        job.state, job.reason = state, reason
+        job.retry.clear()
+        self._announced.pop(job.waiting.announce_id, None)
+        if job.order.durable:
+            record = JobRecord(
+                job.digest, spec_bytes(job.spec), order_note(job.order), state, reason
+            )
+            self._out.persist((record,), Durability.PROCESS, lambda: self._say(job))
+        else:
+            self._say(job)
+
+    def _disk_full(self, job: Job) -> None:
+        if job.state is JobState.RUNNING:
+            self._finish(job, JobState.FAILED, Reason.DISK_FULL)
+
+    def _say(self, job: Job) -> None:
+        self._out.notify(
+            job.job_id,
+            "job",
+            state=job.state.name.lower(),
+            reason=int(job.reason),
+            units=job.spec.units,
+            done=job.stored,
+        )
+
+    # ---- placing
+
+    def pump_all(self) -> None:
+        for job in list(self.jobs.values()):
+            if job.to_place:
+                self.pump(job)
+
+    def pump(self, job: Job) -> None:
+        """Place as much of the job as the cars will take now."""
+        if not job.to_place:
+            return
+        gossip = job.order.policy == "gossip"
+        placement: Placement = self._gossip if gossip else self._placement
+        job.pump_mono_ms = self._out.now.mono_ms + PUMP_MS
+        if not placement.announces():
+            self._offer_all(job, placement)
+        left = job.to_place  # a property: what was placed above is no longer left
+        if left and (placement.announces() or self._nobody_offers(job)):
+            self._announce(job)
+
+    def _offer_all(self, job: Job, placement: Placement) -> None:
+        """Point to point, as long as a car is chosen and the next task is not tried out."""
+        while job.to_place:
+            if job.retry and job.retry[0].tries >= self._out.limits.offer_tries_max:
+                return
+            cars = self._cars(job)
+            peer = placement.choose(cars, self._out.rng)
+            if peer is None:
+                return
+            self._offer(job, peer, self._next_run(job, cars), None)
+
+    def _nobody_offers(self, job: Job) -> bool:
+        """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""
+        tired = bool(job.retry) and job.retry[0].tries >= self._out.limits.offer_tries_max
+        asking = any(self._agreements.asking(peer) for peer in self.peers_up)
+        return tired or (not job.live and not asking)
+
+    def _cars(self, job: Job) -> list[Car]:
+        """Cars that may take a run of this job now; starts what stands in the way for others."""
+        now = self._out.now
+        limits = self._out.limits
+        consts = [arg.ident[:8] for arg in job.spec.args if not arg.mapped and not arg.inline]
+        cars: list[Car] = []
+        for peer, known in self._book.cars.items():
+            advert = known.advert
+            if peer == self._out.identity.peer or not self._suits(job, peer, advert):
+                continue
+            if self._backoff.get(peer, 0) > now.mono_ms:
+                continue
+            if peer not in self.peers_up:
+                self._dial(peer, advert.addrs)
+                continue
+            if self._agreements.with_provider(peer) is None:
+                self._agreements.ask(peer)
+                continue
+            mine = self._mine[peer]
+            capacity = advert.slots * (1 + limits.leases_queued_per_slot_max) - mine
+            cars.append(
+                Car(
+                    peer,
+                    capacity,
+                    mine == 0 and advert.slots_free > 0,
+                    self.peers_up[peer],
+                    max((c.rate_mflops for c in advert.classes), default=0),
+                    all(prefix in advert.cached for prefix in consts),
+                    advert.budget.spendable_mwh,
+                )
+            )
+        return cars
+
+    def _suits(self, job: Job, peer: Peer, advert: Advert) -> bool:
+        if not advert.budget.may_run or peer in job.unsuited or not advert.classes:
+            return False
+        if job.order.cars and peer not in job.order.cars:
+            return False
+        unit_ms = job.unit_ms or job.order.unit_ms_hint
+        if unit_ms > advert.budget.lease_s_max * 1000:
+            return False
+        return job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
+
+    def _dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
+        now = self._out.now.mono_ms
+        if self._dialled.get(peer, -(10**9)) + self._out.limits.redial_gap_ms <= now:
+            self._dialled[peer] = now
+            self._out.add(Dial(peer, addrs))
+
+    def _next_run(self, job: Job, cars: list[Car]) -> Task:
+        """A task that waits to be tried again, or fresh units of a guided size."""
+        if job.retry:
+            task = job.retry.popleft()
+            task.queued = False
+            return task
+        limits = self._out.limits
+        depth = 1 + limits.leases_queued_per_slot_max
+        workers = sum(1 for car in cars if car.capacity > 0 or self._mine[car.peer])
+        most = min(limits.lease_units_max, job.order.lease_units_max or limits.lease_units_max)
+        need = Need(
+            job.spec.units - job.fresh, job.unit_ms, most, limits.lease_target_ms, workers, depth
+        )
+        task = job.cut(run_units(need))
+        self._by_task[task.task_id] = job
+        return task
+
+    def _offer(self, job: Job, peer: Peer, task: Task, token: Sealed | None) -> None:
+        """One attempt, to one car. The attempt's number is stored before the offer leaves."""
+        entered = self._agreements.with_provider(peer)
+        assert entered is not None, "a car without agreement is never chosen"
+        identity, now, limits = self._out.identity, self._out.now, self._out.limits
+        task.attempt += 1
+        first, count = task.missing, task.end - task.missing
+        inline = run_inline(job.spec, job.order.inline, first, count)
+        offer = Offer(
+            1,
+            identity.network,
+            identity.peer,
+            peer,
+            "offer",
+            job.spec,
+            Span(task.first, task.count),
+            task.attempt,
+            Span(first, count),
+            input_root(job.spec, job.digest, inline, first, count),
+            0,
+            OfferKind.RETRY if task.attempt else OfferKind.FIRST,
+            entered.digest,
+            limits.lease_ms,
+            now.unix_ms + DEADLINE_UNIX_MS,
+            0,
+            task.state,
+            task.step,
+            None if token is None else token.digest,
+        )
+        sealed = self._out.seal(offer, T_OFFER)
+        after = None
+        if job.order.durable:
+            record = TaskRecord(
+                job.digest, task.first, task.count, task.attempt, peer, first, count
+            )
+            after = self._out.persist(
+                (record,), Durability.PROCESS, None, lambda: self._disk_full(job)
+            )
+        frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
+        if any(arg.inline for arg in job.spec.args):
+            frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
+        for frame in frames:
+            self._out.send(peer, Lane.CONTROL, frame, after=after)
+        attempt = Attempt(
+            task.task_id,
+            task.attempt,
+            peer,
+            first,
+            count,
+            job.add_source(task.task_id, task.attempt, peer),
+            now_mono_ms=now.mono_ms,
+            offer_timeout_ms=limits.offer_timeout_ms,
+        )
+        attempt.frames = tuple(frames)
+        task.live = attempt
+        job.live.add(task.task_id)
+        job.history.append(Past(attempt, task))
+        self._mine[peer] += 1
+        self._note(job, attempt)
+
+    # ---- announcing
+
+    def _announce(self, job: Job) -> None:
+        """Ask the cell; who bids gets a run. Backs off while nobody does."""
+        now, limits, waiting = self._out.now, self._out.limits, job.waiting
+        if waiting.until_mono_ms > now.mono_ms:
+            return
+        self._announced.pop(waiting.announce_id, None)
+        waiting.announce_id = self._out.rng.randbytes(16)
+        waiting.backoff_ms = min(
+            max(limits.announce_backoff_ms, 2 * waiting.backoff_ms), limits.announce_backoff_ms_max
+        )
+        waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
+        self._announced[waiting.announce_id] = job
+        cell = max(1, len(self._book.cars))
+        share = min(1.0, limits.bids_target / cell)
+        left = job.spec.units - job.fresh + sum(t.end - t.missing for t in job.retry)
+        identity = self._out.identity
+        announce = Announce(
+            1,
+            identity.network,
+            identity.peer,
+            waiting.announce_id,
+            "announce",
+            job.spec.kernel,
+            job.spec.artifact,
+            tuple(a.ident[:8] for a in job.spec.args if not a.mapped and not a.inline),
+            left,
+            job.spec.memory_mb_max,
+            int(job.unit_ms),
+            int(share * ((1 << 32) - 1)),
+            now.unix_ms + 30_000,
+            0,
+            self.addrs,
+        )
+        sealed = self._out.seal(announce, T_ANNOUNCE)
+        self._out.add(Publish(cell_topic(identity.network, identity.cell), sealed.wire))
+        self._out.counters["announced"] += 1
+        self._out.notify(job.job_id, "announced", units=left)
+
+    def on_token(self, peer: Peer, sealed: Sealed) -> None:
+        """A bid: a slot of that car is held for us for a moment."""
+        token = sealed.open(Token, T_TOKEN)
+        if sealed.kid != peer or token.peer != peer or token.announce_id is None:
+            return
+        job = self._announced.get(token.announce_id)
+        if job is None or not job.to_place or peer in job.unsuited:
+            return
+        if job.order.cars and peer not in job.order.cars:
+            return
+        if self._agreements.with_provider(peer) is None:
+            self._bids[peer] = (job, token, sealed)
+            self._agreements.ask(peer)
+            return
+        self._award(job, peer, sealed)
+
+    def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
+        job.waiting.backoff_ms = 0
+        task = self._next_run(job, self._cars(job))
+        task.tries = 0
+        self._offer(job, peer, task, sealed)
+
+    # ---- peers
+
+    def peer_ready(self, peer: Peer) -> None:
+        self.peers_up.setdefault(peer, 0)
+        self._backoff.pop(peer, None)
+        for job, task in self._live_at(peer):
+            assert task.live is not None
+            # The car may have restarted and know nothing, or have finished and said it to nobody:
+            # the same offer again makes it grant anew, or say again what it has.
+            task.live.lost_since_mono_ms = None
+            for frame in task.live.frames:
+                self._out.send(peer, Lane.CONTROL, frame)
+        self.pump_all()
+
+    def peer_down(self, peer: Peer) -> None:
+        self.peers_up.pop(peer, None)
+        self._bids.pop(peer, None)
+        now = self._out.now.mono_ms
+        for job, task in self._live_at(peer):
+            attempt = task.live
+            assert attempt is not None
+            if attempt.state is State.OFFERED:
+                self._lose(job, attempt, Reason.PEER_DOWN)
+            else:
+                attempt.lost_since_mono_ms = now
+                known = self._book.cars.get(peer)
+                self._dial(peer, known.advert.addrs if known else ())
+        self.pump_all()
+
+    def dial_failed(self, peer: Peer) -> None:
+        """Nobody answers at its address: what it held is lost now, not after the grace."""
+        self._backoff[peer] = self._out.now.mono_ms + self._out.limits.backoff_ms
+        for job, task in self._live_at(peer):
+            if task.live is not None and task.live.lost_since_mono_ms is not None:
+                self._lose(job, task.live, Reason.PEER_DOWN)
+        if not self._mine[peer]:
+            self._book.drop(peer)
+        self.pump_all()
+
+    def in_force(self, peer: Peer) -> None:
+        """An agreement was signed: a bid that waited for it, then everything else."""
+        waiting = self._bids.pop(peer, None)
+        if waiting is not None and waiting[0].to_place:
+            self._award(waiting[0], peer, waiting[2])
+        self.pump_all()
+
+    def terms_refused(self, peer: Peer, reason: Reason) -> None:
+        for job in self.jobs.values():
+            if job.state is JobState.RUNNING:
+                job.refusals[reason] += 1
+                job.unsuited[peer] = reason
+        self.pump_all()
+
+    def advert_came(self, advert: Advert) -> None:
+        if advert.slots_free > 0 and advert.budget.may_run:
+            self._backoff.pop(advert.peer, None)
+        for job in self.jobs.values():
+            why = job.unsuited.get(advert.peer)
+            if why in (Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING):
+                if advert.budget.may_run:
+                    del job.unsuited[advert.peer]
+        self.pump_all()
+
+    def _live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
+        return [
+            (job, task)
+            for job in self.jobs.values()
+            for task in [job.tasks[task_id] for task_id in sorted(job.live)]
+            if task.live is not None and task.live.peer == peer
+        ]
+
+    # ---- what cars answer
+
+    def _find(self, peer: Peer, task_id: TaskId, number: int) -> tuple[Job, Task, Attempt] | None:
+        job = self._by_task.get(task_id)
+        task = job.tasks.get(task_id) if job else None
+        attempt = task.live if task else None
+        if (
+            job is None
+            or task is None
+            or attempt is None
+            or attempt.peer != peer
+            or attempt.number != number
+        ):
+            return None
+        return job, task, attempt
+
+    def on_lease(self, peer: Peer, sealed: Sealed) -> None:
+        lease = sealed.open(Lease, T_LEASE)
+        found = self._find(peer, lease.task_id, lease.attempt)
+        if sealed.kid != peer or lease.provider != peer or found is None:
+            if sealed.kid == peer:  # a run that we gave up: the car need not go on
+                cancel = CancelTask(lease.task_id, lease.attempt, Reason.SUPERSEDED)
+                self._out.send(peer, Lane.CONTROL, cancel)
+            return
+        job, _, attempt = found
+        if lease.run != Span(attempt.first, attempt.count):
+            self._lose(job, attempt, Reason.BAD_FRAME)
+            return
+        attempt.step(Step.GRANTED)
+        if attempt.lease_id is not None:
+            self._by_lease.pop(attempt.lease_id, None)
+        attempt.lease_id = lease.lease_id
+        attempt.expires_mono_ms = self._out.now.mono_ms + lease.lease_ms
+        self._by_lease[lease.lease_id] = attempt
+        job.last_sign_mono_ms = self._out.now.mono_ms
+        job.tasks[attempt.task_id].tries = 0
+        self._note(job, attempt)
+
+    def on_refuse(self, peer: Peer, refuse: Refuse) -> None:
+        found = self._find(peer, refuse.task_id, refuse.attempt)
+        if found is None:
+            return
+        job, task, attempt = found
+        job.refusals[refuse.reason] += 1
+        if refuse.reason in UNSUITED:
+            job.unsuited[peer] = refuse.reason
+        else:
+            wait = refuse.retry_ms or self._out.limits.backoff_ms
+            self._backoff[peer] = self._out.now.mono_ms + wait
+        if refuse.reason is Reason.NO_AGREEMENT:
+            self._agreements.void(peer)
+        task.tries += 1
+        self._lose(job, attempt, refuse.reason)
+        self.pump(job)
+
+    def _leased(self, peer: Peer, lease_id: LeaseId) -> tuple[Job, Task, Attempt] | None:
+        attempt = self._by_lease.get(lease_id)
+        if attempt is None or attempt.peer != peer or not attempt.live:
+            return None
+        job = self._by_task.get(attempt.task_id)
+        if job is None:
+            return None
+        return job, job.tasks[attempt.task_id], attempt
+
+    def on_part(self, peer: Peer, part: Part) -> None:
+        found = self._leased(peer, part.lease_id)
+        if found is None:
+            return
+        job, task, attempt = found
+        if attempt.lease_id is not None:
+            attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+        outputs = self._intake.take(job, attempt, part)
+        if isinstance(outputs, Reason):
+            self._lose(job, attempt, outputs)
+            self.pump(job)
+            return
+        if not outputs:
+            return
+        self._time(job, attempt)
+        task.missing = max(task.missing, attempt.next_unit)
+        job.last_sign_mono_ms = self._out.now.mono_ms
+        for first, taken in outputs:
+            self._taken(job, attempt, first, taken)
+
+    def _time(self, job: Job, attempt: Attempt) -> None:
+        done = attempt.next_unit - attempt.first
+        spent = self._out.now.mono_ms - attempt.started_mono_ms
+        if done > 0:
+            measured = max(0.05, spent / done)
+            job.unit_ms = measured if job.unit_ms == 0 else 0.7 * job.unit_ms + 0.3 * measured
+
+    def _taken(self, job: Job, attempt: Attempt, first: int, outputs: list[bytes]) -> None:
+        """New units, in order: to the client, and to the store if the job is durable."""
+        count = len(outputs)
+        whole = b"".join(outputs)
+
+        def stored() -> None:
+            job.stored += count
+            self._progress(job)
+
+        if job.order.durable:
+            digests = bytes(job.digests[32 * first : 32 * (first + count)])
+            record = ResultRecord(
+                job.digest, first, count, attempt.number, attempt.peer, digests, whole
+            )
+            self._out.persist((record,), Durability.PROCESS, stored, lambda: self._disk_full(job))
+        self._out.notify(
+            job.job_id,
+            "units",
+            first=first,
+            count=count,
+            outputs=whole,
+            peer=attempt.peer,
+            attempt=attempt.number,
+        )
+        if not job.order.durable:
+            stored()
+
+    def _progress(self, job: Job) -> None:
+        if job.state is not JobState.RUNNING:
+            return
+        if job.stored == job.spec.units:
+            self._finish(job, JobState.DONE, Reason.DONE)
+        else:
+            self._say(job)
+
+    def on_ended(self, peer: Peer, ended: Ended) -> None:
+        found = self._leased(peer, ended.lease_id)
+        if found is None:
+            return
+        job, task, attempt = found
+        if attempt.next_unit == attempt.end:
+            attempt.step(Step.RETURNED)
+            self._leave(job, attempt)
+            self._note(job, attempt)
+        else:
+            reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
+            if reason is Reason.FAILED_BY_JOB:
+                task.failures += 1
+            if reason in UNSUITED:
+                job.unsuited[peer] = reason
+                job.refusals[reason] += 1
+            self._out.notify(
+                job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer
+            )
+            self._lose(job, attempt, reason)
+        self.pump(job)
+
+    def on_heartbeat(self, peer: Peer, beat: Heartbeat) -> None:
+        found = self._leased(peer, beat.lease_id)
+        if found is not None:
+            job, _, attempt = found
+            attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+            job.last_sign_mono_ms = self._out.now.mono_ms
+
+    def on_checkpoint(self, peer: Peer, checkpoint: Checkpoint) -> None:
+        found = self._leased(peer, checkpoint.lease_id)
+        if found is not None:
+            _, task, attempt = found
+            task.state, task.step = checkpoint.state, checkpoint.step
+            attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+
+    def on_handoff(self, peer: Peer, handoff: Handoff) -> None:
+        """The car leaves: its checkpoint, if any, goes into the next offer of the task."""
+        found = self._leased(peer, handoff.lease_id)
+        if found is None:
+            return
+        job, task, attempt = found
+        if handoff.state is not None:
+            task.state, task.step = handoff.state, handoff.step
+        self._backoff[peer] = self._out.now.mono_ms + 10 * self._out.limits.backoff_ms
+        self._book.drop(peer)
+        self._lose(job, attempt, handoff.reason)
+        self.pump(job)
+
+    # ---- the end of an attempt
+
+    def _leave(self, job: Job, attempt: Attempt) -> None:
+        task = job.tasks[attempt.task_id]
+        if task.live is attempt:
+            task.live = None
+            job.live.discard(task.task_id)
+        self._mine[attempt.peer] -= 1
+        if self._mine[attempt.peer] <= 0:
+            del self._mine[attempt.peer]
+        if attempt.lease_id is not None:
+            self._by_lease.pop(attempt.lease_id, None)
+
+    def _lose(self, job: Job, attempt: Attempt, reason: Reason, *, again: bool = True) -> None:
+        """Whatever is missing goes out again, under the next number."""
+        attempt.step(Step.LOST)
+        attempt.reason = reason
+        self._leave(job, attempt)
+        self._note(job, attempt)
+        task = job.tasks[attempt.task_id]
+        if not again or job.state is not JobState.RUNNING:
+            return
+        if task.missing >= task.end:
+            return
+        if task.failures >= KERNEL_FAILURES_MAX:
+            self._finish(job, JobState.FAILED, Reason.FAILED_BY_JOB)
+            return
+        if task.attempt >= 65_000:
+            self._finish(job, JobState.FAILED, reason)
+            return
+        task.queued = True
+        job.retry.append(task)
+
+    def _note(self, job: Job, attempt: Attempt) -> None:
+        self._out.notify(
+            job.job_id,
+            "attempt",
+            task=attempt.task_id,
+            attempt=attempt.number,
+            peer=attempt.peer,
+            state=attempt.state.value,
+            reason=int(attempt.reason),
+            first=attempt.first,
+            count=attempt.count,
+            done=attempt.next_unit - attempt.first,
+        )
+
+    # ---- time
+
+    def deadline(self) -> int | None:
+        dues: list[int] = []
+        limits = self._out.limits
+        for job in self.jobs.values():
+            if job.state is not JobState.RUNNING:
+                continue
+            dues.append(job.deadline_mono_ms)
+            for task_id in job.live:
+                attempt = job.tasks[task_id].live
+                if attempt is not None:
+                    dues.append(self._expiry(attempt))
+            if job.to_place:
+                dues.append(job.pump_mono_ms)
+                if not job.live:
+                    dues.append(job.last_sign_mono_ms + limits.nobody_ms)
+        return min(dues, default=None)
+
+    def _expiry(self, attempt: Attempt) -> int:
+        if attempt.lost_since_mono_ms is None:
+            return attempt.expires_mono_ms
+        grace = attempt.lost_since_mono_ms + self._out.limits.silent_peer_grace_ms
+        return min(attempt.expires_mono_ms, grace)
+
+    def tick(self) -> None:
+        now = self._out.now.mono_ms
+        self._backoff = {p: until for p, until in self._backoff.items() if until > now}
+        for job in list(self.jobs.values()):
+            if job.state is not JobState.RUNNING:
+                continue
+            if job.deadline_mono_ms <= now:
+                self._finish(job, JobState.FAILED, Reason.DEADLINE)
+                continue
+            for task_id in sorted(job.live):
+                attempt = job.tasks[task_id].live
+                if attempt is not None and self._expiry(attempt) <= now:
+                    self._expire(job, job.tasks[task_id], attempt)
+            if job.live:
+                job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
+            elif job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
+                self._finish(job, JobState.FAILED, self._why_nobody(job))
+                continue
+            self.pump(job)
+
+    def _expire(self, job: Job, task: Task, attempt: Attempt) -> None:
+        if attempt.state is State.OFFERED:
+            reason = Reason.NO_ANSWER
+            task.tries += 1
+        elif attempt.lost_since_mono_ms is not None:
+            reason = Reason.PEER_DOWN
+        else:
+            reason = Reason.LEASE_LOST
+        self._backoff[attempt.peer] = self._out.now.mono_ms + 4 * self._out.limits.backoff_ms
+        if attempt.peer in self.peers_up:
+            cancel = CancelTask(attempt.task_id, attempt.number, Reason.SUPERSEDED)
+            self._out.send(attempt.peer, Lane.URGENT, cancel)
+        self._lose(job, attempt, reason)
+
+    def _why_nobody(self, job: Job) -> Reason:
+        """The commonest refusal that no waiting would mend says more than 'nobody'."""
+        lasting = Counter(job.unsuited.values())
+        return lasting.most_common(1)[0][0] if lasting else Reason.NOBODY
+
+    # ---- after a restart
+
+    def restore(self, restored: Restored) -> None:
+        by_job: dict[Digest, Job] = {}
+        for record in restored.jobs:
+            try:
+                spec = decode_map(JobSpec, decode(record.spec), closed=True)
+            except MeshError:
+                continue
+            job = self._enter(spec, record.job_digest, order_of(spec, record.request))
+            job.state, job.reason = JobState(record.state), Reason.of(record.reason)
+            by_job[record.job_digest] = job
+        for entry in restored.tasks:
+            found = by_job.get(entry.job_digest)
+            if found is not None:
+                task = found.task(entry.first, entry.count)
+                task.attempt = entry.attempt
+                found.fresh = max(found.fresh, entry.first + entry.count)
+                self._by_task[task.task_id] = found
+        for result in restored.results:
+            found = by_job.get(result.job_digest)
+            if found is not None:
+                self._restore_result(found, result)
+        for job in by_job.values():
+            for task in job.tasks.values():
+                while task.missing < task.end and job.source_of[task.missing]:
+                    task.missing += 1
+                if job.state is JobState.RUNNING and task.missing < task.end:
+                    task.queued = True
+                    job.retry.append(task)
+            if job.state is JobState.RUNNING:
+                self._progress(job)
+
+    def _restore_result(self, job: Job, result: RestoredResult) -> None:
+        task = next((t for t in job.tasks.values() if t.first <= result.first < t.end), None)
+        task_id = task.task_id if task else TaskId(bytes(16))
+        source = job.add_source(task_id, result.attempt, result.peer)
+        for index in range(result.count):
+            job.take(result.first + index, result.digests[32 * index : 32 * index + 32], source)
+        job.stored += result.count
+
+
+def order_note(order: JobOrder) -> bytes:
+    """What of an order must survive beside the spec: inline bytes, placement, the client's note."""
+    return encode(
+        [
+            order.inline,
+            order.unit_ms_hint,
+            order.lease_units_max,
+            order.policy,
+            list(order.cars),
+            order.request,
+        ]
+    )
+
+
+def order_of(spec: JobSpec, note: bytes) -> JobOrder:
+    inline, hint, most, policy, cars, request = _six(decode(note, bytes_max=1 << 20))
+    return JobOrder(
+        spec.kernel,
+        spec.artifact,
+        tuple(
+            ArgSource(bool(a.mapped), a.spec, None if a.inline else BlobRef(a.ident, a.size))
+            for a in spec.args
+        ),
+        spec.outs,
+        spec.units,
+        spec.nonce,
+        inline,
+        hint,
+        spec.unit_wall_ms_max,
+        spec.memory_mb_max,
+        most,
+        policy,
+        tuple(Peer(c) for c in cars),
+        request=request,
+    )
+
+
+def _six(value: object) -> Iterable:  # type: ignore[type-arg]
+    assert isinstance(value, list) and len(value) == 6
+    return value

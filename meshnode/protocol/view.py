@@ -1,0 +1,195 @@
+"""What a person may see of the machine: plain frozen values, read without changing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .job import Job
+from .reasons import Reason
+from .types import JobId, Now, Peer
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    peer: Peer
+    path: str
+    addrs: tuple[str, ...]
+    inbound: bool
+    ready: bool
+    rtt_us: int
+    agreed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CarView:
+    """A car by its newest advert."""
+
+    peer: Peer
+    cell: str
+    slots: int
+    slots_free: int
+    platform: str
+    kind: str
+    memory_mb: int
+    rate_mflops: int
+    spendable_mwh: int
+    watt_max: int
+    lease_s_max: int
+    may_run: bool
+    reason: Reason
+    expires_in_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView:
+    task: bytes
+    task_first: int
+    task_count: int
+    attempt: int
+    peer: Peer
+    state: str
+    reason: Reason
+    first: int
+    count: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    job_id: JobId
+    kernel: str
+    state: str
+    reason: Reason
+    units: int
+    stored: int
+    taken: int
+    accepted: int
+    tasks: int
+    attempts: tuple[AttemptView, ...]
+    refusals: tuple[tuple[Reason, int], ...]
+    waits_for: Reason | None
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    lease_id: bytes
+    requester: Peer
+    kernel: str
+    stage: str
+    first: int
+    count: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    peer: Peer
+    cell: str
+    may_run: Reason
+    slots: int
+    slots_free: int
+    peers: tuple[PeerView, ...]
+    cars: tuple[CarView, ...]
+    jobs: tuple[JobView, ...]
+    leases: tuple[LeaseView, ...]
+    counters: tuple[tuple[str, int], ...]
+
+
+def look(node: Node, now: Now) -> View:
+    provider = node.provider
+    return View(
+        node.identity.peer,
+        node.identity.cell,
+        provider.may_run(),
+        provider.slots,
+        provider.slots_free(),
+        tuple(
+            PeerView(
+                state.peer,
+                state.path,
+                state.addrs,
+                state.inbound,
+                state.hello is not None,
+                state.rtt_us,
+                node.agreements.with_provider(state.peer) is not None,
+            )
+            for state in node.peers.values()
+        ),
+        tuple(_car(node, peer, now) for peer in node.book.cars),
+        tuple(job_view(job) for job in node.requester.jobs.values()),
+        tuple(
+            LeaseView(
+                g.lease_id,
+                g.requester,
+                g.offer.job.kernel,
+                g.stage.value,
+                g.offer.run.first,
+                g.offer.run.size,
+                g.done,
+            )
+            for g in provider.leases.values()
+        ),
+        tuple(sorted(node.counters.items())),
+    )
+
+
+def _car(node: Node, peer: Peer, now: Now) -> CarView:
+    advert = node.book.cars[peer].advert
+    best = max(advert.classes, key=lambda c: c.rate_mflops, default=None)
+    budget = advert.budget
+    return CarView(
+        peer,
+        advert.cell,
+        advert.slots,
+        advert.slots_free,
+        best.platform if best else "",
+        best.kind if best else "",
+        best.memory_mb if best else 0,
+        best.rate_mflops if best else 0,
+        budget.spendable_mwh,
+        budget.watt_max,
+        budget.lease_s_max,
+        bool(budget.may_run),
+        budget.reason,
+        advert.expires_ms - now.unix_ms,
+    )
+
+
+def job_view(job: Job) -> JobView:
+    waits = None
+    if job.to_place:
+        waits = Reason.WAITS_BIDS if job.waiting.announce_id else Reason.WAITS_SLOT
+    return JobView(
+        job.job_id,
+        job.spec.kernel,
+        job.state.name.lower(),
+        job.reason,
+        job.spec.units,
+        job.stored,
+        job.taken,
+        sum(job.accepted),
+        len(job.tasks),
+        tuple(
+            AttemptView(
+                past.task.task_id,
+                past.task.first,
+                past.task.count,
+                past.attempt.number,
+                past.attempt.peer,
+                past.attempt.state.value,
+                past.attempt.reason,
+                past.attempt.first,
+                past.attempt.count,
+                past.attempt.next_unit - past.attempt.first,
+            )
+            for past in job.history
+        ),
+        tuple(sorted((reason, count) for reason, count in job.refusals.items())),
+        waits,
+        job.order.request,
+    )

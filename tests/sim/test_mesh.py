@@ -1,0 +1,268 @@
+"""Machines among themselves: jobs end, units are right, receipts are accepted once."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol.effects import ArgSource, ResultRecord
+from meshnode.protocol.job import Job, JobState
+from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import unseal
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, NetworkId
+
+from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site, output_of
+
+F16 = ArraySpec("float32", (16,))
+
+
+def order(units: int, *, nonce: int = 0, policy: str = "adverts", **more: object) -> ev.JobOrder:
+    ref = BlobRef(Digest(b"\x33" * 32), 64 * units)
+    return ev.JobOrder(
+        "bench.noop@1",
+        ARTIFACT,
+        (ArgSource(True, F16, ref),),
+        (F16,),
+        units,
+        nonce.to_bytes(16, "big"),
+        policy=policy,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def mesh_of(cars: int, seed: int, **more: object) -> Mesh:
+    mesh = Mesh(seed, **more)  # type: ignore[arg-type]
+    mesh.add("submitter", REQUEST)
+    for number in range(cars):
+        mesh.add(f"car-{number}", PROVIDE)
+    mesh.connect_all()
+    return mesh
+
+
+def submit(mesh: Mesh, the_order: ev.JobOrder) -> None:
+    mesh.feed(mesh.sites["submitter"], ev.Submit(1, the_order))
+
+
+def job_of(mesh: Mesh) -> Job:
+    node = mesh.sites["submitter"].node
+    assert node is not None
+    return next(iter(node.requester.jobs.values()))
+
+
+def ended(mesh: Mesh) -> bool:
+    node = mesh.sites["submitter"].node
+    return node is not None and all(
+        job.state is not JobState.RUNNING for job in node.requester.jobs.values()
+    )
+
+
+def units_on_disk(site: Site) -> dict[int, bytes]:
+    units: dict[int, bytes] = {}
+    for record in site.disk.results:
+        for index in range(record.count):
+            unit = record.first + index
+            assert unit not in units, "a unit was stored twice"
+            units[unit] = record.outputs[64 * index : 64 * index + 64]
+    return units
+
+
+def receipts(site: Site) -> list[Receipt]:
+    return [
+        unseal(o.sealed).open(Receipt, T_RECEIPT) for o in site.disk.signed if o.typ == T_RECEIPT
+    ]
+
+
+def accepted_units(site: Site) -> list[int]:
+    """Units that the acceptances on disk accept, with repetition."""
+    vouchers = [
+        unseal(o.sealed).open(Acceptance, T_ACCEPT) for o in site.disk.signed if o.typ == T_ACCEPT
+    ]
+    reach = {v.channel: max(w.seq for w in vouchers if w.channel == v.channel) for v in vouchers}
+    refused = {
+        (v.channel, d.seq, unit)
+        for v in vouchers
+        for d in v.disputes or ()
+        for run in d.units
+        for unit in range(run.first, run.first + run.size)
+    }
+    return [
+        unit
+        for r in receipts(site)
+        if r.seq <= reach.get(r.channel, -1)
+        for unit in range(r.work.units.first, r.work.units.first + r.work.units.size)
+        if (r.channel, r.seq, unit) not in refused
+    ]
+
+
+def assert_whole(mesh: Mesh, units: int) -> None:
+    site = mesh.sites["submitter"]
+    stored = units_on_disk(site)
+    assert stored == {unit: output_of(unit) for unit in range(units)}
+    once = accepted_units(site)
+    assert len(once) == len(set(once)), "a unit was accepted twice"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_job_comes_back_whole_and_every_unit_is_accepted(seed: int) -> None:
+    mesh = mesh_of(3, seed)
+    submit(mesh, order(200))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    mesh.rest(2_000)
+    assert_whole(mesh, 200)
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(200))
+    assert len({r.provider for r in receipts(mesh.sites["submitter"])}) == 3
+
+
+def test_inline_inputs_reach_the_worker() -> None:
+    mesh = mesh_of(1, 1)
+    inline = ev.JobOrder(
+        "bench.noop@1", ARTIFACT, (ArgSource(True, F16, None),), (F16,), 4, bytes(16), bytes(256)
+    )
+    submit(mesh, inline)
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gossip_only_places_by_announcement(seed: int) -> None:
+    mesh = mesh_of(4, seed)
+    submit(mesh, order(60, policy="gossip"))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 60)
+    counters = [site.node.counters["bids"] for site in mesh.sites.values() if site.node]
+    assert sum(counters) >= 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_car_that_dies_loses_no_unit(seed: int) -> None:
+    mesh = mesh_of(3, seed)
+    submit(mesh, order(300))
+    assert mesh.run(lambda: job_of(mesh).stored >= 100)
+    victim = next(iter(job_of(mesh).tasks[t].live for t in sorted(job_of(mesh).live)))
+    assert victim is not None
+    mesh.crash(mesh.by_peer[victim.peer].name)
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 300)
+    again = [past for past in job_of(mesh).history if past.attempt.number > 0]
+    assert again
+    assert all(past.attempt.peer != victim.peer for past in again)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_submitter_that_dies_and_comes_back_loses_no_unit_and_accepts_none_twice(
+    seed: int,
+) -> None:
+    mesh = mesh_of(3, seed)
+    submit(mesh, order(300))
+    stop_at = 10 + 13 * seed
+    assert mesh.run(lambda: job_of(mesh).stored >= stop_at)
+    mesh.crash("submitter")
+    mesh.rest(50 + 200 * seed)
+    mesh.boot("submitter")
+    mesh.connect_all()
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(3_000)
+    assert job_of(mesh).state is JobState.DONE
+    assert_whole(mesh, 300)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_links_that_break_and_heal(seed: int) -> None:
+    mesh = mesh_of(3, seed)
+    submit(mesh, order(400))
+
+    def shake() -> None:
+        if ended(mesh):
+            return
+        name = f"car-{mesh.rng.randrange(3)}"
+        mesh.cut("submitter", name)
+        mesh.at(mesh.rng.randint(5, 400), lambda: mesh.connect("submitter", name))
+        mesh.at(mesh.rng.randint(20, 200), shake)
+
+    mesh.at(20, shake)
+    assert mesh.run(lambda: ended(mesh))
+    mesh.connect_all()
+    mesh.rest(5_000)
+    assert_whole(mesh, 400)
+    once = accepted_units(mesh.sites["submitter"])
+    assert sorted(once) == list(range(400)), "what came back is accepted in the end"
+
+
+def test_recall_stops_the_car_and_the_work_goes_elsewhere() -> None:
+    mesh = mesh_of(2, 5)
+    submit(mesh, order(200))
+    assert mesh.run(lambda: job_of(mesh).stored >= 40)
+    car = mesh.sites["car-0"]
+    mesh.feed(car, ev.Recall(Reason.DRIVING, 0))
+    assert car.node is not None
+    assert all(lease.ended for lease in car.node.provider.leases.values())
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 200)
+
+
+def test_a_kernel_that_fails_twice_fails_the_job() -> None:
+    mesh = mesh_of(3, 2)
+    mesh.fail_kernel = True
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.FAILED_BY_JOB)
+
+
+def test_nobody_there_says_so() -> None:
+    mesh = mesh_of(0, 2)
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.NOBODY)
+
+
+def test_another_network_is_refused() -> None:
+    mesh = Mesh(3)
+    mesh.add("submitter", REQUEST)
+    mesh.add("car-0", PROVIDE, network=NetworkId(b"othernet"))
+    mesh.connect_all()
+    mesh.rest(100)
+    assert not mesh.sites["submitter"].links
+    assert any(n.kind == "other_network" for _, n in mesh.sites["submitter"].notices)
+
+
+def test_cancel_stops_the_cars() -> None:
+    mesh = mesh_of(2, 9)
+    submit(mesh, order(400))
+    assert mesh.run(lambda: job_of(mesh).stored >= 40)
+    mesh.feed(mesh.sites["submitter"], ev.Cancel(job_of(mesh).job_id))
+    mesh.rest(1_000)
+    assert job_of(mesh).state is JobState.CANCELLED
+    for name in ("car-0", "car-1"):
+        node = mesh.sites[name].node
+        assert node is not None
+        assert all(lease.ended for lease in node.provider.leases.values())
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    def trace() -> list[str]:
+        mesh = mesh_of(3, 42)
+        submit(mesh, order(100))
+        assert mesh.run(lambda: ended(mesh))
+        return mesh.trace
+
+    assert trace() == trace()
+
+
+def test_results_are_stored_before_they_are_accepted() -> None:
+    mesh = mesh_of(2, 4)
+    submit(mesh, order(100))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    site = mesh.sites["submitter"]
+    stored = {
+        u
+        for r in site.disk.results
+        if isinstance(r, ResultRecord)
+        for u in range(r.first, r.first + r.count)
+    }
+    assert set(accepted_units(site)) <= stored
