@@ -212,7 +212,6 @@ class Job:
         self.accepted = bytearray(self.spec.units)
         self.unit_ms = float(self.order.unit_ms_hint)
 
-    @property
     def to_place(self) -> bool:
         return self.state is JobState.RUNNING and (bool(self.retry) or self.fresh < self.spec.units)
 
@@ -228,6 +227,16 @@ class Job:
         task = Task(TaskId(digest[:16]), digest, first, count, first)
         self.tasks[task.task_id] = task
         return task
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """Units below `fresh` that belong to no task: their record was lost with a crash."""
+        gaps: list[tuple[int, int]] = []
+        at = 0
+        for task in sorted(self.tasks.values(), key=lambda task: task.first):
+            if task.first > at:
+                gaps.append((at, task.first - at))
+            at = max(at, task.end)
+        return gaps
 
     def add_source(self, task_id: TaskId, attempt: int, peer: Peer) -> int:
         self.sources.append((task_id, attempt, peer))

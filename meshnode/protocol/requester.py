@@ -217,26 +217,25 @@ class Requester:
 
     def pump_all(self) -> None:
         for job in list(self.jobs.values()):
-            if job.to_place:
+            if job.to_place():
                 self.pump(job)
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
-        if not job.to_place:
+        if not job.to_place():
             return
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
         job.pump_mono_ms = self._out.now.mono_ms + PUMP_MS
         if not placement.announces():
             self._offer_all(job, placement)
-        left = job.to_place  # a property: what was placed above is no longer left
-        if left and (placement.announces() or self._nobody_offers(job)):
+        if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announce(job)
 
     def _offer_all(self, job: Job, placement: Placement) -> None:
         """Point to point, as long as a car is chosen and the next task is not tried out."""
-        while job.to_place:
-            if job.retry and job.retry[0].tries >= self._out.limits.offer_tries_max:
+        while job.to_place():
+            if self._tried_out(job):
                 return
             cars = self._cars(job)
             peer = placement.choose(cars, self._out.rng)
@@ -246,9 +245,11 @@ class Requester:
 
     def _nobody_offers(self, job: Job) -> bool:
         """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""
-        tired = bool(job.retry) and job.retry[0].tries >= self._out.limits.offer_tries_max
         asking = any(self._agreements.asking(peer) for peer in self.peers_up)
-        return tired or (not job.live and not asking)
+        return self._tried_out(job) or (not job.live and not asking)
+
+    def _tried_out(self, job: Job) -> bool:
+        return bool(job.retry) and job.retry[0].tries >= self._out.limits.offer_tries_max
 
     def _cars(self, job: Job) -> list[Car]:
         """Cars that may take a run of this job now; starts what stands in the way for others."""
@@ -422,7 +423,7 @@ class Requester:
         if sealed.kid != peer or token.peer != peer or token.announce_id is None:
             return
         job = self._announced.get(token.announce_id)
-        if job is None or not job.to_place or peer in job.unsuited:
+        if job is None or not job.to_place() or peer in job.unsuited:
             return
         if job.order.cars and peer not in job.order.cars:
             return
@@ -480,7 +481,7 @@ class Requester:
     def in_force(self, peer: Peer) -> None:
         """An agreement was signed: a bid that waited for it, then everything else."""
         waiting = self._bids.pop(peer, None)
-        if waiting is not None and waiting[0].to_place:
+        if waiting is not None and waiting[0].to_place():
             self._award(waiting[0], peer, waiting[2])
         self.pump_all()
 
@@ -744,7 +745,7 @@ class Requester:
                 attempt = job.tasks[task_id].live
                 if attempt is not None:
                     dues.append(self._expiry(attempt))
-            if job.to_place:
+            if job.to_place():
                 dues.append(job.pump_mono_ms)
                 if not job.live:
                     dues.append(job.last_sign_mono_ms + limits.nobody_ms)
@@ -819,6 +820,8 @@ class Requester:
             if found is not None:
                 self._restore_result(found, result)
         for job in by_job.values():
+            for first, count in job.gaps():
+                self._by_task[job.task(first, count).task_id] = job
             for task in job.tasks.values():
                 while task.missing < task.end and job.source_of[task.missing]:
                     task.missing += 1

@@ -162,7 +162,7 @@ def _car(node: Node, peer: Peer, now: Now) -> CarView:
 
 def job_view(job: Job) -> JobView:
     waits = None
-    if job.to_place:
+    if job.to_place():
         waits = Reason.WAITS_BIDS if job.waiting.announce_id else Reason.WAITS_SLOT
     return JobView(
         job.job_id,
