@@ -1,0 +1,135 @@
+"""What this machine can compute: asked of a throw-away child once, then read from disk.
+
+Called by `supervisor`; the measuring is `meshnode.worker.probe`. A kept answer holds while jaxlib,
+the CPU and the accelerator's driver are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from meshnode.protocol.events import WorkerClass, WorkerClasses
+from meshnode.protocol.types import CLASSES_MAX
+
+from . import wire
+from .bounds import PROBE_S_MAX, RECEIVE_BYTES, ExecutorConfig
+from .forks import Zygote, ZygoteLost
+
+_NOTHING = WorkerClasses((), "", (0, 0), 0, 0)
+
+
+async def probe(config: ExecutorConfig, zygote: Callable[[], Awaitable[Zygote]]) -> WorkerClasses:
+    """The kept answer or a fresh one; without any class if it cannot be had."""
+    kept = _read_kept(config.probe_cache)
+    if kept is not None and (answer := _parse(kept, config.slots)) is not None:
+        return answer
+    try:
+        body = await _ask(await zygote())
+    except (ZygoteLost, wire.WireError, OSError, trio.TooSlowError):
+        return _NOTHING
+    answer = _parse(body, config.slots)
+    if answer is None:
+        return _NOTHING
+    if config.probe_cache is not None:
+        _keep(config.probe_cache, body)
+    return answer
+
+
+async def _ask(zygote: Zygote) -> bytes:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        ours.setblocking(False)
+        with theirs:
+            child = await zygote.fork("probe", theirs, 0)
+        frames = wire.FrameReader(wire.PROBED_BYTES_MAX)
+        try:
+            with trio.fail_after(PROBE_S_MAX):
+                while True:
+                    await trio.lowlevel.wait_readable(ours.fileno())
+                    chunk = ours.recv(RECEIVE_BYTES)
+                    if not chunk:
+                        raise wire.WireError("the probe ended without an answer")
+                    for kind, body in frames.feed(chunk):
+                        if kind != wire.PROBED:
+                            raise wire.WireError(f"frame {kind}")
+                        return body
+        finally:
+            with trio.CancelScope(shield=True):
+                await child.gone()
+            os.close(child.pidfd)
+
+
+def _parse(body: bytes, slots: int) -> WorkerClasses | None:
+    try:
+        fields: Any = json.loads(body)
+        classes = tuple(
+            WorkerClass(
+                str(row["platform"]),
+                str(row["kind"]),
+                int(row["memory_mb"]),
+                int(row["rate_mflops"]),
+                bytes.fromhex(row["class_digest"]),
+            )
+            for row in fields["classes"][:CLASSES_MAX]
+        )
+        lowest, highest = fields["jax_window"]
+        return WorkerClasses(
+            classes,
+            str(fields["jaxlib"]),
+            (int(lowest), int(highest)),
+            int(fields["sandbox_layers"]),
+            slots,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------- kept
+
+
+def _machine() -> str:
+    """Changes when the answer may: jaxlib, CPU, accelerator driver, XLA's flags."""
+    parts = [
+        platform.machine(),
+        os.environ.get("XLA_FLAGS", ""),
+        os.environ.get("JAX_PLATFORMS", ""),
+    ]
+    for package in ("jaxlib", "jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(importlib.metadata.version(package))
+    for path in ("/proc/driver/nvidia/version", "/proc/cpuinfo"):
+        with contextlib.suppress(OSError):
+            lines = Path(path).read_text().splitlines()
+            parts += [x for x in lines if not x.startswith(("cpu MHz", "bogomips"))][:32]
+    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
+
+
+def _read_kept(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept["machine"] != _machine():
+            return None
+        return json.dumps(kept["answer"]).encode()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, body: bytes) -> None:
+    kept = {"machine": _machine(), "answer": json.loads(body)}
+    fresh = path.with_suffix(".new")
+    with contextlib.suppress(OSError):  # it is measured again next time
+        fresh.write_text(json.dumps(kept))
+        fresh.replace(path)
