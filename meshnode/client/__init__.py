@@ -1,0 +1,23 @@
+"""The submitter's Python API over the control socket of one's own node.
+
+`connect(home)` gives a blocking `Mesh`; `meshnode.client.aio.connect` the trio-native twin;
+`meshnode.client.background.ensure_node` starts a submitter node where none runs. Importing this
+package loads numpy and neither trio, libp2p nor jax.
+"""
+
+from __future__ import annotations
+
+from .blocking import Job, Mesh, Notice, as_completed, connect
+from .failures import error_of_reason
+from .orders import Note, Terms
+
+__all__ = [
+    "Job",
+    "Mesh",
+    "Note",
+    "Notice",
+    "Terms",
+    "as_completed",
+    "connect",
+    "error_of_reason",
+]

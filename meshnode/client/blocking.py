@@ -1,0 +1,541 @@
+"""The blocking Python API: a `Mesh` is a connection to one's own node, a `Job` a handle on work.
+
+    with connect(home) as mesh:
+        job_id = mesh.submit(kernel, prepared)           # bytes; returns at once
+        for notice in mesh.watch(job_id):                # until the job has ended
+            print(notice.kind, notice.fields)
+        arrays = mesh.result(job_id)                     # one array [units, *shape] per output
+        answer = mesh.finish(job_id)                     # what the kernel's host side makes of them
+
+Used by `meshnode.cli` and by programs; thread-safe, one reader thread per connection. The node
+does the work: this side only prepares inputs, stores them as blobs and reads results back. Errors
+are those of `meshnode.errors`. Nothing here imports trio, libp2p or jax.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from jaxkernels import host
+from jaxkernels.errors import KernelError
+from jaxkernels.models import Model
+from jaxkernels.spec import KernelInfo
+from meshnode.errors import (
+    LocalProtocolError,
+    LocalResource,
+    MeshError,
+    TimedOut,
+    Unreachable,
+    UsageError,
+)
+from meshnode.node.home import run_dir
+from meshnode.node.wire import (
+    CONTROL_VERSION,
+    INLINE_RESULT_BYTES_MAX,
+    SOCKET_NAME,
+    FrameBuffer,
+    order_fields,
+    pack,
+)
+from meshnode.protocol.events import JobOrder
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest
+
+from .failures import error_of_answer, error_of_reason
+from .orders import (
+    Array,
+    Note,
+    Terms,
+    finish,
+    inline_args,
+    make_order,
+    of_kernel_error,
+    split_outputs,
+)
+
+ANSWER_S: Final = 30.0
+"""How long an ordinary request may take; putting blobs and waiting for jobs have their own."""
+PUT_S: Final = 600.0
+NOTICES_MAX: Final = 65_536
+"""Notices of one watch that wait for their reader; more end the watch with an error."""
+ENDED: Final = frozenset({"done", "failed", "cancelled"})
+_RECEIVE_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing that happened to a job.
+
+    kinds: `job` (state, reason, units, done), `attempt` (task, attempt, peer, state, reason, first,
+    count, done), `units` (first, count, peer, attempt, and outputs if asked for), `announced`,
+    `ended`, `receipt`; `time_ms` is unix time at the node.
+    """
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+JOBS_WAITED_MAX: Final = 32
+
+
+class _Stream:
+    """A watch: notices in, until None (its end) or an error."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[Notice | MeshError | None] = queue.Queue(NOTICES_MAX + 1)
+
+
+class Mesh:
+    """A connection to one's own node. Made by `connect`; a context manager."""
+
+    def __init__(self, sock: socket.socket, home: Path) -> None:
+        self.home = home
+        self._sock = sock
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()  # of _waiting, _streams and the sending side
+        self._waiting: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._gone: MeshError | None = None
+        self._reader = threading.Thread(target=self._read, name="mesh-reader", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Jobs go on without this connection."""
+        self._end(Unreachable("the connection to the node was closed"))
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._sock.close()
+
+    # ---- about the node
+
+    def hello(self) -> dict[str, Any]:
+        """Who answers: version, pid, peer, network, cell."""
+        return self._ask("hello", version=CONTROL_VERSION)
+
+    def status(self) -> dict[str, Any]:
+        """The node in one map: identity, uptime, addresses, peers, slots, budget, counters."""
+        answer: dict[str, Any] = self._ask("status")["status"]
+        return answer
+
+    def peers(self) -> list[dict[str, Any]]:
+        """Cars and nodes in reach: peer (bytes), up, rtt_us, and the advert's content."""
+        answer: list[dict[str, Any]] = self._ask("peers")["peers"]
+        return answer
+
+    def drain(self) -> None:
+        """Take no new work; what runs goes on."""
+        self._ask("drain")
+
+    def shutdown(self) -> None:
+        """Ask the node to drain and end."""
+        self._ask("shutdown")
+
+    # ---- jobs
+
+    def prepare(
+        self,
+        kernel: str,
+        inputs: Any,
+        options: dict[str, Any] | None = None,
+        model: Model | None = None,
+    ) -> host.Prepared:
+        """A person's input -> units of the kernel's fixed shape. UsageError if it does not fit."""
+        try:
+            return host.prepare(kernel, inputs, options, model)
+        except KernelError as error:
+            raise of_kernel_error(error) from error
+
+    def submit(
+        self,
+        kernel: KernelInfo,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+        args: dict[int, BlobRef] | None = None,
+    ) -> bytes:
+        """Hand a job to the node; its id (16 bytes). Returns once the node owns the job.
+
+        `args` has references of arguments that are blobs in the node's store already.
+        """
+        order = self._order(kernel, prepared, terms or Terms(), args or {})
+        job_id: bytes = self._ask("submit", order=order_fields(order), timeout_s=PUT_S)["job_id"]
+        return job_id
+
+    def submit_job(
+        self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
+    ) -> Job:
+        """As `submit`, with a handle in the shape of concurrent.futures."""
+        return Job(self, self.submit(kernel, prepared, terms=terms))
+
+    def call(
+        self,
+        kernel: KernelInfo,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Array]:
+        """Submit, wait, results: one round trip to the node, nothing written to disk.
+
+        For work where latency counts; it is lost if the node dies. Arrays as `result` gives them.
+        """
+        terms = terms or Terms(durable=False)
+        order = self._order(kernel, prepared, terms, {})
+        answer = self._ask("call", order=order_fields(order), timeout_s=timeout_s or _forever())
+        return split_outputs(self._outputs(answer), order.outs, order.units)
+
+    def put(self, array: Array) -> BlobRef:
+        """Store an array as a blob of raw little-endian C-order bytes."""
+        plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        return self._put(plain.reshape(-1).view(np.uint8).data)
+
+    def put_path(self, path: Path) -> BlobRef:
+        """Store a file's bytes as a blob; the file stays where it is."""
+        answer = self._ask("put_path", path=str(path.absolute()), take=False, timeout_s=PUT_S)
+        return BlobRef(Digest(answer["blob_id"]), answer["size"])
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs of this node, oldest first: job_id, kernel, label, state, reason, units, done,
+        submitted_unix_ms."""
+        answer: list[dict[str, Any]] = self._ask("jobs")["jobs"]
+        return answer
+
+    def show(self, job_id: bytes) -> dict[str, Any]:
+        """One job whole: as in `jobs`, and its tasks, attempts (with their cars) and receipts."""
+        answer: dict[str, Any] = self._ask("show", job_id=job_id)["job"]
+        return answer
+
+    def explain(self, job_id: bytes) -> list[dict[str, Any]]:
+        """Why a job waits or failed: reason (code), text, count; the commonest first."""
+        answer: list[dict[str, Any]] = self._ask("explain", job_id=job_id)["reasons"]
+        return answer
+
+    def logs(self, job_id: bytes) -> list[Notice]:
+        """The newest notices of a job; a bounded number is kept, in memory only."""
+        answer = self._ask("logs", job_id=job_id)
+        return [_notice(notice) for notice in answer["notices"]]
+
+    def find(self, prefix: str) -> bytes:
+        """The id of the one job whose id in hex starts so; UsageError if none or several do."""
+        prefix = prefix.lower()
+        found = [job["job_id"] for job in self.jobs() if job["job_id"].hex().startswith(prefix)]
+        if len(found) != 1 or not prefix:
+            many = "no job" if not found else f"{len(found)} jobs"
+            raise UsageError(f"{many} of this node begin with {prefix!r}; see `mesh jobs`")
+        job_id: bytes = found[0]
+        return job_id
+
+    def watch(self, job_id: bytes, *, outputs: bool = False) -> Iterator[Notice]:
+        """What happens to a job from now on, after its present state; ends when the job has."""
+        stream = _Stream()
+        request_id = self._start(stream, "watch", job_id=job_id, outputs=outputs)
+        try:
+            while (notice := stream.queue.get()) is not None:
+                if isinstance(notice, MeshError):
+                    raise notice
+                yield notice
+        finally:
+            with self._lock:
+                known = self._streams.pop(request_id, None)
+            if known is not None and self._gone is None:
+                self._send(self._message("drop", drop=request_id))
+
+    def wait(self, job_id: bytes, timeout_s: float | None = None) -> dict[str, Any]:
+        """Wait for the end of a job: state, reason, units, done. TimedOut leaves it running."""
+        return self._ask("wait", job_id=job_id, timeout_s=timeout_s or _forever())
+
+    def result(self, job_id: bytes, timeout_s: float | None = None) -> list[Array]:
+        """One array [units, *shape] per output of the kernel. Waits for the job if it runs.
+
+        A job that failed raises the error of its reason: NoSuitableNode, TaskFailed, TimedOut...
+        """
+        arrays, _ = self._result(job_id, timeout_s)
+        return arrays
+
+    def finish(self, job_id: bytes, timeout_s: float | None = None) -> Any:
+        """The result as the kernel's host side presents it: what `mesh result` writes."""
+        arrays, note = self._result(job_id, timeout_s)
+        return finish(note, arrays)
+
+    def cancel(self, job_id: bytes) -> None:
+        """Stop a job; units already done stay. Of a job that has ended nothing changes."""
+        self._ask("cancel", job_id=job_id)
+
+    # ---- inside: orders, blobs, results
+
+    def _order(
+        self,
+        kernel: KernelInfo,
+        prepared: host.Prepared,
+        terms: Terms,
+        known: dict[int, BlobRef],
+    ) -> JobOrder:
+        if kernel.spec != prepared.kernel:
+            raise UsageError(f"the input was prepared for {prepared.kernel}, not {kernel.spec}")
+        inline = inline_args(prepared)
+        blobs = dict(known)
+        for number, arg in enumerate(prepared.args):
+            if number not in inline and number not in blobs:
+                blobs[number] = self.put_path(arg.path) if arg.path else self.put(arg.array)
+        note = Note(kernel.spec, dict(prepared.context), terms.label, time.time_ns() // 1_000_000)
+        return make_order(prepared, blobs, terms, note)
+
+    def _put(self, content: memoryview) -> BlobRef:
+        if content.nbytes <= INLINE_RESULT_BYTES_MAX:
+            answer = self._ask("put_bytes", bytes=bytes(content), timeout_s=PUT_S)
+        else:
+            path = self._tmp_file(content)
+            try:
+                answer = self._ask("put_path", path=str(path), take=True, timeout_s=PUT_S)
+            finally:
+                path.unlink(missing_ok=True)
+        return BlobRef(Digest(answer["blob_id"]), answer["size"])
+
+    def _tmp_file(self, content: memoryview) -> Path:
+        folder = self.home / "tmp"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path = folder / f"in-{os.getpid()}-{next(self._ids)}"
+            path.write_bytes(content)
+        except OSError as error:
+            raise LocalResource(f"cannot write into {folder}: {error.strerror}") from None
+        return path
+
+    def _result(self, job_id: bytes, timeout_s: float | None) -> tuple[list[Array], Note]:
+        answer = self._ask("result", job_id=job_id, timeout_s=timeout_s or _forever())
+        if answer["state"] != "done":
+            raise error_of_reason(answer["reason"], answer.get("text", ""))
+        outs = [ArraySpec(dtype, tuple(shape)) for dtype, shape in answer["outs"]]
+        arrays = split_outputs(self._outputs(answer), outs, answer["units"])
+        return arrays, Note.unpack(answer["request"])
+
+    def _outputs(self, answer: dict[str, Any]) -> Any:
+        """The packed outputs: inline, or the content of a file that becomes ours."""
+        path = answer.get("path")
+        if path is None:
+            return answer["outputs"]
+        try:
+            content = np.fromfile(path, dtype=np.uint8)
+        finally:
+            Path(path).unlink(missing_ok=True)
+        return content
+
+    # ---- inside: the connection
+
+    def _message(self, op: str, **fields: Any) -> dict[str, Any]:
+        return {"op": op, "id": next(self._ids), **fields}
+
+    def _send(self, message: dict[str, Any]) -> None:
+        frame = pack(message)
+        try:
+            with self._lock:
+                self._sock.sendall(frame)
+        except OSError:
+            raise self._gone or Unreachable("the node has gone away") from None
+
+    def _ask(self, op: str, *, timeout_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
+        message = self._message(op, **fields)
+        future: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
+        with self._lock:
+            if self._gone is not None:
+                raise self._gone
+            self._waiting[message["id"]] = future
+        self._send(message)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            with self._lock:
+                self._waiting.pop(message["id"], None)
+            with contextlib.suppress(MeshError):
+                self._send(self._message("drop", drop=message["id"]))
+            raise TimedOut(f"no answer within {timeout_s:g} s; the job, if any, goes on") from None
+
+    def _start(self, stream: _Stream, op: str, **fields: Any) -> int:
+        message = self._message(op, **fields)
+        with self._lock:
+            if self._gone is not None:
+                raise self._gone
+            self._streams[message["id"]] = stream
+        self._send(message)
+        request_id: int = message["id"]
+        return request_id
+
+    def _read(self) -> None:
+        """The reader thread: answers to their futures, notices to their streams."""
+        buffer = FrameBuffer()
+        try:
+            while received := self._sock.recv(_RECEIVE_BYTES):
+                for message in buffer.feed(received):
+                    self._deliver(message)
+            error: MeshError = Unreachable("the node has gone away; its jobs go on when it is back")
+        except OSError as failure:
+            error = Unreachable(f"the connection to the node broke: {failure.strerror}")
+        except MeshError as failure:
+            error = failure
+        self._end(error)
+
+    def _deliver(self, message: dict[str, Any]) -> None:
+        request_id = message["id"]
+        with self._lock:
+            future = self._waiting.get(request_id)
+            stream = self._streams.get(request_id)
+            if "notice" not in message:
+                self._waiting.pop(request_id, None)
+                self._streams.pop(request_id, None)
+        error = error_of_answer(message["error"]) if "error" in message else None
+        if future is not None:
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(message)
+        elif stream is not None:
+            self._push(request_id, stream, message, error)
+
+    def _push(
+        self, request_id: int, stream: _Stream, message: dict[str, Any], error: MeshError | None
+    ) -> None:
+        if "notice" not in message:
+            item: Notice | MeshError | None = error
+        elif stream.queue.qsize() < NOTICES_MAX:
+            item = _notice(message["notice"])
+        else:
+            item = LocalResource("this program reads the job's notices too slowly")
+            with self._lock:
+                self._streams.pop(request_id, None)
+        with contextlib.suppress(queue.Full):
+            stream.queue.put_nowait(item)
+
+    def _end(self, error: MeshError) -> None:
+        """Nobody waits for ever on a connection that has ended."""
+        with self._lock:
+            self._gone = self._gone or error
+            waiting, self._waiting = self._waiting, {}
+            streams, self._streams = self._streams, {}
+        for future in waiting.values():
+            future.set_exception(self._gone)
+        for stream in streams.values():
+            with contextlib.suppress(queue.Full):
+                stream.queue.put_nowait(self._gone)
+
+
+class Job:
+    """A job of the node, in the shape of a concurrent.futures.Future."""
+
+    def __init__(self, mesh: Mesh, job_id: bytes) -> None:
+        self.mesh = mesh
+        self.job_id = job_id
+
+    def state(self) -> str:
+        """running | done | failed | cancelled"""
+        state: str = self.mesh.show(self.job_id)["state"]
+        return state
+
+    def done(self) -> bool:
+        return self.state() in ENDED
+
+    def running(self) -> bool:
+        return not self.done()
+
+    def cancelled(self) -> bool:
+        return self.state() == "cancelled"
+
+    def cancel(self) -> bool:
+        """True if the job ended by this."""
+        self.mesh.cancel(self.job_id)
+        return self.cancelled()
+
+    def watch(self) -> Iterator[Notice]:
+        return self.mesh.watch(self.job_id)
+
+    def explain(self) -> list[dict[str, Any]]:
+        return self.mesh.explain(self.job_id)
+
+    def arrays(self, timeout_s: float | None = None) -> list[Array]:
+        """One array [units, *shape] per output."""
+        return self.mesh.result(self.job_id, timeout_s)
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """As the kernel's host side presents it."""
+        return self.mesh.finish(self.job_id, timeout_s)
+
+    def exception(self, timeout_s: float | None = None) -> MeshError | None:
+        """None if the job is done well; TimedOut is raised if it has not ended by then."""
+        answer = self.mesh.wait(self.job_id, timeout_s)
+        return None if answer["state"] == "done" else error_of_reason(answer["reason"])
+
+    def __repr__(self) -> str:
+        return f"<Job {self.job_id.hex()[:8]}>"
+
+
+def as_completed(jobs: Sequence[Job]) -> Iterator[Job]:
+    """The jobs as they end; one thread waits for each of at most `JOBS_WAITED_MAX` at a time."""
+    with concurrent.futures.ThreadPoolExecutor(min(len(jobs), JOBS_WAITED_MAX) or 1) as pool:
+        waits = {pool.submit(job.mesh.wait, job.job_id): job for job in jobs}
+        for wait in concurrent.futures.as_completed(waits):
+            wait.result()
+            yield waits[wait]
+
+
+def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
+    """Connect to the node that runs on this home. Unreachable if none does.
+
+    `client.background.ensure_node(home)` starts one where there is none.
+    """
+    path = run_dir(home) / SOCKET_NAME
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(path))
+        sock.settimeout(None)
+    except OSError as error:
+        sock.close()
+        why = error.strerror or str(error)
+        raise Unreachable(
+            f"no node runs on {home} ({why}); start one with `meshnode run`"
+        ) from None
+    mesh = Mesh(sock, home)
+    try:
+        version = mesh.hello().get("version")
+        if version != CONTROL_VERSION:
+            raise LocalProtocolError(
+                f"the node speaks control version {version}, this program {CONTROL_VERSION}: "
+                "restart the node after an upgrade"
+            )
+    except BaseException:
+        mesh.close()
+        raise
+    return mesh
+
+
+def _notice(plain: dict[str, Any]) -> Notice:
+    return Notice(str(plain["kind"]), dict(plain["fields"]))
+
+
+def _forever() -> float:
+    """No job lasts longer than its deadline, and the node says when it has passed."""
+    return threading.TIMEOUT_MAX / 2

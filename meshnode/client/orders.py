@@ -1,0 +1,172 @@
+"""From a kernel's prepared input to a job order, and from the units' bytes back to arrays.
+
+Pure: which arguments travel inline and which become blobs is decided here, the blobs themselves
+are stored by the caller (`Mesh`, over the control socket, or a test, straight into a store).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jaxkernels import host, registry
+from jaxkernels.errors import KernelError
+from meshnode import errors
+from meshnode.errors import LocalProtocolError, MeshError, UsageError
+from meshnode.node.wire import NOTE_BYTES_MAX
+from meshnode.protocol.effects import ArgSource
+from meshnode.protocol.events import JobOrder
+from meshnode.protocol.job import array_bytes
+from meshnode.protocol.types import INLINE_BYTES_MAX, ArraySpec, BlobRef, Digest, Peer
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a job is to be run; everything has a default."""
+
+    policy: str = "adverts"
+    """`adverts`: point-to-point offers first. `gossip`: always announce in the cell."""
+    cars: tuple[Peer, ...] = ()
+    """Only these cars; empty means any that may."""
+    deadline_s: float = 0.0
+    """From now; 0 leaves it to the node (24 h). When it passes the job fails (exit code 4)."""
+    durable: bool = True
+    """Job and results survive a crash of the node. A single low-latency call does without."""
+    lease_units_max: int = 0
+    """Most units in one lease; 0 leaves it to the guided size."""
+    wall_s_max: float = 60.0
+    """Of one unit; a car kills its worker when it is over."""
+    memory_mb_max: int = 2_048
+    label: str = ""
+    """The person's own word for the job, shown by `mesh jobs`."""
+    nonce: bytes = b""
+    """16 bytes: the same order with the same nonce is the same job. Empty: a random one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What of a request is kept with its job, so that another process can finish it later."""
+
+    kernel: str
+    context: dict[str, Any]
+    label: str = ""
+    submitted_unix_ms: int = 0
+
+    def pack(self) -> bytes:
+        fields = {
+            "kernel": self.kernel,
+            "context": self.context,
+            "label": self.label,
+            "submitted_unix_ms": self.submitted_unix_ms,
+        }
+        packed = json.dumps(fields, separators=(",", ":")).encode()
+        if len(packed) > NOTE_BYTES_MAX:
+            raise UsageError(
+                f"what {self.kernel} must remember of its input is {len(packed)} bytes, over the "
+                f"bound of {NOTE_BYTES_MAX}; split the input"
+            )
+        return packed
+
+    @staticmethod
+    def unpack(packed: bytes) -> Note:
+        try:
+            fields = json.loads(packed)
+            return Note(
+                str(fields["kernel"]),
+                dict(fields["context"]),
+                str(fields["label"]),
+                int(fields["submitted_unix_ms"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise LocalProtocolError(f"the note kept with the job is damaged: {error!r}") from None
+
+
+def inline_args(prepared: host.Prepared) -> frozenset[int]:
+    """Which arguments travel in frames: the smallest, as long as all of them stay small."""
+    chosen: set[int] = set()
+    total = 0
+    for number, arg in sorted(enumerate(prepared.args), key=lambda pair: pair[1].array.nbytes):
+        total += arg.array.nbytes
+        if total > INLINE_BYTES_MAX:
+            break
+        chosen.add(number)
+    return frozenset(chosen)
+
+
+def make_order(
+    prepared: host.Prepared, blobs: dict[int, BlobRef], terms: Terms, note: Note
+) -> JobOrder:
+    """The order; `blobs` has a reference for each argument that is not inline."""
+    info = registry.get(prepared.kernel)
+    inline: list[bytes] = []
+    sources: list[ArgSource] = []
+    for number, arg in enumerate(prepared.args):
+        blob = blobs.get(number)
+        sources.append(ArgSource(arg.mapped, ArraySpec(arg.dtype, arg.shape), blob))
+        if blob is None:
+            inline.append(arg.array.tobytes())
+    return JobOrder(
+        info.spec,
+        Digest(registry.artifact(info.spec).digest),
+        tuple(sources),
+        tuple(ArraySpec(out.dtype, out.shape) for out in info.outs),
+        prepared.units,
+        terms.nonce or secrets.token_bytes(16),
+        inline=b"".join(inline),
+        unit_ms_hint=int(info.unit_ms_hint),
+        wall_ms_max=int(terms.wall_s_max * 1000),
+        memory_mb_max=terms.memory_mb_max,
+        lease_units_max=terms.lease_units_max,
+        policy=terms.policy,
+        cars=terms.cars,
+        deadline_ms=int(terms.deadline_s * 1000),
+        durable=terms.durable,
+        request=note.pack(),
+    )
+
+
+def split_outputs(packed: Any, outs: Sequence[ArraySpec], units: int) -> list[Array]:
+    """Bytes of all units, each unit's outputs side by side -> one array [units, *shape] per output.
+
+    `packed` is anything with the buffer interface; a single output is a view of it, not a copy.
+    """
+    sizes = [array_bytes(out) for out in outs]
+    flat = np.frombuffer(packed, dtype=np.uint8)
+    if flat.nbytes != units * sum(sizes):
+        raise LocalProtocolError(f"a result has {flat.nbytes} bytes, not {units * sum(sizes)}")
+    rows = flat.reshape(units, sum(sizes))
+    arrays: list[Array] = []
+    offset = 0
+    for out, size in zip(outs, sizes, strict=True):
+        column = np.ascontiguousarray(rows[:, offset : offset + size])
+        dtype = np.dtype(out.dtype).newbyteorder("<")
+        arrays.append(column.view(dtype).reshape(units, *out.shape))
+        offset += size
+    return arrays
+
+
+def finish(note: Note, arrays: Sequence[Array]) -> Any:
+    """What the person asked for, by the kernel's own host side."""
+    try:
+        return host.finish(note.kernel, arrays, note.context)
+    except KernelError as error:
+        raise of_kernel_error(error) from error
+
+
+def of_kernel_error(error: KernelError) -> MeshError:
+    """jaxkernels does not import meshnode: its errors join the one tree here."""
+    by_code: dict[int, type[MeshError]] = {
+        1: errors.TaskFailed,
+        2: errors.UsageError,
+        5: errors.VerificationFailed,
+        7: errors.Unreachable,
+        8: errors.LocalResource,
+    }
+    return by_code.get(error.exit_code, MeshError)(str(error))
