@@ -227,7 +227,7 @@ class Node:
         self.peers[event.peer] = PeerState(
             event.peer, event.path, event.addrs, event.inbound, now.mono_ms
         )
-        classes = self.provider.classes
+        classes = self.provider.owner.classes
         self._out.send(
             event.peer,
             Lane.URGENT,
@@ -236,7 +236,7 @@ class Node:
                 0,
                 self.identity.network,
                 classes.jax_window if classes else None,
-                self.provider.slots,
+                self.provider.owner.slots,
                 now.unix_ms,
                 self.identity.agent,
             ),
@@ -283,8 +283,8 @@ class Node:
         if state is not None:
             old = state.rtt_us
             state.rtt_us = event.us if old == 0 else (7 * old + event.us) // 8  # RFC 6298's 1/8
-            if event.peer in self.requester.peers_up:
-                self.requester.peers_up[event.peer] = state.rtt_us
+            if event.peer in self.requester.fleet.peers_up:
+                self.requester.fleet.peers_up[event.peer] = state.rtt_us
 
     # ---- frames
 
@@ -325,7 +325,7 @@ class Node:
             self.requester.in_force(peer)
 
     def _on_terms_request(self, peer: Peer, request: messages.TermsRequest) -> None:
-        if not self.provider.active:
+        if not self.provider.owner.active:
             self._out.send(
                 peer, Lane.CONTROL, messages.Decline(Digest(bytes(32)), Reason.NOT_PROVIDING)
             )
@@ -384,7 +384,7 @@ class Node:
         self._seen[announce.announce_id] = None
         if len(self._seen) > ANNOUNCES_SEEN_MAX:
             del self._seen[next(iter(self._seen))]
-        self.provider.on_announce(announce)
+        self.provider.presence.on_announce(announce)
 
     # ---- own state
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import MeshError
-from .advert import AdvertBook, bucket_lease_s, bucket_mwh, cell_topic
+from .advert import AdvertBook
 from .agreement import Agreements
 from .codec import digest
-from .effects import Admit, Dial, FetchBlob, HeldRecord, Publish, StartExec, StopExec
+from .effects import Admit, FetchBlob, HeldRecord, StartExec, StopExec
 from .events import (
     Admitted,
     BlobFailed,
@@ -30,33 +29,20 @@ from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
 from .lease import Granted, Stage, exec_spec, parts
 from .messages import Assign, CancelTask, Ended, Handoff, Heartbeat, Inputs, Refuse
 from .objects import (
-    T_ADVERT,
-    T_CONSENT,
     T_LEASE,
     T_OFFER,
-    T_POLICY,
     T_TOKEN,
-    Advert,
-    AdvertBudget,
-    AdvertClass,
-    Announce,
-    Consent,
     Lease,
     Offer,
-    Policy,
-    Role,
-    Submitters,
-    Token,
 )
 from .outbox import Outbox
+from .owner import Owner
+from .presence import Presence
 from .reasons import Reason
 from .receipts import ReceiptDesk
 from .sealed import Sealed, unseal
 from .types import (
-    CACHED_MAX,
     CHUNK_BYTES,
-    INLINE_BYTES_MAX,
-    LEASE_UNITS_MAX,
     BlobRef,
     Digest,
     Lane,
@@ -69,20 +55,9 @@ from .types import (
 FETCH_MS_MAX = 600_000
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
-TOKENS_MAX = 256
 
 K = TypeVar("K")
 V = TypeVar("V")
-_NO_BUDGET = BudgetRead(False, Reason.NO_CONSENT, 0, 0, 0, 0)
-
-
-@dataclass(slots=True)
-class Bid:
-    token: Token
-    requester: Peer
-    wire: bytes
-    until_mono_ms: int
-    sent: bool
 
 
 class Provider:
@@ -91,9 +66,8 @@ class Provider:
         self._agreements = agreements
         self._book = book
         self.receipts = ReceiptDesk(outbox)
-        self.classes: WorkerClasses | None = None
-        self.budget = _NO_BUDGET
-        self.draining: Reason | None = None
+        self.owner = Owner(outbox)
+        self.presence = Presence(outbox, self.owner, self._working)
         self.leases: dict[LeaseId, Granted] = {}
         self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
         self._by_exec: dict[int, Granted] = {}
@@ -102,85 +76,9 @@ class Provider:
         self._admits: dict[int, Digest] = {}
         self._admitted: OrderedDict[Digest, int] = OrderedDict()  # job -> kFLOP a unit
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
-        self._blobs: tuple[Digest, ...] = ()
-        self._bids: dict[Digest, Bid] = {}
-        self._token_seq = 0
-        self.addrs: tuple[str, ...] = ()
-        self.peers_up: set[Peer] = set()
-        self._advert_seq = 0
-        self._advert_wire: bytes | None = None
-        self._advert_mono_ms = 0
-        self._advert_changed = False
-        self._advert_free = 0
-        self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
-        self.consent = self._read_consent()
-
-    # ---- what the owner allows
-
-    def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
-        identity = self._out.identity
-        if identity.consent is None or identity.policy is None:
-            return None
-        try:
-            sealed, policy_sealed = unseal(identity.consent), unseal(identity.policy)
-            consent = sealed.open(Consent, T_CONSENT)
-            policy = policy_sealed.open(Policy, T_POLICY)
-        except MeshError:
-            return None
-        whole = (
-            sealed.kid == consent.account == identity.account
-            and policy_sealed.kid == policy.account == identity.account
-            and consent.network == policy.network == identity.network
-            and consent.policy == policy_sealed.digest
-            and consent.withdrawn_ms is None
-        )
-        return (sealed, consent, policy_sealed, policy) if whole else None
-
-    @property
-    def active(self) -> bool:
-        return bool(self._out.identity.roles & Role.PROVIDE)
-
-    def may_run(self) -> Reason:
-        """Whether this car takes work at all now."""
-        if not self.active:
-            return Reason.NOT_PROVIDING
-        if self.draining is not None:
-            return self.draining
-        now = self._out.now.unix_ms
-        if self.consent is None or not (
-            self.consent[1].given_ms - 120_000 <= now < self.consent[1].lapses_ms
-        ):
-            return Reason.NO_CONSENT
-        if self.classes is None or not self.classes.classes:
-            return Reason.NO_WORKER
-        if not self.budget.may_run:
-            return self.budget.reason
-        return Reason.OK
-
-    def _admits_submitter(self, payer: bytes) -> bool:
-        assert self.consent is not None
-        consent, policy = self.consent[1], self.consent[3]
-        mode, accounts = policy.submitters
-        own = payer == self._out.identity.account
-        if mode is Submitters.NETWORK or payer in accounts:
-            return True
-        return own or (mode is Submitters.FLEET and payer == consent.operator)
-
-    @property
-    def slots(self) -> int:
-        return self.classes.slots if self.classes else 0
 
     def _working(self) -> int:
         return sum(not lease.ended for lease in self.leases.values())
-
-    def _held(self) -> int:
-        now = self._out.now.mono_ms
-        return sum(bid.until_mono_ms > now for bid in self._bids.values())
-
-    def slots_free(self) -> int:
-        if self.may_run() is not Reason.OK:
-            return 0
-        return max(0, self.slots - self._working() - self._held())
 
     # ---- offers
 
@@ -204,7 +102,7 @@ class Provider:
             return
         now = self._out.now
         limits = self._out.limits
-        unit_ms = self._unit_ms.get(offer.job.artifact, 0.0)
+        unit_ms = self.owner.unit_ms.get(offer.job.artifact, 0.0)
         lease = Lease(
             1,
             identity.network,
@@ -237,7 +135,7 @@ class Provider:
         self._by_key[key] = granted
         self._out.send(peer, Lane.CONTROL, wire)
         self._prepare(granted)
-        self._changed()
+        self.presence.changed()
 
     def _admission(self, peer: Peer, sealed: Sealed, offer: Offer, token: Digest | None) -> Reason:
         identity = self._out.identity
@@ -249,53 +147,24 @@ class Provider:
             return Reason.NOT_YOURS
         if offer.not_after_ms <= self._out.now.unix_ms:
             return Reason.EXPIRED
-        may = self.may_run()
+        may = self.owner.may_run()
         if may is not Reason.OK:
             return may
         entered = self._agreements.as_provider(offer.channel, peer)
         if entered is None:
             return Reason.NO_AGREEMENT
-        if not self._admits_submitter(entered.agreement.payer):
+        if not self.owner.admits(entered.agreement.payer):
             return Reason.SUBMITTER
         if self.receipts.open_count(offer.channel) >= self._out.limits.unaccepted_receipts_max:
             return Reason.CREDIT
-        fits = self._fits(offer)
+        fits = self.owner.fits(offer)
         if fits is not Reason.OK:
             return fits
-        if token is not None:
-            bid = self._bids.pop(token, None)  # single use
-            if bid is None or bid.requester != peer:
-                return Reason.EXPIRED
-        room = self.slots * (1 + self._out.limits.leases_queued_per_slot_max)
-        if self._working() + self._held() >= room:
+        if token is not None and not self.presence.spend(token, peer):
+            return Reason.EXPIRED
+        room = self.owner.slots * (1 + self._out.limits.leases_queued_per_slot_max)
+        if self._working() + self.presence.held() >= room:
             return Reason.BUSY
-        return Reason.OK
-
-    def _fits(self, offer: Offer) -> Reason:
-        """The job against this car: artifact, sizes, memory, time and energy."""
-        job = offer.job
-        if job.artifact not in self._out.identity.artifacts:
-            return Reason.UNKNOWN_ARTIFACT
-        if offer.run.size > LEASE_UNITS_MAX or inline_size(job, offer.run.size) > INLINE_BYTES_MAX:
-            return Reason.TOO_LARGE
-        try:
-            for arg in job.args:
-                want = array_bytes(arg.spec) * (job.units if arg.mapped else 1)
-                if arg.size != want:
-                    return Reason.KERNEL_SPEC
-            out_bytes = sum(array_bytes(spec) for spec in job.outs)
-        except ValueError:
-            return Reason.KERNEL_SPEC
-        assert self.classes is not None
-        memory_mb = min(c.memory_mb for c in self.classes.classes)
-        if job.memory_mb_max > memory_mb or out_bytes > self._out.limits.result_keep_bytes_max:
-            return Reason.MEMORY
-        unit_ms = self._unit_ms.get(job.artifact, 0.0)
-        run_ms = int(unit_ms * offer.run.size)
-        if run_ms > self.budget.lease_s_max * 1000:
-            return Reason.LEASE_LENGTH
-        if self.budget.watt_max * run_ms // 3600 > self.budget.spendable_mwh:
-            return Reason.BUDGET
         return Reason.OK
 
     def on_assign(self, peer: Peer, assign: Assign) -> None:
@@ -385,11 +254,11 @@ class Provider:
         self._start_ready()
 
     def _start_ready(self) -> None:
-        if self.draining is not None:
+        if self.owner.draining is not None:
             return
         running = sum(g.stage is Stage.RUNNING for g in self.leases.values())
         for granted in list(self.leases.values()):
-            if running >= self.slots:
+            if running >= self.owner.slots:
                 return
             if granted.stage is not Stage.READY:
                 continue
@@ -458,8 +327,8 @@ class Provider:
         if granted.done:
             spent = max(1, self._out.now.mono_ms - granted.run_mono_ms) / granted.done
             artifact = granted.offer.job.artifact
-            before = self._unit_ms.get(artifact, spent)
-            remember(self._unit_ms, artifact, 0.5 * before + 0.5 * spent, 256)
+            before = self.owner.unit_ms.get(artifact, spent)
+            remember(self.owner.unit_ms, artifact, 0.5 * before + 0.5 * spent, 256)
         self._end(granted, event.reason, event.text)
 
     def _end(self, granted: Granted, reason: Reason, text: str) -> None:
@@ -470,37 +339,37 @@ class Provider:
         for fetch_id in granted.fetches:
             self._by_fetch.pop(fetch_id, None)
         self._send_ended(granted)
-        if granted.done > granted.receipted and self.consent is not None:
+        if granted.done > granted.receipted and self.owner.consent is not None:
             self._receipt(granted)
         elif not granted.unsettled:
             self._forget(granted)
-        if granted.requester not in self.peers_up:
+        if granted.requester not in self.presence.peers_up:
             self._store(granted)
         self._start_ready()
         self._bound_held()
-        self._changed()
+        self.presence.changed()
 
     def _receipt(self, granted: Granted) -> None:
-        assert self.consent is not None
-        consent, _, policy, _ = self.consent
+        assert self.owner.consent is not None
+        consent, _, policy, _ = self.owner.consent
         entered = self._agreements.as_provider(granted.offer.channel, granted.requester)
         if entered is None:
             return
         kflop = self._admitted.get(granted.job_digest, 0)
         self.receipts.add(
-            granted, entered, consent.digest, policy.digest, kflop, self.budget.watt_max
+            granted, entered, consent.digest, policy.digest, kflop, self.owner.budget.watt_max
         )
 
     # ---- talking to the requester
 
     def _send_parts(self, granted: Granted, first: int, outputs: list[bytes]) -> None:
-        if granted.requester not in self.peers_up:
+        if granted.requester not in self.presence.peers_up:
             return  # it gets them when it comes back
         for part in parts(granted.lease_id, first, outputs):
             self._out.send(granted.requester, Lane.RESULT, part)
 
     def _send_ended(self, granted: Granted) -> None:
-        if granted.requester not in self.peers_up:
+        if granted.requester not in self.presence.peers_up:
             return
         self._out.send(
             granted.requester,
@@ -539,34 +408,26 @@ class Provider:
 
     def on_recall(self, reason: Reason, grace_ms: int) -> None:
         """The driver is back: stop everything first, then tell who waits."""
-        self.draining = reason
+        self.owner.draining = reason
         for granted in list(self.leases.values()):
             if granted.ended:
                 continue
-            if granted.requester in self.peers_up:
+            if granted.requester in self.presence.peers_up:
                 self._out.send(
                     granted.requester,
                     Lane.URGENT,
                     Handoff(granted.lease_id, granted.done, grace_ms, reason),
                 )
             self._stop(granted, Reason.STOPPED_BY_OWNER, grace_ms)
-        self._changed()
+        self.presence.changed()
 
     def drain(self, reason: Reason) -> None:
-        self.draining = reason
-        self._changed()
+        self.owner.draining = reason
+        self.presence.changed()
 
     def peer_ready(self, peer: Peer) -> None:
         """The peer's hello has come: our advert, then whatever it missed."""
-        self.peers_up.add(peer)
-        if not self.active:
-            return
-        if self._advert_wire is not None:
-            self._out.send(peer, Lane.CONTROL, self._advert_wire)
-        for bid in self._bids.values():
-            if bid.requester == peer and not bid.sent:
-                bid.sent = True
-                self._out.send(peer, Lane.CONTROL, bid.wire)
+        self.presence.peer_ready(peer)
         for granted in list(self.leases.values()):
             if granted.requester == peer:
                 granted.asked_out_mono_ms = None
@@ -574,7 +435,7 @@ class Provider:
         self.receipts.resend(peer)
 
     def peer_down(self, peer: Peer) -> None:
-        self.peers_up.discard(peer)
+        self.presence.peers_up.discard(peer)
         for granted in list(self.leases.values()):
             if granted.requester == peer:
                 granted.asked_out_mono_ms = self._out.now.mono_ms
@@ -630,135 +491,34 @@ class Provider:
 
     # ---- announcements and adverts
 
-    def on_announce(self, announce: Announce) -> None:
-        """Bid for an announced job if sortition picks us and a slot is idle."""
-        identity, now = self._out.identity, self._out.now
-        lot = hashlib.sha256(announce.announce_id + identity.peer).digest()[:4]
-        if int.from_bytes(lot, "big") > announce.threshold or len(self._bids) >= TOKENS_MAX:
-            return
-        if self.slots_free() < 1 or announce.artifact not in identity.artifacts:
-            return
-        assert self.classes is not None
-        best = max(self.classes.classes, key=lambda c: c.rate_mflops)
-        if announce.memory_mb > best.memory_mb:
-            return
-        have = {blob[:8] for blob in self._blobs}
-        self._token_seq += 1
-        hold_ms = self._out.limits.announce_hold_ms * 4
-        token = Token(
-            1,
-            identity.network,
-            identity.peer,
-            self._token_seq,
-            "token",
-            best.class_digest,
-            best.rate_mflops,
-            now.unix_ms + 30_000,
-            self.budget.floor_nano_per_s,
-            self.budget.lease_s_max,
-            int(all(prefix in have for prefix in announce.consts)),
-            announce.announce_id,
-            hold_ms,
-        )
-        sealed = self._out.seal(token, T_TOKEN)
-        up = announce.requester in self.peers_up
-        self._bids[sealed.digest] = Bid(
-            token, announce.requester, sealed.wire, now.mono_ms + hold_ms, up
-        )
-        self._out.counters["bids"] += 1
-        if up:
-            self._out.send(announce.requester, Lane.CONTROL, sealed.wire)
-        elif announce.addrs:
-            self._out.add(Dial(announce.requester, announce.addrs))
-
     def on_classes(self, event: WorkerClasses) -> None:
-        self.classes = event
-        self._changed(now=True)
+        self.owner.classes = event
+        self.presence.changed(now=True)
 
     def on_budget(self, event: BudgetRead) -> None:
-        changed = event != self.budget
-        self.budget = event
+        changed = event != self.owner.budget
+        self.owner.budget = event
         if changed:
-            self._changed(now=True)
+            self.presence.changed(now=True)
 
     def on_blobs(self, blob_ids: tuple[Digest, ...]) -> None:
-        self._blobs = blob_ids
-        self._changed(now=True)
+        self.presence.blobs = blob_ids
+        self.presence.changed(now=True)
 
     def on_addrs(self, addrs: tuple[str, ...]) -> None:
-        self.addrs = addrs
-        self._changed(now=True)
-
-    def _changed(self, *, now: bool = False) -> None:
-        """Something an advert says has changed: at once if it matters to who would offer."""
-        free = self.slots_free()
-        if now or (free == 0) != (self._advert_free == 0):
-            self._advert_changed = True
-
-    def _publish(self) -> None:
-        identity, now = self._out.identity, self._out.now
-        limits = self._out.limits
-        assert self.classes is not None
-        self._advert_seq = max(self._advert_seq + 1, now.unix_ms)
-        self._advert_free = self.slots_free()
-        reason = self.may_run()
-        cached = [d[:8] for d in (*sorted(identity.artifacts), *self._blobs)]
-        advert = Advert(
-            1,
-            identity.network,
-            identity.peer,
-            self._advert_seq,
-            "advert",
-            identity.cell,
-            tuple(
-                AdvertClass(c.platform, c.kind, c.memory_mb, c.rate_mflops, c.class_digest)
-                for c in self.classes.classes
-            ),
-            self.slots,
-            self._advert_free,
-            self.classes.jax_window,
-            self.classes.jaxlib,
-            self.classes.sandbox_layers,
-            tuple(dict.fromkeys(cached[-CACHED_MAX:])),
-            AdvertBudget(
-                bucket_mwh(self.budget.spendable_mwh),
-                self.budget.watt_max,
-                bucket_lease_s(self.budget.lease_s_max),
-                self.budget.floor_nano_per_s,
-                int(reason is Reason.OK),
-                reason,
-            ),
-            now.unix_ms + limits.advert_ttl_ms,
-            self.addrs,
-        )
-        self._advert_wire = self._out.seal(advert, T_ADVERT).wire
-        self._advert_mono_ms = now.mono_ms
-        self._advert_changed = False
-        self._out.add(Publish(cell_topic(identity.network, identity.cell), self._advert_wire))
-        # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
-        for peer in sorted(self.peers_up)[: limits.peers_max]:
-            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+        self.presence.addrs = addrs
+        self.presence.changed(now=True)
 
     # ---- time
 
-    def _advert_due(self) -> int | None:
-        if not self.active or self.classes is None:
-            return None
-        limits = self._out.limits
-        if self._advert_wire is None:
-            return self._out.now.mono_ms if self._advert_changed else None
-        wait = limits.advert_gap_ms if self._advert_changed else limits.advert_period_ms
-        return self._advert_mono_ms + wait
-
     def deadline(self) -> int | None:
         dues: list[int] = []
-        advert = self._advert_due()
-        if advert is not None:
-            dues.append(advert)
+        shown = self.presence.deadline()
+        if shown is not None:
+            dues.append(shown)
         receipts = self.receipts.deadline()
         if receipts is not None:
             dues.append(receipts)
-        dues += [bid.until_mono_ms for bid in self._bids.values()]
         for granted in self.leases.values():
             if granted.ended:
                 if granted.asked_out_mono_ms is not None:
@@ -771,9 +531,6 @@ class Provider:
 
     def tick(self) -> None:
         mono = self._out.now.mono_ms
-        for token, bid in list(self._bids.items()):
-            if bid.until_mono_ms <= mono:
-                del self._bids[token]
         for granted in list(self.leases.values()):
             away = granted.asked_out_mono_ms
             if granted.ended:
@@ -786,15 +543,13 @@ class Provider:
                 self._heartbeat(granted)
                 if self.receipts.interval_over(granted) and granted.done > granted.receipted:
                     self._receipt(granted)
-        due = self._advert_due()
-        if due is not None and due <= mono:
-            self._publish()
+        self.presence.tick()
         self.receipts.tick()
 
     def _heartbeat(self, granted: Granted) -> None:
         granted.beat_mono_ms = self._out.now.mono_ms
         waits = {Stage.WAITING: Reason.WAITS_BLOB, Stage.READY: Reason.WAITS_SLOT}
-        unit_ms = self._unit_ms.get(granted.offer.job.artifact, 0.0)
+        unit_ms = self.owner.unit_ms.get(granted.offer.job.artifact, 0.0)
         eta_ms = int(unit_ms * (granted.offer.run.size - granted.done))
         self._out.send(
             granted.requester,

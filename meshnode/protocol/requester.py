@@ -9,16 +9,16 @@ taken once and accepted once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from ..errors import MeshError
 from .acceptances import AcceptanceDesk
 from .advert import AdvertBook, cell_topic
 from .agreement import Agreements
 from .attempt import Attempt, State, Step
-from .codec import decode, digest, encode
-from .effects import ArgSource, Dial, JobRecord, Publish, ResultRecord, TaskRecord
+from .codec import decode, digest
+from .effects import JobRecord, Publish, ResultRecord, TaskRecord
 from .events import JobOrder, Submit
+from .fleet import Fleet
 from .intake import Intake
 from .job import (
     Job,
@@ -56,13 +56,13 @@ from .objects import (
     Span,
     Token,
 )
+from .order import order_note, order_of
 from .outbox import Outbox, Restored, RestoredResult
 from .placement import Car, GossipPlacement, Need, Placement, run_units
 from .reasons import Reason
 from .rule import decode_map
-from .sealed import Sealed, unseal
+from .sealed import Sealed
 from .types import (
-    BlobRef,
     Digest,
     Durability,
     JobId,
@@ -108,7 +108,7 @@ class Requester:
     ) -> None:
         self._out = outbox
         self._agreements = agreements
-        self._book = book
+        self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement
         self._gossip = GossipPlacement()
         self._acceptances = acceptances
@@ -116,10 +116,6 @@ class Requester:
         self.jobs: dict[JobId, Job] = {}
         self._by_task: dict[TaskId, Job] = {}
         self._by_lease: dict[LeaseId, Attempt] = {}
-        self._mine: Counter[Peer] = Counter()  # live attempts of ours per car
-        self._backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
-        self._dialled: dict[Peer, int] = {}
-        self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
         self._announced: dict[bytes, Job] = {}
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
         self.addrs: tuple[str, ...] = ()
@@ -185,7 +181,7 @@ class Requester:
             task = job.tasks[task_id]
             if task.live is not None:
                 cancel = CancelTask(task_id, task.live.number, Reason.STOPPED_BY_REQUESTER)
-                if task.live.peer in self.peers_up:
+                if task.live.peer in self.fleet.peers_up:
                     self._out.send(task.live.peer, Lane.URGENT, cancel)
                 self._lose(job, task.live, reason, again=False)
         job.state, job.reason = state, reason
@@ -237,7 +233,7 @@ class Requester:
         while job.to_place():
             if self._tried_out(job):
                 return
-            cars = self._cars(job)
+            cars = self.fleet.cars(job)
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
                 return
@@ -245,60 +241,11 @@ class Requester:
 
     def _nobody_offers(self, job: Job) -> bool:
         """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""
-        asking = any(self._agreements.asking(peer) for peer in self.peers_up)
+        asking = any(self._agreements.asking(peer) for peer in self.fleet.peers_up)
         return self._tried_out(job) or (not job.live and not asking)
 
     def _tried_out(self, job: Job) -> bool:
         return bool(job.retry) and job.retry[0].tries >= self._out.limits.offer_tries_max
-
-    def _cars(self, job: Job) -> list[Car]:
-        """Cars that may take a run of this job now; starts what stands in the way for others."""
-        now = self._out.now
-        limits = self._out.limits
-        consts = [arg.ident[:8] for arg in job.spec.args if not arg.mapped and not arg.inline]
-        cars: list[Car] = []
-        for peer, known in self._book.cars.items():
-            advert = known.advert
-            if peer == self._out.identity.peer or not self._suits(job, peer, advert):
-                continue
-            if self._backoff.get(peer, 0) > now.mono_ms:
-                continue
-            if peer not in self.peers_up:
-                self._dial(peer, advert.addrs)
-                continue
-            if self._agreements.with_provider(peer) is None:
-                self._agreements.ask(peer)
-                continue
-            mine = self._mine[peer]
-            capacity = advert.slots * (1 + limits.leases_queued_per_slot_max) - mine
-            cars.append(
-                Car(
-                    peer,
-                    capacity,
-                    mine == 0 and advert.slots_free > 0,
-                    self.peers_up[peer],
-                    max((c.rate_mflops for c in advert.classes), default=0),
-                    all(prefix in advert.cached for prefix in consts),
-                    advert.budget.spendable_mwh,
-                )
-            )
-        return cars
-
-    def _suits(self, job: Job, peer: Peer, advert: Advert) -> bool:
-        if not advert.budget.may_run or peer in job.unsuited or not advert.classes:
-            return False
-        if job.order.cars and peer not in job.order.cars:
-            return False
-        unit_ms = job.unit_ms or job.order.unit_ms_hint
-        if unit_ms > advert.budget.lease_s_max * 1000:
-            return False
-        return job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
-
-    def _dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
-        now = self._out.now.mono_ms
-        if self._dialled.get(peer, -(10**9)) + self._out.limits.redial_gap_ms <= now:
-            self._dialled[peer] = now
-            self._out.add(Dial(peer, addrs))
 
     def _next_run(self, job: Job, cars: list[Car]) -> Task:
         """A task that waits to be tried again, or fresh units of a guided size."""
@@ -308,7 +255,7 @@ class Requester:
             return task
         limits = self._out.limits
         depth = 1 + limits.leases_queued_per_slot_max
-        workers = sum(1 for car in cars if car.capacity > 0 or self._mine[car.peer])
+        workers = sum(1 for car in cars if car.capacity > 0 or self.fleet.mine[car.peer])
         most = min(limits.lease_units_max, job.order.lease_units_max or limits.lease_units_max)
         need = Need(
             job.spec.units - job.fresh, job.unit_ms, most, limits.lease_target_ms, workers, depth
@@ -374,7 +321,7 @@ class Requester:
         task.live = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
-        self._mine[peer] += 1
+        self.fleet.mine[peer] += 1
         self._note(job, attempt)
 
     # ---- announcing
@@ -391,7 +338,7 @@ class Requester:
         )
         waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
         self._announced[waiting.announce_id] = job
-        cell = max(1, len(self._book.cars))
+        cell = max(1, len(self.fleet.book.cars))
         share = min(1.0, limits.bids_target / cell)
         left = job.spec.units - job.fresh + sum(t.end - t.missing for t in job.retry)
         identity = self._out.identity
@@ -435,15 +382,15 @@ class Requester:
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.waiting.backoff_ms = 0
-        task = self._next_run(job, self._cars(job))
+        task = self._next_run(job, self.fleet.cars(job))
         task.tries = 0
         self._offer(job, peer, task, sealed)
 
     # ---- peers
 
     def peer_ready(self, peer: Peer) -> None:
-        self.peers_up.setdefault(peer, 0)
-        self._backoff.pop(peer, None)
+        self.fleet.peers_up.setdefault(peer, 0)
+        self.fleet.backoff.pop(peer, None)
         for job, task in self._live_at(peer):
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
@@ -454,7 +401,7 @@ class Requester:
         self.pump_all()
 
     def peer_down(self, peer: Peer) -> None:
-        self.peers_up.pop(peer, None)
+        self.fleet.peers_up.pop(peer, None)
         self._bids.pop(peer, None)
         now = self._out.now.mono_ms
         for job, task in self._live_at(peer):
@@ -464,18 +411,18 @@ class Requester:
                 self._lose(job, attempt, Reason.PEER_DOWN)
             else:
                 attempt.lost_since_mono_ms = now
-                known = self._book.cars.get(peer)
-                self._dial(peer, known.advert.addrs if known else ())
+                known = self.fleet.book.cars.get(peer)
+                self.fleet.dial(peer, known.advert.addrs if known else ())
         self.pump_all()
 
     def dial_failed(self, peer: Peer) -> None:
         """Nobody answers at its address: what it held is lost now, not after the grace."""
-        self._backoff[peer] = self._out.now.mono_ms + self._out.limits.backoff_ms
+        self.fleet.leave_alone(peer, self._out.limits.backoff_ms)
         for job, task in self._live_at(peer):
             if task.live is not None and task.live.lost_since_mono_ms is not None:
                 self._lose(job, task.live, Reason.PEER_DOWN)
-        if not self._mine[peer]:
-            self._book.drop(peer)
+        if not self.fleet.mine[peer]:
+            self.fleet.book.drop(peer)
         self.pump_all()
 
     def in_force(self, peer: Peer) -> None:
@@ -494,7 +441,7 @@ class Requester:
 
     def advert_came(self, advert: Advert) -> None:
         if advert.slots_free > 0 and advert.budget.may_run:
-            self._backoff.pop(advert.peer, None)
+            self.fleet.backoff.pop(advert.peer, None)
         for job in self.jobs.values():
             why = job.unsuited.get(advert.peer)
             if why in (Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING):
@@ -558,7 +505,7 @@ class Requester:
             job.unsuited[peer] = refuse.reason
         else:
             wait = refuse.retry_ms or self._out.limits.backoff_ms
-            self._backoff[peer] = self._out.now.mono_ms + wait
+            self.fleet.leave_alone(peer, wait)
         if refuse.reason is Reason.NO_AGREEMENT:
             self._agreements.void(peer)
         task.tries += 1
@@ -680,8 +627,8 @@ class Requester:
         job, task, attempt = found
         if handoff.state is not None:
             task.state, task.step = handoff.state, handoff.step
-        self._backoff[peer] = self._out.now.mono_ms + 10 * self._out.limits.backoff_ms
-        self._book.drop(peer)
+        self.fleet.leave_alone(peer, 10 * self._out.limits.backoff_ms)
+        self.fleet.book.drop(peer)
         self._lose(job, attempt, handoff.reason)
         self.pump(job)
 
@@ -692,9 +639,7 @@ class Requester:
         if task.live is attempt:
             task.live = None
             job.live.discard(task.task_id)
-        self._mine[attempt.peer] -= 1
-        if self._mine[attempt.peer] <= 0:
-            del self._mine[attempt.peer]
+        self.fleet.release(attempt.peer)
         if attempt.lease_id is not None:
             self._by_lease.pop(attempt.lease_id, None)
 
@@ -759,7 +704,7 @@ class Requester:
 
     def tick(self) -> None:
         now = self._out.now.mono_ms
-        self._backoff = {p: until for p, until in self._backoff.items() if until > now}
+        self.fleet.tick()
         for job in list(self.jobs.values()):
             if job.state is not JobState.RUNNING:
                 continue
@@ -785,8 +730,8 @@ class Requester:
             reason = Reason.PEER_DOWN
         else:
             reason = Reason.LEASE_LOST
-        self._backoff[attempt.peer] = self._out.now.mono_ms + 4 * self._out.limits.backoff_ms
-        if attempt.peer in self.peers_up:
+        self.fleet.leave_alone(attempt.peer, 4 * self._out.limits.backoff_ms)
+        if attempt.peer in self.fleet.peers_up:
             cancel = CancelTask(attempt.task_id, attempt.number, Reason.SUPERSEDED)
             self._out.send(attempt.peer, Lane.URGENT, cancel)
         self._lose(job, attempt, reason)
@@ -838,45 +783,3 @@ class Requester:
         for index in range(result.count):
             job.take(result.first + index, result.digests[32 * index : 32 * index + 32], source)
         job.stored += result.count
-
-
-def order_note(order: JobOrder) -> bytes:
-    """What of an order must survive beside the spec: inline bytes, placement, the client's note."""
-    return encode(
-        [
-            order.inline,
-            order.unit_ms_hint,
-            order.lease_units_max,
-            order.policy,
-            list(order.cars),
-            order.request,
-        ]
-    )
-
-
-def order_of(spec: JobSpec, note: bytes) -> JobOrder:
-    inline, hint, most, policy, cars, request = _six(decode(note, bytes_max=1 << 20))
-    return JobOrder(
-        spec.kernel,
-        spec.artifact,
-        tuple(
-            ArgSource(bool(a.mapped), a.spec, None if a.inline else BlobRef(a.ident, a.size))
-            for a in spec.args
-        ),
-        spec.outs,
-        spec.units,
-        spec.nonce,
-        inline,
-        hint,
-        spec.unit_wall_ms_max,
-        spec.memory_mb_max,
-        most,
-        policy,
-        tuple(Peer(c) for c in cars),
-        request=request,
-    )
-
-
-def _six(value: object) -> Iterable:  # type: ignore[type-arg]
-    assert isinstance(value, list) and len(value) == 6
-    return value

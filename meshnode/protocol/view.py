@@ -105,9 +105,9 @@ def look(node: Node, now: Now) -> View:
     return View(
         node.identity.peer,
         node.identity.cell,
-        provider.may_run(),
-        provider.slots,
-        provider.slots_free(),
+        provider.owner.may_run(),
+        provider.owner.slots,
+        provider.presence.slots_free(),
         tuple(
             PeerView(
                 state.peer,

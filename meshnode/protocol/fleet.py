@@ -1,0 +1,93 @@
+"""The cars as this requester believes them to be: reachable, agreed, idle, tired.
+
+Between the book of adverts and `placement`: what stands in the way of a car (no connection, no
+agreement) is started here, and the car is a candidate once it is gone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .advert import AdvertBook
+from .agreement import Agreements
+from .effects import Dial
+from .job import Job
+from .objects import Advert
+from .outbox import Outbox
+from .placement import Car
+from .types import Peer
+
+
+class Fleet:
+    def __init__(self, outbox: Outbox, agreements: Agreements, book: AdvertBook) -> None:
+        self._out = outbox
+        self._agreements = agreements
+        self.book = book
+        self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
+        self.mine: Counter[Peer] = Counter()  # live attempts of ours per car
+        self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
+        self._dialled: dict[Peer, int] = {}
+
+    def leave_alone(self, peer: Peer, wait_ms: int) -> None:
+        self.backoff[peer] = self._out.now.mono_ms + wait_ms
+
+    def release(self, peer: Peer) -> None:
+        """One of our attempts there is over."""
+        self.mine[peer] -= 1
+        if self.mine[peer] <= 0:
+            del self.mine[peer]
+
+    def tick(self) -> None:
+        now = self._out.now.mono_ms
+        self.backoff = {peer: until for peer, until in self.backoff.items() if until > now}
+        gap = self._out.limits.redial_gap_ms
+        self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
+
+    def cars(self, job: Job) -> list[Car]:
+        """Cars that may take a run of this job now; starts what stands in the way for others."""
+        now = self._out.now
+        limits = self._out.limits
+        consts = [arg.ident[:8] for arg in job.spec.args if not arg.mapped and not arg.inline]
+        cars: list[Car] = []
+        for peer, known in self.book.cars.items():
+            advert = known.advert
+            if peer == self._out.identity.peer or not self._suits(job, peer, advert):
+                continue
+            if self.backoff.get(peer, 0) > now.mono_ms:
+                continue
+            if peer not in self.peers_up:
+                self.dial(peer, advert.addrs)
+                continue
+            if self._agreements.with_provider(peer) is None:
+                self._agreements.ask(peer)
+                continue
+            mine = self.mine[peer]
+            capacity = advert.slots * (1 + limits.leases_queued_per_slot_max) - mine
+            cars.append(
+                Car(
+                    peer,
+                    capacity,
+                    mine == 0 and advert.slots_free > 0,
+                    self.peers_up[peer],
+                    max((c.rate_mflops for c in advert.classes), default=0),
+                    all(prefix in advert.cached for prefix in consts),
+                    advert.budget.spendable_mwh,
+                )
+            )
+        return cars
+
+    def _suits(self, job: Job, peer: Peer, advert: Advert) -> bool:
+        if not advert.budget.may_run or peer in job.unsuited or not advert.classes:
+            return False
+        if job.order.cars and peer not in job.order.cars:
+            return False
+        unit_ms = job.unit_ms or job.order.unit_ms_hint
+        if unit_ms > advert.budget.lease_s_max * 1000:
+            return False
+        return job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
+
+    def dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
+        now = self._out.now.mono_ms
+        if self._dialled.get(peer, -(10**9)) + self._out.limits.redial_gap_ms <= now:
+            self._dialled[peer] = now
+            self._out.add(Dial(peer, addrs))

@@ -1,0 +1,110 @@
+"""What this car may take on: the owner's consent and policy, the battery budget, the worker.
+
+Read by `provider` before every lease and by `presence` before every advert and bid. Nothing here
+looks at a lease; the numbers come from the owner's signed objects, the vehicle and the probe.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from ..errors import MeshError
+from .events import BudgetRead, WorkerClasses
+from .job import array_bytes, inline_size
+from .objects import T_CONSENT, T_POLICY, Consent, Offer, Policy, Role, Submitters
+from .outbox import Outbox
+from .reasons import Reason
+from .sealed import Sealed, unseal
+from .types import CLOCK_SKEW_MS_MAX, INLINE_BYTES_MAX, LEASE_UNITS_MAX, Digest
+
+_NO_BUDGET = BudgetRead(False, Reason.NO_CONSENT, 0, 0, 0, 0)
+
+
+class Owner:
+    def __init__(self, outbox: Outbox) -> None:
+        self._out = outbox
+        self.classes: WorkerClasses | None = None
+        self.budget = _NO_BUDGET
+        self.draining: Reason | None = None
+        self.unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
+        self.consent = self._read_consent()
+
+    def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
+        identity = self._out.identity
+        if identity.consent is None or identity.policy is None:
+            return None
+        try:
+            sealed, policy_sealed = unseal(identity.consent), unseal(identity.policy)
+            consent = sealed.open(Consent, T_CONSENT)
+            policy = policy_sealed.open(Policy, T_POLICY)
+        except MeshError:
+            return None
+        whole = (
+            sealed.kid == consent.account == identity.account
+            and policy_sealed.kid == policy.account == identity.account
+            and consent.network == policy.network == identity.network
+            and consent.policy == policy_sealed.digest
+            and consent.withdrawn_ms is None
+        )
+        return (sealed, consent, policy_sealed, policy) if whole else None
+
+    @property
+    def active(self) -> bool:
+        return bool(self._out.identity.roles & Role.PROVIDE)
+
+    def may_run(self) -> Reason:
+        """Whether this car takes work at all now."""
+        if not self.active:
+            return Reason.NOT_PROVIDING
+        if self.draining is not None:
+            return self.draining
+        now = self._out.now.unix_ms
+        if self.consent is None or not (
+            self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms
+        ):
+            return Reason.NO_CONSENT
+        if self.classes is None or not self.classes.classes:
+            return Reason.NO_WORKER
+        if not self.budget.may_run:
+            return self.budget.reason
+        return Reason.OK
+
+    def admits(self, payer: bytes) -> bool:
+        assert self.consent is not None
+        consent, policy = self.consent[1], self.consent[3]
+        mode, accounts = policy.submitters
+        own = payer == self._out.identity.account
+        if mode is Submitters.NETWORK or payer in accounts:
+            return True
+        return own or (mode is Submitters.FLEET and payer == consent.operator)
+
+    @property
+    def slots(self) -> int:
+        return self.classes.slots if self.classes else 0
+
+    def fits(self, offer: Offer) -> Reason:
+        """The job against this car: artifact, sizes, memory, time and energy."""
+        job = offer.job
+        if job.artifact not in self._out.identity.artifacts:
+            return Reason.UNKNOWN_ARTIFACT
+        if offer.run.size > LEASE_UNITS_MAX or inline_size(job, offer.run.size) > INLINE_BYTES_MAX:
+            return Reason.TOO_LARGE
+        try:
+            for arg in job.args:
+                want = array_bytes(arg.spec) * (job.units if arg.mapped else 1)
+                if arg.size != want:
+                    return Reason.KERNEL_SPEC
+            out_bytes = sum(array_bytes(spec) for spec in job.outs)
+        except ValueError:
+            return Reason.KERNEL_SPEC
+        assert self.classes is not None
+        memory_mb = min(c.memory_mb for c in self.classes.classes)
+        if job.memory_mb_max > memory_mb or out_bytes > self._out.limits.result_keep_bytes_max:
+            return Reason.MEMORY
+        unit_ms = self.unit_ms.get(job.artifact, 0.0)
+        run_ms = int(unit_ms * offer.run.size)
+        if run_ms > self.budget.lease_s_max * 1000:
+            return Reason.LEASE_LENGTH
+        if self.budget.watt_max * run_ms // 3600 > self.budget.spendable_mwh:
+            return Reason.BUDGET
+        return Reason.OK

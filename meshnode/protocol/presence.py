@@ -1,0 +1,197 @@
+"""How a car shows itself: adverts in its cell and to its peers, and bids for announced jobs.
+
+An advert is published once a minute and on a change that matters to who would offer, never faster
+than the gap. A bid is a token good once, which holds a slot for a moment; `provider` spends it when
+the award comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .advert import bucket_lease_s, bucket_mwh, cell_topic
+from .effects import Dial, Publish
+from .objects import (
+    T_ADVERT,
+    T_TOKEN,
+    Advert,
+    AdvertBudget,
+    AdvertClass,
+    Announce,
+    Token,
+)
+from .outbox import Outbox
+from .owner import Owner
+from .reasons import Reason
+from .types import CACHED_MAX, Digest, Lane, Peer
+
+TOKENS_MAX = 256
+
+
+@dataclass(slots=True)
+class Bid:
+    token: Token
+    requester: Peer
+    wire: bytes
+    until_mono_ms: int
+    sent: bool
+
+
+class Presence:
+    """`working` counts the leases that have not ended."""
+
+    def __init__(self, outbox: Outbox, owner: Owner, working: Callable[[], int]) -> None:
+        self._out = outbox
+        self._owner = owner
+        self._working = working
+        self.peers_up: set[Peer] = set()
+        self.addrs: tuple[str, ...] = ()
+        self.blobs: tuple[Digest, ...] = ()
+        self._bids: dict[Digest, Bid] = {}
+        self._token_seq = 0
+        self._advert_seq = 0
+        self._advert_wire: bytes | None = None
+        self._advert_mono_ms = 0
+        self._advert_changed = False
+        self._advert_free = 0
+
+    def peer_ready(self, peer: Peer) -> None:
+        self.peers_up.add(peer)
+        if self._advert_wire is not None:
+            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+        for bid in self._bids.values():
+            if bid.requester == peer and not bid.sent:
+                bid.sent = True
+                self._out.send(peer, Lane.CONTROL, bid.wire)
+
+    def spend(self, token: Digest, peer: Peer) -> bool:
+        """Single use: whoever asks, the token is gone."""
+        bid = self._bids.pop(token, None)
+        return bid is not None and bid.requester == peer
+
+    def held(self) -> int:
+        now = self._out.now.mono_ms
+        return sum(bid.until_mono_ms > now for bid in self._bids.values())
+
+    def slots_free(self) -> int:
+        if self._owner.may_run() is not Reason.OK:
+            return 0
+        return max(0, self._owner.slots - self._working() - self.held())
+
+    def on_announce(self, announce: Announce) -> None:
+        """Bid for an announced job if sortition picks us and a slot is idle."""
+        identity, now = self._out.identity, self._out.now
+        lot = hashlib.sha256(announce.announce_id + identity.peer).digest()[:4]
+        if int.from_bytes(lot, "big") > announce.threshold or len(self._bids) >= TOKENS_MAX:
+            return
+        if self.slots_free() < 1 or announce.artifact not in identity.artifacts:
+            return
+        assert self._owner.classes is not None
+        best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
+        if announce.memory_mb > best.memory_mb:
+            return
+        have = {blob[:8] for blob in self.blobs}
+        self._token_seq += 1
+        hold_ms = self._out.limits.announce_hold_ms * 4
+        token = Token(
+            1,
+            identity.network,
+            identity.peer,
+            self._token_seq,
+            "token",
+            best.class_digest,
+            best.rate_mflops,
+            now.unix_ms + 30_000,
+            self._owner.budget.floor_nano_per_s,
+            self._owner.budget.lease_s_max,
+            int(all(prefix in have for prefix in announce.consts)),
+            announce.announce_id,
+            hold_ms,
+        )
+        sealed = self._out.seal(token, T_TOKEN)
+        up = announce.requester in self.peers_up
+        self._bids[sealed.digest] = Bid(
+            token, announce.requester, sealed.wire, now.mono_ms + hold_ms, up
+        )
+        self._out.counters["bids"] += 1
+        if up:
+            self._out.send(announce.requester, Lane.CONTROL, sealed.wire)
+        elif announce.addrs:
+            self._out.add(Dial(announce.requester, announce.addrs))
+
+    def changed(self, *, now: bool = False) -> None:
+        """Something an advert says has changed: at once if it matters to who would offer."""
+        free = self.slots_free()
+        if now or (free == 0) != (self._advert_free == 0):
+            self._advert_changed = True
+
+    def _publish(self) -> None:
+        identity, now = self._out.identity, self._out.now
+        limits = self._out.limits
+        assert self._owner.classes is not None
+        self._advert_seq = max(self._advert_seq + 1, now.unix_ms)
+        self._advert_free = self.slots_free()
+        reason = self._owner.may_run()
+        cached = [d[:8] for d in (*sorted(identity.artifacts), *self.blobs)]
+        advert = Advert(
+            1,
+            identity.network,
+            identity.peer,
+            self._advert_seq,
+            "advert",
+            identity.cell,
+            tuple(
+                AdvertClass(c.platform, c.kind, c.memory_mb, c.rate_mflops, c.class_digest)
+                for c in self._owner.classes.classes
+            ),
+            self._owner.slots,
+            self._advert_free,
+            self._owner.classes.jax_window,
+            self._owner.classes.jaxlib,
+            self._owner.classes.sandbox_layers,
+            tuple(dict.fromkeys(cached[-CACHED_MAX:])),
+            AdvertBudget(
+                bucket_mwh(self._owner.budget.spendable_mwh),
+                self._owner.budget.watt_max,
+                bucket_lease_s(self._owner.budget.lease_s_max),
+                self._owner.budget.floor_nano_per_s,
+                int(reason is Reason.OK),
+                reason,
+            ),
+            now.unix_ms + limits.advert_ttl_ms,
+            self.addrs,
+        )
+        self._advert_wire = self._out.seal(advert, T_ADVERT).wire
+        self._advert_mono_ms = now.mono_ms
+        self._advert_changed = False
+        self._out.add(Publish(cell_topic(identity.network, identity.cell), self._advert_wire))
+        # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
+        for peer in sorted(self.peers_up)[: limits.peers_max]:
+            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+
+    def _advert_due(self) -> int | None:
+        if not self._owner.active or self._owner.classes is None:
+            return None
+        limits = self._out.limits
+        if self._advert_wire is None:
+            return self._out.now.mono_ms if self._advert_changed else None
+        wait = limits.advert_gap_ms if self._advert_changed else limits.advert_period_ms
+        return self._advert_mono_ms + wait
+
+    def deadline(self) -> int | None:
+        dues = [bid.until_mono_ms for bid in self._bids.values()]
+        advert = self._advert_due()
+        if advert is not None:
+            dues.append(advert)
+        return min(dues, default=None)
+
+    def tick(self) -> None:
+        mono = self._out.now.mono_ms
+        for token, bid in list(self._bids.items()):
+            if bid.until_mono_ms <= mono:
+                del self._bids[token]
+        due = self._advert_due()
+        if due is not None and due <= mono:
+            self._publish()
