@@ -336,14 +336,17 @@ class Fetch:
         return bool(self._queue) or self._in_work > 0
 
     async def _drain(self, pipe: _Pipe) -> None:
+        absent: set[int] = set()  # chunks that this holder does not have
         while True:
-            while not self._queue and self._in_work:
-                await self._moved.wait()  # a failing holder may give chunks back
-            run = self._take_run()
+            run = self._take_run(absent)
             if not run:
-                return
+                if not self._in_work:
+                    return
+                await self._moved.wait()  # a failing holder may give chunks back
+                continue
             try:
-                await self._read_run(pipe, run)
+                if not await self._read_run(pipe, run):
+                    absent.add(run[0])
             finally:
                 # What is left of the run goes back to the front, for whoever is next.
                 if self._disk is None:
@@ -352,24 +355,35 @@ class Fetch:
                 self._moved.set()
                 self._moved = trio.Event()
 
-    def _take_run(self) -> list[int]:
-        """Neighbouring chunks from the front of the queue."""
-        run: list[int] = []
+    def _take_run(self, absent: set[int]) -> list[int]:
+        """Neighbouring chunks from the front of the queue, none of them absent."""
+        at = next((at for at, index in enumerate(self._queue) if index not in absent), None)
+        if at is None:
+            return []
         share = max(1, min(RUN_CHUNKS_MAX, len(self._queue) // 4))
-        while self._queue and len(run) < share and (not run or self._queue[0] == run[-1] + 1):
-            run.append(self._queue.popleft())
-        if run:
-            self._in_work += 1
+        run = [self._queue[at]]
+        del self._queue[at]
+        while (
+            at < len(self._queue)
+            and len(run) < share
+            and self._queue[at] == run[-1] + 1
+            and self._queue[at] not in absent
+        ):
+            run.append(self._queue[at])
+            del self._queue[at]
+        self._in_work += 1
         return run
 
-    async def _read_run(self, pipe: _Pipe, run: list[int]) -> None:
-        """Chunks leave `run` as they are verified and kept."""
+    async def _read_run(self, pipe: _Pipe, run: list[int]) -> bool:
+        """Chunks leave `run` as they are verified and kept; False if the first left is absent."""
         manifest = self._chunks.manifest(self._ref.blob_id)
         assert manifest is not None
         size, digests = manifest
         await pipe.write(REQUEST.pack(CHUNKS, self._ref.blob_id, run[0], len(run)))
         while run:
             status = (await pipe.read(1))[0]
+            if status == NOT_HERE:
+                return False
             if status != HERE:
                 raise _Gone
             (length,) = struct.unpack(">I", await pipe.read(4))
@@ -384,6 +398,7 @@ class Fetch:
                 raise _NoRoom(error.strerror) from None
             self.bytes_fetched += length
             run.pop(0)
+        return True
 
     async def _open(self, holder: Peer) -> _Pipe:
         with trio.fail_after(self._config.dial_timeout_s):

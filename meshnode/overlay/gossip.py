@@ -18,10 +18,11 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
 
 from meshnode.protocol.events import GossipIn
+from meshnode.protocol.types import Peer
 
 from .config import GOSSIP_PROTOCOL, OverlayConfig
 from .guard import GOSSIP_BUDGET, PUSH_MSG, Budget, contained, log
-from .host import MeshHost, peer_of
+from .host import MeshHost, id_of, peer_of
 from .sink import EventSink
 
 
@@ -29,6 +30,10 @@ class MeshRouter(GossipSub):
     """GossipSub whose heartbeat outlives an exception."""
 
     counters: Counter[str]
+
+    def _handle_dropped_rpc(self, peer_id: ID, rpc: Any, reason: str) -> None:
+        self.counters["gossip_dropped_peer_queue"] += 1
+        super()._handle_dropped_rpc(peer_id, rpc, reason)
 
     async def heartbeat(self) -> None:
         while True:
@@ -181,6 +186,28 @@ class Gossip:
             while self._outbox:
                 topic, frame = self._outbox.popleft()
                 await contained(self.pubsub.publish, self._counters, "gossip")(topic, frame)
+
+    def mend_peer(self, peer: Peer) -> None:
+        """Replace a stream whose connection is gone.
+
+        A peer that reconnects before stock has heard of its old connection's end keeps the dead
+        stream in the table for good: it is told nothing, not even what this node subscribed to.
+        """
+        peer_id = id_of(peer)
+        stream = self.pubsub.peers.get(peer_id)
+        if stream is not None:
+            muxed: Any = stream.muxed_conn
+            if muxed.event_shutting_down.is_set():
+                self.pubsub._handle_dead_peer(peer_id)
+
+    async def mend(self) -> None:
+        """Task: what `mend_peer` does, for connections that end without a new link."""
+        while True:
+            await trio.sleep(self._config.gossip_heartbeat_s)
+            for peer_id in list(self.pubsub.peers):
+                peer = peer_of(peer_id)
+                if peer is not None:
+                    self.mend_peer(peer)
 
     async def deliver(self) -> None:
         """Messages to the driver, topics in turn, so that a loud topic starves no other."""

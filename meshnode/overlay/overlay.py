@@ -17,7 +17,7 @@ import trio
 from libp2p.abc import INetwork
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
-from multiaddr import Multiaddr  # type: ignore[import-untyped]
+from multiaddr import Multiaddr
 
 from meshnode.errors import LocalResource, UsageError
 from meshnode.protocol.effects import Send
@@ -85,6 +85,7 @@ class Overlay:
         self.dht = Dht(host, config, sink, spawn, self.links.addrs_of)
         self.server = BlobServer(host, config, chunks)
         self.links.on_down = self.dht.forget
+        self.links.on_up = self.gossip.mend_peer
         host.on_identified = self.dht.on_identified
         host.swarm.refuses = self._refuses
         host.swarm.register_notifee(_ConnectionNotifee(self.links.on_connected))  # type: ignore[arg-type]
@@ -158,6 +159,7 @@ class Overlay:
             self.links.reap,
             self.gossip.work,
             self.gossip.deliver,
+            self.gossip.mend,
             self.dht.walk,
             self.dht.republish,
             self._bootstrap,
@@ -187,12 +189,10 @@ class Overlay:
             if usable:
                 self._host.get_peerstore().add_addrs(id_of(peer), usable, ADDRESS_TTL_S)
             conn = await self._host.swarm.dial_fresh(id_of(peer), usable)
-            if not await self.links.wait_up(peer, self._config.link_timeout_s):
+            if not await self.links.wait_up(peer, self._config.link_timeout_s, conn):
                 await conn.close()
         except Exception as error:  # noqa: BLE001 - becomes DialFailed
             log.debug("dial: %r", error)
-            # Both may have dialled at once, and theirs came through.
-            await self.links.wait_up(peer, 0.0)
         finally:
             self._dialling.discard(peer)
         if peer not in self.links:

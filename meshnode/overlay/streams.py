@@ -253,8 +253,10 @@ class Links:
         self._counters = counters
         self._spawn = spawn
         self._links: dict[Peer, Link] = {}
-        self._up: dict[Peer, trio.Event] = {}
+        self._opening: dict[Peer, trio.Event] = {}
+        self._someone_up = trio.Event()
         self._own = host.get_id().to_bytes()
+        self.on_up: Callable[[Peer], None] = lambda _: None
         self.on_down: Callable[[Peer], None] = lambda _: None
         host.set_stream_handler(CTL_PROTOCOL, self._on_stream)  # type: ignore[arg-type]
 
@@ -275,10 +277,19 @@ class Links:
         if link is not None:
             link.cut(reason)
 
-    async def wait_up(self, peer: Peer, timeout_s: float) -> bool:
-        if peer not in self._links:
-            with trio.move_on_after(timeout_s):
-                await self._up.setdefault(peer, trio.Event()).wait()
+    async def wait_up(self, peer: Peer, timeout_s: float, conn: MeshConn) -> bool:
+        """Until the peer is up, the connection is closed or the time is over."""
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+
+                async def closed() -> None:
+                    await conn.event_closed.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(closed)
+                while peer not in self._links:
+                    await self._someone_up.wait()
+                nursery.cancel_scope.cancel()
         return peer in self._links
 
     # ---- from libp2p
@@ -293,16 +304,23 @@ class Links:
         if peer is None:
             await contained(conn.close, self._counters, "close")()
             return
-        link = self._links.get(peer)
-        if link is not None and not link.conn.is_closed and await link.probe():
-            return  # both dialled at once, and the first connection is well
+        while (ongoing := self._opening.get(peer)) is not None:
+            await ongoing.wait()
+        done = self._opening[peer] = trio.Event()
         try:
+            link = self._links.get(peer)
+            if link is not None and link.conn.is_live and await link.probe():
+                return  # both dialled at once, and the first connection is well
             stream = await self._host.open_on(conn, CTL_PROTOCOL)
+            self._spawn(self._run, peer, conn, stream)
+            while self._links.get(peer, link) is link and not conn.is_closed:
+                await self._someone_up.wait()
         except Exception as error:  # noqa: BLE001 - libp2p's errors have no base class
             log.info("no control stream: %r", error)
             await contained(conn.close, self._counters, "close")()
-            return
-        await self._run(peer, conn, stream)
+        finally:
+            done.set()
+            del self._opening[peer]
 
     async def _on_stream(self, stream: INetStream) -> None:
         conn: Any = stream.swarm_conn  # type: ignore[attr-defined]
@@ -338,15 +356,17 @@ class Links:
     async def _run_link(self, link: Link) -> None:
         peer, conn = link.peer, link.conn
         self._links[peer] = link
+        self._someone_up.set()
+        self._someone_up = trio.Event()
+        self.on_up(peer)
         reason = Reason.PEER_DOWN
         try:
             inbound = conn.direction == Direction.INBOUND
             path, addrs = self._whereabouts(conn)
             await self._sink.emit(PeerUp(peer, path, addrs, inbound))
-            if (waiting := self._up.pop(peer, None)) is not None:
-                waiting.set()
             reason = await link.run()
         finally:
+            conn.doomed = True
             del self._links[peer]
             for send in link.failed_sends():
                 self._sink.emit_now(SendFailed(send.send_id, peer, Reason.PEER_DOWN))

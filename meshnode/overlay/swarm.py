@@ -18,7 +18,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux.yamux import GO_AWAY_NORMAL, Yamux
-from multiaddr import Multiaddr  # type: ignore[import-untyped]
+from multiaddr import Multiaddr
 
 from .config import OverlayConfig
 from .guard import (
@@ -98,6 +98,13 @@ class MeshConn(SwarmConn):
     """One connection; an inbound stream can hurt at most this connection."""
 
     swarm: MeshSwarm
+    doomed = False
+    """Its control stream has ended, so it is about to be closed."""
+
+    @property
+    def is_live(self) -> bool:
+        muxed: Any = self.muxed_conn
+        return not (self.doomed or self.is_closed or muxed.event_shutting_down.is_set())
 
     async def start(self) -> None:
         if STREAM_HANDLER not in self.swarm.guards:
@@ -127,6 +134,26 @@ class MeshConn(SwarmConn):
             await contained(muxed_stream.reset, self.swarm.counters, "reset")()
 
 
+class _NoAutoConnector:
+    """Stock dials every peer it ever heard of until half of max_connections are open.
+
+    min_connections=0 and low_watermark=0 do not turn it off (libp2p 0.8.1, AutoConnector); here
+    the machine decides whom to dial.
+    """
+
+    _is_connecting = False
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def maybe_connect(self) -> None: ...
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None: ...
+
+    def record_disconnect(self, peer_id: ID) -> None: ...
+
+
 class MeshSwarm(Swarm):
     """The swarm with bounded admission and a dial that neither waits nor sulks."""
 
@@ -139,12 +166,16 @@ class MeshSwarm(Swarm):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.auto_connector = _NoAutoConnector()  # type: ignore[assignment]
         self.config = config
         self.guards = guards
         self.counters = counters
         self.gate = HalfOpenGate(config.half_open_max, config.half_open_per_ip_max, counters)
         self.refuses: Callable[[ID], bool] = lambda _: False
         self._failed_s: dict[ID, float] = {}
+
+    def live_connections(self, peer_id: ID) -> list[Any]:
+        return [conn for conn in self.get_connections(peer_id) if getattr(conn, "is_live", True)]
 
     # ---- in
 
@@ -175,7 +206,7 @@ class MeshSwarm(Swarm):
 
     async def add_conn(self, muxed_conn: Any, direction: str = "unknown") -> SwarmConn:
         peer = muxed_conn.peer_id
-        alive = [conn for conn in self.get_connections(peer) if not conn.is_closed]
+        alive = self.live_connections(peer)
         if self.refuses(peer):
             refusal = "is blocked"
         elif len(alive) >= self.config.connections_per_peer_max:
@@ -194,7 +225,7 @@ class MeshSwarm(Swarm):
         if DIAL not in self.guards:
             # L5, L6: 250 ms in any case, one address, and after a failure 60 s of refusal.
             return list(await super().dial_peer(peer_id))
-        alive = [conn for conn in self.get_connections(peer_id) if not conn.is_closed]
+        alive = self.live_connections(peer_id)
         if alive:
             return alive
         if time.monotonic() - self._failed_s.get(peer_id, -1e9) < REDIAL_PAUSE_S:
@@ -207,7 +238,7 @@ class MeshSwarm(Swarm):
             return (await super().dial_peer(peer_id))[0]
         while (ongoing := self._ongoing_dials.get(peer_id)) is not None:
             await ongoing.wait()
-        alive = [conn for conn in self.get_connections(peer_id) if not conn.is_closed]
+        alive = self.live_connections(peer_id)
         if alive:
             return alive[0]
         if peer_id == self.self_id or self.refuses(peer_id):
