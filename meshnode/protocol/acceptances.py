@@ -15,13 +15,14 @@ from .agreement import Agreements
 from .channel import RequesterChannel
 from .effects import SignedObject
 from .job import Job, spans
+from .jobs import Jobs
 from .merkle import root
 from .messages import Decline
 from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Dispute, Method, Receipt, Verdict
 from .outbox import Outbox, row
 from .reasons import Reason
 from .sealed import Sealed
-from .types import LEASE_UNITS_MAX, Digest, Durability, JobId, Lane, Peer
+from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
 
 class Audit(Protocol):
@@ -50,11 +51,11 @@ class Pending:
 
 
 class AcceptanceDesk:
-    def __init__(self, outbox: Outbox, agreements: Agreements, audit: Audit) -> None:
+    def __init__(self, outbox: Outbox, agreements: Agreements, audit: Audit, jobs: Jobs) -> None:
         self._out = outbox
         self._agreements = agreements
         self._audit = audit
-        self.jobs: dict[JobId, Job] = {}
+        self._jobs = jobs
         self.channels: dict[Digest, RequesterChannel] = {}
         self._pending: dict[Digest, Pending] = {}
         self._due_mono_ms: int | None = None
@@ -65,7 +66,7 @@ class AcceptanceDesk:
 
     def mark_restored(self, receipt: Receipt, dispute: Dispute | None) -> None:
         """Which units were accepted before the restart."""
-        job = self.jobs.get(receipt.work.job_id)
+        job = self._jobs.all.get(receipt.work.job_id)
         if job is None:
             return
         first, size = receipt.work.units
@@ -105,7 +106,7 @@ class AcceptanceDesk:
         self._take(channel, receipt, sealed)
 
     def _take(self, channel: RequesterChannel, receipt: Receipt, sealed: Sealed) -> None:
-        job = self.jobs.get(receipt.work.job_id)
+        job = self._jobs.all.get(receipt.work.job_id)
         withheld, reason = self._withheld(job, receipt)
         digest = sealed.digest
         amount = receipt.amount_nano

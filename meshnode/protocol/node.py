@@ -48,6 +48,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
+from .jobs import Jobs
 from .messages import Hello
 from .objects import (
     T_ACCEPT,
@@ -118,10 +119,9 @@ class Node:
         self._restored = restored
         self.agreements = Agreements(self._out, restored)
         self.provider = Provider(self._out, self.agreements, self.book)
-        self.acceptances = AcceptanceDesk(self._out, self.agreements, audit)
-        self.requester = Requester(
-            self._out, self.agreements, self.book, placement, self.acceptances
-        )
+        self.jobs = Jobs(self._out)
+        self.acceptances = AcceptanceDesk(self._out, self.agreements, audit, self.jobs)
+        self.requester = Requester(self._out, self.agreements, self.book, placement, self.jobs)
         self._seen: dict[bytes, None] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Tick: lambda _: None,
@@ -179,9 +179,10 @@ class Node:
         """First effects, and the work of before a restart."""
         self._out.now = now
         self._out.add(Join(cell_topic(self.identity.network, self.identity.cell)))
-        self.requester.restore(self._restored)
+        self.jobs.restore(self._restored)
         self._restore_channels()
         self.provider.restore(self._restored.held)
+        self.requester.resume()
         self._restored = Restored()
         return self._out.take()
 
@@ -390,7 +391,7 @@ class Node:
 
     def _on_addrs(self, event: AddrsKnown) -> None:
         self.provider.on_addrs(event.addrs)
-        self.requester.addrs = event.addrs
+        self.requester.addrs_known(event.addrs)
 
     def _on_persist_failed(self, event: PersistFailed) -> None:
         self._out.counters["persist_failed"] += 1

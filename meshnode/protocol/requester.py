@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..errors import MeshError
-from .acceptances import AcceptanceDesk
-from .advert import AdvertBook, cell_topic
+from .advert import AdvertBook
 from .agreement import Agreements
+from .announcing import Announcer
 from .attempt import Attempt, State, Step
-from .codec import decode, digest
-from .effects import JobRecord, Publish, ResultRecord, TaskRecord
-from .events import JobOrder, Submit
+from .codec import digest
+from .effects import ResultRecord, TaskRecord
+from .events import Submit
 from .fleet import Fleet
 from .intake import Intake
 from .job import (
@@ -30,6 +29,7 @@ from .job import (
     run_inline,
     spec_bytes,
 )
+from .jobs import Jobs
 from .messages import (
     Assign,
     CancelTask,
@@ -43,27 +43,21 @@ from .messages import (
     pack,
 )
 from .objects import (
-    T_ANNOUNCE,
     T_LEASE,
     T_OFFER,
     T_TOKEN,
     Advert,
-    Announce,
-    JobSpec,
     Lease,
     Offer,
     OfferKind,
     Span,
     Token,
 )
-from .order import order_note, order_of
-from .outbox import Outbox, Restored, RestoredResult
+from .outbox import Outbox
 from .placement import Car, GossipPlacement, Need, Placement, run_units
 from .reasons import Reason
-from .rule import decode_map
 from .sealed import Sealed
 from .types import (
-    Digest,
     Durability,
     JobId,
     Lane,
@@ -104,21 +98,18 @@ class Requester:
         agreements: Agreements,
         book: AdvertBook,
         placement: Placement,
-        acceptances: AcceptanceDesk,
+        jobs: Jobs,
     ) -> None:
         self._out = outbox
+        self.jobs = jobs
+        self._announcer = Announcer(outbox, book, jobs)
         self._agreements = agreements
         self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement
         self._gossip = GossipPlacement()
-        self._acceptances = acceptances
         self._intake = Intake()
-        self.jobs: dict[JobId, Job] = {}
-        self._by_task: dict[TaskId, Job] = {}
         self._by_lease: dict[LeaseId, Attempt] = {}
-        self._announced: dict[bytes, Job] = {}
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
-        self.addrs: tuple[str, ...] = ()
 
     # ---- jobs
 
@@ -128,52 +119,29 @@ class Requester:
         try:
             spec = make_spec(order, identity.network, identity.peer)
         except ValueError as error:
-            self._refuse(event.request_id, Reason.KERNEL_SPEC, str(error))
+            self.jobs.refuse(event.request_id, Reason.KERNEL_SPEC, str(error))
             return
-        if sum(job.state is JobState.RUNNING for job in self.jobs.values()) >= (
-            self._out.limits.jobs_max
-        ):
-            self._refuse(event.request_id, Reason.BUSY, "too many jobs are in work")
+        if len(self.jobs.running) >= self._out.limits.jobs_max:
+            self.jobs.refuse(event.request_id, Reason.BUSY, "too many jobs are in work")
             return
         wire = spec_bytes(spec)
         job_digest = digest(wire)
         job_id = JobId(job_digest[:16])
-        if job_id in self.jobs:  # same order, same nonce: the same job
+        if job_id in self.jobs.all:  # same order, same nonce: the same job
             self._out.notify(job_id, "submitted", request_id=event.request_id)
-            self._say(self.jobs[job_id])
+            self.jobs.say(self.jobs.all[job_id])
             return
-        job = self._enter(spec, job_digest, order)
+        job = self.jobs.enter(spec, job_digest, order)
         self._out.notify(job_id, "submitted", request_id=event.request_id)
         if order.durable:
-            record = JobRecord(job_digest, wire, order_note(order), JobState.RUNNING, 0)
+            record = self.jobs.record(job)
             self._out.persist((record,), Durability.PROCESS, None, lambda: self._disk_full(job))
-        self._say(job)
+        self.jobs.say(job)
         self.pump(job)
 
-    def _enter(self, spec: JobSpec, job_digest: Digest, order: JobOrder) -> Job:
-        now = self._out.now.mono_ms
-        deadline = now + (order.deadline_ms or self._out.limits.job_deadline_ms)
-        job = Job(JobId(job_digest[:16]), job_digest, spec, order, now, deadline)
-        job.last_sign_mono_ms = now
-        ended = [j for j in self.jobs.values() if j.state is not JobState.RUNNING]
-        for old in ended[: max(0, len(ended) - ENDED_JOBS_MAX)]:
-            self._drop(old)
-        self.jobs[job.job_id] = job
-        self._acceptances.jobs[job.job_id] = job
-        return job
-
-    def _drop(self, job: Job) -> None:
-        del self.jobs[job.job_id]
-        self._acceptances.jobs.pop(job.job_id, None)
-        for task_id in job.tasks:
-            self._by_task.pop(task_id, None)
-
-    def _refuse(self, request_id: int, reason: Reason, text: str) -> None:
-        self._out.notify(b"", "refused", request_id=request_id, reason=int(reason), text=text)
-
     def cancel(self, job_id: JobId) -> None:
-        job = self.jobs.get(job_id)
-        if job is not None and job.state is JobState.RUNNING:
+        job = self.jobs.running.get(job_id)
+        if job is not None:
             self._finish(job, JobState.CANCELLED, Reason.CANCELLED)
 
     def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
@@ -184,35 +152,21 @@ class Requester:
                 if task.live.peer in self.fleet.peers_up:
                     self._out.send(task.live.peer, Lane.URGENT, cancel)
                 self._lose(job, task.live, reason, again=False)
-        job.state, job.reason = state, reason
-        job.retry.clear()
-        self._announced.pop(job.waiting.announce_id, None)
+        self.jobs.end(job, state, reason)
         if job.order.durable:
-            record = JobRecord(
-                job.digest, spec_bytes(job.spec), order_note(job.order), state, reason
-            )
-            self._out.persist((record,), Durability.PROCESS, lambda: self._say(job))
+            record = self.jobs.record(job)
+            self._out.persist((record,), Durability.PROCESS, lambda: self.jobs.say(job))
         else:
-            self._say(job)
+            self.jobs.say(job)
 
     def _disk_full(self, job: Job) -> None:
         if job.state is JobState.RUNNING:
             self._finish(job, JobState.FAILED, Reason.DISK_FULL)
 
-    def _say(self, job: Job) -> None:
-        self._out.notify(
-            job.job_id,
-            "job",
-            state=job.state.name.lower(),
-            reason=int(job.reason),
-            units=job.spec.units,
-            done=job.stored,
-        )
-
     # ---- placing
 
     def pump_all(self) -> None:
-        for job in list(self.jobs.values()):
+        for job in list(self.jobs.running.values()):
             if job.to_place():
                 self.pump(job)
 
@@ -226,7 +180,7 @@ class Requester:
         if not placement.announces():
             self._offer_all(job, placement)
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
-            self._announce(job)
+            self._announcer.announce(job)
 
     def _offer_all(self, job: Job, placement: Placement) -> None:
         """Point to point, as long as a car is chosen and the next task is not tried out."""
@@ -260,9 +214,7 @@ class Requester:
         need = Need(
             job.spec.units - job.fresh, job.unit_ms, most, limits.lease_target_ms, workers, depth
         )
-        task = job.cut(run_units(need))
-        self._by_task[task.task_id] = job
-        return task
+        return self.jobs.cut(job, run_units(need))
 
     def _offer(self, job: Job, peer: Peer, task: Task, token: Sealed | None) -> None:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
@@ -322,54 +274,16 @@ class Requester:
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
         self.fleet.mine[peer] += 1
-        self._note(job, attempt)
+        self.jobs.note(job, attempt)
 
     # ---- announcing
-
-    def _announce(self, job: Job) -> None:
-        """Ask the cell; who bids gets a run. Backs off while nobody does."""
-        now, limits, waiting = self._out.now, self._out.limits, job.waiting
-        if waiting.until_mono_ms > now.mono_ms:
-            return
-        self._announced.pop(waiting.announce_id, None)
-        waiting.announce_id = self._out.rng.randbytes(16)
-        waiting.backoff_ms = min(
-            max(limits.announce_backoff_ms, 2 * waiting.backoff_ms), limits.announce_backoff_ms_max
-        )
-        waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
-        self._announced[waiting.announce_id] = job
-        cell = max(1, len(self.fleet.book.cars))
-        share = min(1.0, limits.bids_target / cell)
-        left = job.spec.units - job.fresh + sum(t.end - t.missing for t in job.retry)
-        identity = self._out.identity
-        announce = Announce(
-            1,
-            identity.network,
-            identity.peer,
-            waiting.announce_id,
-            "announce",
-            job.spec.kernel,
-            job.spec.artifact,
-            tuple(a.ident[:8] for a in job.spec.args if not a.mapped and not a.inline),
-            left,
-            job.spec.memory_mb_max,
-            int(job.unit_ms),
-            int(share * ((1 << 32) - 1)),
-            now.unix_ms + 30_000,
-            0,
-            self.addrs,
-        )
-        sealed = self._out.seal(announce, T_ANNOUNCE)
-        self._out.add(Publish(cell_topic(identity.network, identity.cell), sealed.wire))
-        self._out.counters["announced"] += 1
-        self._out.notify(job.job_id, "announced", units=left)
 
     def on_token(self, peer: Peer, sealed: Sealed) -> None:
         """A bid: a slot of that car is held for us for a moment."""
         token = sealed.open(Token, T_TOKEN)
         if sealed.kid != peer or token.peer != peer or token.announce_id is None:
             return
-        job = self._announced.get(token.announce_id)
+        job = self.jobs.announced.get(token.announce_id)
         if job is None or not job.to_place() or peer in job.unsuited:
             return
         if job.order.cars and peer not in job.order.cars:
@@ -433,16 +347,15 @@ class Requester:
         self.pump_all()
 
     def terms_refused(self, peer: Peer, reason: Reason) -> None:
-        for job in self.jobs.values():
-            if job.state is JobState.RUNNING:
-                job.refusals[reason] += 1
-                job.unsuited[peer] = reason
+        for job in self.jobs.running.values():
+            job.refusals[reason] += 1
+            job.unsuited[peer] = reason
         self.pump_all()
 
     def advert_came(self, advert: Advert) -> None:
         if advert.slots_free > 0 and advert.budget.may_run:
             self.fleet.backoff.pop(advert.peer, None)
-        for job in self.jobs.values():
+        for job in self.jobs.running.values():
             why = job.unsuited.get(advert.peer)
             if why in (Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING):
                 if advert.budget.may_run:
@@ -452,7 +365,7 @@ class Requester:
     def _live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
         return [
             (job, task)
-            for job in self.jobs.values()
+            for job in self.jobs.running.values()
             for task in [job.tasks[task_id] for task_id in sorted(job.live)]
             if task.live is not None and task.live.peer == peer
         ]
@@ -460,7 +373,7 @@ class Requester:
     # ---- what cars answer
 
     def _find(self, peer: Peer, task_id: TaskId, number: int) -> tuple[Job, Task, Attempt] | None:
-        job = self._by_task.get(task_id)
+        job = self.jobs.by_task.get(task_id)
         task = job.tasks.get(task_id) if job else None
         attempt = task.live if task else None
         if (
@@ -493,7 +406,7 @@ class Requester:
         self._by_lease[lease.lease_id] = attempt
         job.last_sign_mono_ms = self._out.now.mono_ms
         job.tasks[attempt.task_id].tries = 0
-        self._note(job, attempt)
+        self.jobs.note(job, attempt)
 
     def on_refuse(self, peer: Peer, refuse: Refuse) -> None:
         found = self._find(peer, refuse.task_id, refuse.attempt)
@@ -516,7 +429,7 @@ class Requester:
         attempt = self._by_lease.get(lease_id)
         if attempt is None or attempt.peer != peer or not attempt.live:
             return None
-        job = self._by_task.get(attempt.task_id)
+        job = self.jobs.by_task.get(attempt.task_id)
         if job is None:
             return None
         return job, job.tasks[attempt.task_id], attempt
@@ -581,7 +494,7 @@ class Requester:
         if job.stored == job.spec.units:
             self._finish(job, JobState.DONE, Reason.DONE)
         else:
-            self._say(job)
+            self.jobs.say(job)
 
     def on_ended(self, peer: Peer, ended: Ended) -> None:
         found = self._leased(peer, ended.lease_id)
@@ -591,7 +504,7 @@ class Requester:
         if attempt.next_unit == attempt.end:
             attempt.step(Step.RETURNED)
             self._leave(job, attempt)
-            self._note(job, attempt)
+            self.jobs.note(job, attempt)
         else:
             reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
             if reason is Reason.FAILED_BY_JOB:
@@ -648,7 +561,7 @@ class Requester:
         attempt.step(Step.LOST)
         attempt.reason = reason
         self._leave(job, attempt)
-        self._note(job, attempt)
+        self.jobs.note(job, attempt)
         task = job.tasks[attempt.task_id]
         if not again or job.state is not JobState.RUNNING:
             return
@@ -663,28 +576,12 @@ class Requester:
         task.queued = True
         job.retry.append(task)
 
-    def _note(self, job: Job, attempt: Attempt) -> None:
-        self._out.notify(
-            job.job_id,
-            "attempt",
-            task=attempt.task_id,
-            attempt=attempt.number,
-            peer=attempt.peer,
-            state=attempt.state.value,
-            reason=int(attempt.reason),
-            first=attempt.first,
-            count=attempt.count,
-            done=attempt.next_unit - attempt.first,
-        )
-
     # ---- time
 
     def deadline(self) -> int | None:
         dues: list[int] = []
         limits = self._out.limits
-        for job in self.jobs.values():
-            if job.state is not JobState.RUNNING:
-                continue
+        for job in self.jobs.running.values():
             dues.append(job.deadline_mono_ms)
             for task_id in job.live:
                 attempt = job.tasks[task_id].live
@@ -705,9 +602,7 @@ class Requester:
     def tick(self) -> None:
         now = self._out.now.mono_ms
         self.fleet.tick()
-        for job in list(self.jobs.values()):
-            if job.state is not JobState.RUNNING:
-                continue
+        for job in list(self.jobs.running.values()):
             if job.deadline_mono_ms <= now:
                 self._finish(job, JobState.FAILED, Reason.DEADLINE)
                 continue
@@ -743,43 +638,10 @@ class Requester:
 
     # ---- after a restart
 
-    def restore(self, restored: Restored) -> None:
-        by_job: dict[Digest, Job] = {}
-        for record in restored.jobs:
-            try:
-                spec = decode_map(JobSpec, decode(record.spec), closed=True)
-            except MeshError:
-                continue
-            job = self._enter(spec, record.job_digest, order_of(spec, record.request))
-            job.state, job.reason = JobState(record.state), Reason.of(record.reason)
-            by_job[record.job_digest] = job
-        for entry in restored.tasks:
-            found = by_job.get(entry.job_digest)
-            if found is not None:
-                task = found.task(entry.first, entry.count)
-                task.attempt = entry.attempt
-                found.fresh = max(found.fresh, entry.first + entry.count)
-                self._by_task[task.task_id] = found
-        for result in restored.results:
-            found = by_job.get(result.job_digest)
-            if found is not None:
-                self._restore_result(found, result)
-        for job in by_job.values():
-            for first, count in job.gaps():
-                self._by_task[job.task(first, count).task_id] = job
-            for task in job.tasks.values():
-                while task.missing < task.end and job.source_of[task.missing]:
-                    task.missing += 1
-                if job.state is JobState.RUNNING and task.missing < task.end:
-                    task.queued = True
-                    job.retry.append(task)
-            if job.state is JobState.RUNNING:
-                self._progress(job)
+    def resume(self) -> None:
+        """Jobs have been restored: those whose units are all here end now."""
+        for job in list(self.jobs.running.values()):
+            self._progress(job)
 
-    def _restore_result(self, job: Job, result: RestoredResult) -> None:
-        task = next((t for t in job.tasks.values() if t.first <= result.first < t.end), None)
-        task_id = task.task_id if task else TaskId(bytes(16))
-        source = job.add_source(task_id, result.attempt, result.peer)
-        for index in range(result.count):
-            job.take(result.first + index, result.digests[32 * index : 32 * index + 32], source)
-        job.stored += result.count
+    def addrs_known(self, addrs: tuple[str, ...]) -> None:
+        self._announcer.addrs = addrs

@@ -121,7 +121,7 @@ def look(node: Node, now: Now) -> View:
             for state in node.peers.values()
         ),
         tuple(_car(node, peer, now) for peer in node.book.cars),
-        tuple(job_view(job) for job in node.requester.jobs.values()),
+        tuple(job_view(job) for job in node.jobs.all.values()),
         tuple(
             LeaseView(
                 g.lease_id,

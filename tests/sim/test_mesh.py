@@ -47,13 +47,13 @@ def submit(mesh: Mesh, the_order: ev.JobOrder) -> None:
 def job_of(mesh: Mesh) -> Job:
     node = mesh.sites["submitter"].node
     assert node is not None
-    return next(iter(node.requester.jobs.values()))
+    return next(iter(node.jobs.all.values()))
 
 
 def ended(mesh: Mesh) -> bool:
     node = mesh.sites["submitter"].node
     return node is not None and all(
-        job.state is not JobState.RUNNING for job in node.requester.jobs.values()
+        job.state is not JobState.RUNNING for job in node.jobs.all.values()
     )
 
 

@@ -1,0 +1,60 @@
+"""Asking a cell: the announcement of a job, and the bids that wait for an agreement.
+
+The fallback when point-to-point offers have nothing more to give, and the whole of it under
+`--policy gossip`. Bidders are thinned by sortition, so an answer is never a storm.
+"""
+
+from __future__ import annotations
+
+from .advert import AdvertBook, cell_topic
+from .effects import Publish
+from .job import Job
+from .jobs import Jobs
+from .objects import T_ANNOUNCE, Announce
+from .outbox import Outbox
+
+
+class Announcer:
+    def __init__(self, outbox: Outbox, book: AdvertBook, jobs: Jobs) -> None:
+        self._out = outbox
+        self._book = book
+        self._jobs = jobs
+        self.addrs: tuple[str, ...] = ()
+
+    def announce(self, job: Job) -> None:
+        """Ask the cell; who bids gets a run. Backs off while nobody does."""
+        now, limits, waiting = self._out.now, self._out.limits, job.waiting
+        if waiting.until_mono_ms > now.mono_ms:
+            return
+        self._jobs.announced.pop(waiting.announce_id, None)
+        waiting.announce_id = self._out.rng.randbytes(16)
+        waiting.backoff_ms = min(
+            max(limits.announce_backoff_ms, 2 * waiting.backoff_ms), limits.announce_backoff_ms_max
+        )
+        waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
+        self._jobs.announced[waiting.announce_id] = job
+        cell = max(1, len(self._book.cars))
+        share = min(1.0, limits.bids_target / cell)
+        left = job.spec.units - job.fresh + sum(t.end - t.missing for t in job.retry)
+        identity = self._out.identity
+        announce = Announce(
+            1,
+            identity.network,
+            identity.peer,
+            waiting.announce_id,
+            "announce",
+            job.spec.kernel,
+            job.spec.artifact,
+            tuple(a.ident[:8] for a in job.spec.args if not a.mapped and not a.inline),
+            left,
+            job.spec.memory_mb_max,
+            int(job.unit_ms),
+            int(share * ((1 << 32) - 1)),
+            now.unix_ms + 30_000,
+            0,
+            self.addrs,
+        )
+        sealed = self._out.seal(announce, T_ANNOUNCE)
+        self._out.add(Publish(cell_topic(identity.network, identity.cell), sealed.wire))
+        self._out.counters["announced"] += 1
+        self._out.notify(job.job_id, "announced", units=left)

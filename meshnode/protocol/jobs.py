@@ -1,0 +1,134 @@
+"""The jobs of this requester: in work and lately ended, by id, task and announcement.
+
+Also what is said of them (to clients, logs and pages) and how they come back after a restart.
+Decides nothing about placement; `requester` does.
+"""
+
+from __future__ import annotations
+
+from ..errors import MeshError
+from .attempt import Attempt
+from .codec import decode
+from .effects import JobRecord
+from .events import JobOrder
+from .job import Job, JobState, Task, spec_bytes
+from .objects import JobSpec
+from .order import order_note, order_of
+from .outbox import Outbox, Restored, RestoredResult
+from .reasons import Reason
+from .rule import decode_map
+from .types import Digest, JobId, TaskId
+
+ENDED_JOBS_MAX = 256  # ended jobs kept for late receipts and `mesh show`
+
+
+class Jobs:
+    def __init__(self, outbox: Outbox) -> None:
+        self._out = outbox
+        self.all: dict[JobId, Job] = {}
+        self.running: dict[JobId, Job] = {}
+        self.by_task: dict[TaskId, Job] = {}
+        self.announced: dict[bytes, Job] = {}
+
+    def record(self, job: Job) -> JobRecord:
+        return JobRecord(
+            job.digest, spec_bytes(job.spec), order_note(job.order), job.state, job.reason
+        )
+
+    def end(self, job: Job, state: JobState, reason: Reason) -> None:
+        job.state, job.reason = state, reason
+        job.retry.clear()
+        self.announced.pop(job.waiting.announce_id, None)
+        self.running.pop(job.job_id, None)
+        for old in list(self.all.values())[: max(0, len(self.all) - ENDED_JOBS_MAX)]:
+            if old.state is not JobState.RUNNING:
+                self.drop(old)
+
+    def cut(self, job: Job, units: int) -> Task:
+        """The next `units` fresh units of the job as a task."""
+        task = job.cut(units)
+        self.by_task[task.task_id] = job
+        return task
+
+    def enter(self, spec: JobSpec, job_digest: Digest, order: JobOrder) -> Job:
+        now = self._out.now.mono_ms
+        deadline = now + (order.deadline_ms or self._out.limits.job_deadline_ms)
+        job = Job(JobId(job_digest[:16]), job_digest, spec, order, now, deadline)
+        job.last_sign_mono_ms = now
+        self.all[job.job_id] = job
+        self.running[job.job_id] = job
+        return job
+
+    def drop(self, job: Job) -> None:
+        del self.all[job.job_id]
+        for task_id in job.tasks:
+            self.by_task.pop(task_id, None)
+
+    def refuse(self, request_id: int, reason: Reason, text: str) -> None:
+        self._out.notify(b"", "refused", request_id=request_id, reason=int(reason), text=text)
+
+    def say(self, job: Job) -> None:
+        self._out.notify(
+            job.job_id,
+            "job",
+            state=job.state.name.lower(),
+            reason=int(job.reason),
+            units=job.spec.units,
+            done=job.stored,
+        )
+
+    def note(self, job: Job, attempt: Attempt) -> None:
+        self._out.notify(
+            job.job_id,
+            "attempt",
+            task=attempt.task_id,
+            attempt=attempt.number,
+            peer=attempt.peer,
+            state=attempt.state.value,
+            reason=int(attempt.reason),
+            first=attempt.first,
+            count=attempt.count,
+            done=attempt.next_unit - attempt.first,
+        )
+
+    def restore(self, restored: Restored) -> None:
+        """Jobs, tasks and results of before; what is missing waits to be tried again."""
+        by_job: dict[Digest, Job] = {}
+        for record in restored.jobs:
+            try:
+                spec = decode_map(JobSpec, decode(record.spec), closed=True)
+            except MeshError:
+                continue
+            job = self.enter(spec, record.job_digest, order_of(spec, record.request))
+            job.state, job.reason = JobState(record.state), Reason.of(record.reason)
+            by_job[record.job_digest] = job
+        for entry in restored.tasks:
+            found = by_job.get(entry.job_digest)
+            if found is not None:
+                task = found.task(entry.first, entry.count)
+                task.attempt = entry.attempt
+                found.fresh = max(found.fresh, entry.first + entry.count)
+                self.by_task[task.task_id] = found
+        for result in restored.results:
+            found = by_job.get(result.job_digest)
+            if found is not None:
+                self._restore_result(found, result)
+        for job in by_job.values():
+            for first, count in job.gaps():
+                self.by_task[job.task(first, count).task_id] = job
+            for task in job.tasks.values():
+                while task.missing < task.end and job.source_of[task.missing]:
+                    task.missing += 1
+                if job.state is JobState.RUNNING and task.missing < task.end:
+                    task.queued = True
+                    job.retry.append(task)
+            if job.state is not JobState.RUNNING:
+                del self.running[job.job_id]
+
+    def _restore_result(self, job: Job, result: RestoredResult) -> None:
+        task = next((t for t in job.tasks.values() if t.first <= result.first < t.end), None)
+        task_id = task.task_id if task else TaskId(bytes(16))
+        source = job.add_source(task_id, result.attempt, result.peer)
+        for index in range(result.count):
+            job.take(result.first + index, result.digests[32 * index : 32 * index + 32], source)
+        job.stored += result.count
