@@ -35,6 +35,8 @@ class Schema:
     migrations: tuple[str, ...]
 
 
+# Both sides sign the same bytes of an agreement: one digest, two envelopes, and both are needed.
+# The signature is the last 64 bytes of an envelope.
 LEDGER = Schema(
     "ledger.sqlite",
     "FULL",
@@ -42,11 +44,12 @@ LEDGER = Schema(
     (
         """
         CREATE TABLE signed_object(
-            digest BLOB PRIMARY KEY NOT NULL CHECK(length(digest) = 32),
+            digest BLOB NOT NULL CHECK(length(digest) = 32),
             typ TEXT NOT NULL,
             bytes BLOB NOT NULL,
             received_ms INTEGER NOT NULL
         ) STRICT;
+        CREATE UNIQUE INDEX signed_object_once ON signed_object(digest, substr(bytes, -64));
         CREATE INDEX signed_object_typ ON signed_object(typ);
         CREATE TRIGGER signed_object_no_update BEFORE UPDATE ON signed_object
             BEGIN SELECT RAISE(ABORT, 'signed objects are never changed'); END;

@@ -36,7 +36,7 @@ VACUUM_PAGES = 256  # freed pages given back to the file system in one step
 FREE_BYTES_MIN = 1 << 20  # an I/O error with less than this free is a full disk
 
 _SIGNED = "INSERT INTO signed_object(digest,typ,bytes,received_ms) VALUES(?,?,?,?)" + (
-    " ON CONFLICT(digest) DO NOTHING"  # the same object twice is one object; the first bytes stay
+    " ON CONFLICT(digest, substr(bytes, -64)) DO NOTHING"  # one object of one signer is kept once
 )
 _JOB = (
     "INSERT INTO job(job_digest,state,reason,ended_ms,spec,request) VALUES(?,?,?,?,?,?)"

@@ -145,14 +145,15 @@ def test_signed_objects_are_neither_changed_nor_deleted(tmp_path: Path) -> None:
     for statement in (
         "UPDATE signed_object SET bytes = x'00'",
         "DELETE FROM signed_object",
-        "REPLACE INTO signed_object SELECT digest, typ, x'00', 0 FROM signed_object",
+        "REPLACE INTO signed_object SELECT digest, typ, bytes, 0 FROM signed_object",
     ):
         with pytest.raises(sqlite3.IntegrityError, match="never"):
             ledger.execute(statement)
     ledger.close()
-    # The same payload in another envelope is the same object: the first bytes stay.
-    write(tmp_path, SignedObject(digest(1), "mesh-receipt/1", b"another envelope"))
-    assert list(signed_objects(tmp_path)) == [signed(1)]
+    # Again the same is once; the same payload under another signature is an agreement's other half.
+    other = SignedObject(digest(1), "mesh-receipt/1", b"another envelope")
+    write(tmp_path, signed(1), other, other)
+    assert list(signed_objects(tmp_path)) == [signed(1), other]
 
 
 def test_levels_of_durability_and_modes(tmp_path: Path) -> None:
@@ -360,7 +361,7 @@ def test_any_sequence_of_records_loads_as_a_plain_model_says(
     tasks: dict[tuple[Digest, int], TaskRecord] = {}
     results: dict[tuple[Digest, int], ResultRecord] = {}
     kept: dict[int, HeldRecord] = {}
-    objects: dict[Digest, SignedObject] = {}
+    objects: dict[tuple[Digest, bytes], SignedObject] = {}
     for record in records:
         match record:
             case JobRecord():
@@ -374,7 +375,7 @@ def test_any_sequence_of_records_loads_as_a_plain_model_says(
             case HeldDropped():
                 kept.pop(record.attempt, None)
             case SignedObject():
-                objects.setdefault(record.digest, record)
+                objects.setdefault((record.digest, record.sealed), record)
     write(home, *records)
     restored = load(home, 0)
     running = {key for key, record in jobs.items() if record.state == JobState.RUNNING}
