@@ -12,11 +12,11 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from . import registry
 from .export import PLATFORMS, STABLEHLO_VERSION, export_kernel
@@ -52,10 +52,12 @@ def build_all() -> tuple[dict[str, Any], dict[str, bytes]]:
     contents = {spec: build_kernel(info) for spec, info in sorted(registry.KERNELS.items())}
     digests = {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": metadata.version("jaxlib"),
         "stablehlo": STABLEHLO_VERSION,
         "platforms": list(PLATFORMS),
-        "kernels": {spec: describe(registry.get(spec), content) for spec, content in contents.items()},
+        "kernels": {
+            spec: describe(registry.get(spec), content) for spec, content in contents.items()
+        },
     }
     return digests, contents
 
@@ -69,14 +71,15 @@ def write(folder: Path, digests: dict[str, Any], contents: dict[str, bytes]) -> 
 
 def drift(folder: Path, digests: dict[str, Any], contents: dict[str, bytes]) -> list[str]:
     """One line for each difference between what is committed and what would be built."""
-    lines = []
     try:
         committed = json.loads((folder / registry.DIGESTS_FILE).read_bytes())
     except (OSError, ValueError) as error:
         return [f"{registry.DIGESTS_FILE}: {error}"]
-    for key in ("jax", "jaxlib", "stablehlo", "platforms"):
-        if committed.get(key) != digests[key]:
-            lines.append(f"{key}: committed {committed.get(key)}, here {digests[key]}")
+    lines = [
+        f"{key}: committed {committed.get(key)}, here {digests[key]}"
+        for key in ("jax", "jaxlib", "stablehlo", "platforms")
+        if committed.get(key) != digests[key]
+    ]
     rows = committed.get("kernels", {})
     for spec in sorted(set(rows) | set(contents)):
         if spec not in rows or spec not in contents:

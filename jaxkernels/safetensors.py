@@ -43,7 +43,10 @@ class SafeTensors:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         try:
             self._map.close()
@@ -88,7 +91,9 @@ def _parse_header(
                 and end - first == dtype.itemsize * math.prod(shape)
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelRefused(f"{label}: tensor {name!r} is not described as it must be.") from error
+            raise ModelRefused(
+                f"{label}: tensor {name!r} is not described as it must be."
+            ) from error
         if not sound:
             raise ModelRefused(f"{label}: tensor {name!r} does not lie inside the file.")
         rows[name] = (dtype, shape, start + first)

@@ -64,7 +64,7 @@ class OptionSpec:
     """An option of `prepare`, as `mesh map -o name=value` would offer it."""
 
     name: str
-    default: int | float | str | None
+    default: int | float | str  # a value given must be of the same type
     description: str
 
 

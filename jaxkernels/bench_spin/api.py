@@ -32,6 +32,8 @@ INFO = KernelInfo(
     unit_ms_hint=MS_DEFAULT,
     options=(
         OptionSpec("ms", MS_DEFAULT, "about how long each unit spins"),
-        OptionSpec("iterations_per_ms", ITERATIONS_PER_MS_HINT, "as `calibrate` measured it"),
+        OptionSpec(
+            "iterations_per_ms", float(ITERATIONS_PER_MS_HINT), "as `calibrate` measured it"
+        ),
     ),
 )

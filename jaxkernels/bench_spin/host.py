@@ -21,8 +21,8 @@ def prepare(inputs: Any, options: Options, model: Model | None = None) -> Prepar
         return stack_plain(INFO, inputs)
     if not 1 <= inputs <= UNITS_MAX:
         raise BadInput(f"The number of units must be 1 to {UNITS_MAX}, not {inputs}.")
-    ms = float(options.get("ms", MS_DEFAULT))
-    iterations = round(ms * float(options.get("iterations_per_ms", ITERATIONS_PER_MS_HINT)))
+    ms = options["ms"]
+    iterations = round(ms * options["iterations_per_ms"])
     if not 0 <= iterations <= ITERATIONS_MAX:
         raise BadInput(f"{ms} ms is {iterations} iterations; at most {ITERATIONS_MAX} fit a unit.")
     array = np.full((inputs, 1), iterations, dtype=np.int32)

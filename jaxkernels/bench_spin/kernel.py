@@ -10,7 +10,8 @@ from .api import INCREMENT, MULTIPLIER
 
 def kernel(iterations: jax.Array) -> tuple[jax.Array, ...]:
     def step(_: jax.Array, state: jax.Array) -> jax.Array:
-        return state * jnp.uint32(MULTIPLIER) + jnp.uint32(INCREMENT)
+        stepped: jax.Array = state * jnp.uint32(MULTIPLIER) + jnp.uint32(INCREMENT)
+        return stepped
 
     state = jax.lax.fori_loop(0, iterations[0], step, jnp.zeros((1,), jnp.uint32))
     # The upper 24 bits: what float32 holds exactly, and the better ones of such a generator.

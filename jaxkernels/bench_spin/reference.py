@@ -21,7 +21,10 @@ def state_after(steps: int) -> int:
     step_factor, step_term = MULTIPLIER, INCREMENT
     while steps > 0:
         if steps & 1:
-            factor, term = factor * step_factor % MODULUS, (term * step_factor + step_term) % MODULUS
+            factor, term = (
+                factor * step_factor % MODULUS,
+                (term * step_factor + step_term) % MODULUS,
+            )
         step_factor, step_term = (
             step_factor * step_factor % MODULUS,
             (step_term * step_factor + step_term) % MODULUS,

@@ -40,9 +40,9 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def prepare(inputs: Any, options: Options, model: Model | None = None) -> Prepared:
-    """`inputs`: a list of strings, each at most 128 tokens, or cut there (`context["cut"]` many)."""
+    """`inputs`: a list of strings, each at most 128 tokens or cut there (`context["cut"]`)."""
     assert model is not None  # host.prepare has looked
-    long = options.get("long", "cut")
+    long = options["long"]
     if long not in ("cut", "refuse"):
         raise BadInput(f"Option long must be cut or refuse, not {long!r}.")
     passages = _check(inputs)
@@ -98,10 +98,8 @@ def split_passages(text: str, tokenizer: Tokenizer, tokens_max: int = TOKENS) ->
     return [passage for passage in passages if passage]
 
 
-def _break_rank(
-    text: str, spans: list[tuple[int, int]], words: list[int | None], i: int
-) -> int:
-    """How good it is to cut before token `i`: 4 paragraph, 3 sentence or line, 2 word, 1, 0 inside."""
+def _break_rank(text: str, spans: list[tuple[int, int]], words: list[int | None], i: int) -> int:
+    """How good a cut before token `i` is: 4 paragraph, 3 sentence or line, 2, 1 word."""
     gap = text[spans[i - 1][1] : spans[i][0]]
     if "\n\n" in gap:
         return 4

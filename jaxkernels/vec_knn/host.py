@@ -17,8 +17,8 @@ def prepare(inputs: Any, options: Options, model: Model | None = None) -> Prepar
     """`inputs`: {"queries": float32[1..8, 384], "vectors": float32[n, 384]}."""
     if not isinstance(inputs, Mapping) or set(inputs) != {"queries", "vectors"}:
         raise BadInput(f"{INFO.spec} takes a table of `queries` and `vectors`.")
-    top = options.get("top", 10)
-    if not isinstance(top, int) or not 1 <= top <= TOP:
+    top = options["top"]
+    if not 1 <= top <= TOP:
         raise BadInput(f"Option top must be 1 to {TOP}, not {top!r}.")
     queries = _check("queries", inputs["queries"], QUERIES)
     vectors = _check("vectors", inputs["vectors"], UNITS_MAX * ROWS)
