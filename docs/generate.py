@@ -1,0 +1,148 @@
+"""`python docs/generate.py [--check]`: the pages of docs/reference that the code decides.
+
+Flow: `make docs` writes them, `make check` compares. errors.md comes from the error tree and the
+reason codes, config.md from the fields of the configuration and the limits and the comments beside
+them: what is not said there is not said anywhere, so say it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+sys.path.insert(0, str(ROOT))
+
+HEAD = "<!-- Made by docs/generate.py from {sources}; change those and run `make docs`. -->\n"
+
+
+def errors_page() -> str:
+    """Exit codes, error classes and reason codes."""
+    from meshnode import errors
+    from meshnode.protocol.reasons import Reason
+
+    rows = sorted(
+        (cls.exit_code, cls.__name__, " ".join((cls.__doc__ or "").split()))
+        for cls in vars(errors).values()
+        if isinstance(cls, type) and issubclass(cls, errors.MeshError)
+    )
+    lines = [
+        "# Errors, exit codes and reasons",
+        "",
+        HEAD.format(sources="meshnode/errors.py and meshnode/protocol/reasons.py"),
+        "A command that fails prints one line on stderr and exits with the code of its error.",
+        "0 is success.",
+        "",
+        "| exit code | error | what it says when there is nothing more exact |",
+        "|--:|---|---|",
+        *(f"| {code} | `{name}` | {text} |" for code, name, text in rows),
+        "",
+        "## Reasons",
+        "",
+        "A refusal, a suspension, the end of a run and each answer of `mesh show` to the question",
+        "why a task waits carry one of these codes. On the wire it is the number.",
+        "",
+        "| code | name | sentence |",
+        "|--:|---|---|",
+        *(f"| {reason.value} | `{reason.name}` | {reason.text} |" for reason in Reason),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def meaning_of(lines: list[str], field: ast.AnnAssign, after: ast.stmt | None) -> str:
+    """The string under a field, the comment beside it, or the comments right above it."""
+    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        return " ".join(str(after.value.value).split())
+    first, last = field.lineno - 1, (field.end_lineno or field.lineno) - 1
+    _, mark, beside = lines[last][field.end_col_offset :].partition("#")
+    if mark:
+        return beside.strip()
+    above: list[str] = []
+    while first and lines[first - 1].strip().startswith("#"):
+        first -= 1
+        above.insert(0, lines[first].strip().lstrip("# "))
+    return " ".join(above)
+
+
+def fields_of(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(class, first paragraph of its docstring, [(field, default, comment)]) of a module."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        if not any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+            continue
+        rows = []
+        for field, after in zip_longest(node.body, node.body[1:]):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                default = ast.unparse(field.value) if field.value else "(must be given)"
+                rows.append((field.target.id, default, meaning_of(lines, field, after)))
+        paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
+        yield node.name, " ".join(paragraph.split()), rows
+
+
+def config_page() -> str:
+    """Every field that an owner or an operator may set, with its default and its meaning."""
+    sources = [("meshnode/config.py", None), ("meshnode/protocol/types.py", "Limits")]
+    lines = [
+        "# Configuration",
+        "",
+        HEAD.format(sources=" and ".join(name for name, _ in sources)),
+        "Units stand last in a name: `_s` seconds, `_ms` milliseconds, `_bytes`, `_mwh`. What has",
+        "no field here is a bound of the protocol: see [the CDDL](../spec/meshnode.cddl).",
+    ]
+    for name, only in sources:
+        path = ROOT / name
+        if not path.exists():
+            continue
+        for cls, text, rows in fields_of(path):
+            if not rows or (only and cls != only):
+                continue
+            lines += [
+                "",
+                f"## {cls}",
+                "",
+                text,
+                "",
+                "| field | default | meaning |",
+                "|---|---|---|",
+            ]
+            for field, default, comment in rows:
+                shown = f"`{default}`".replace("|", "\\|")
+                lines.append(f"| `{field}` | {shown} | {comment.replace('|', chr(92) + '|')} |")
+    return "\n".join([*lines, ""])
+
+
+PAGES: dict[str, Callable[[], str]] = {"errors.md": errors_page, "config.md": config_page}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python docs/generate.py", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="say what is stale, write nothing")
+    options = parser.parse_args(argv)
+    stale = []
+    for name, make in PAGES.items():
+        path = REFERENCE / name
+        text = make()
+        if path.exists() and path.read_text() == text:
+            continue
+        stale.append(name)
+        if not options.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    if stale and options.check:
+        print(f"docs/reference: stale: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+        return 1
+    print(f"docs/reference: {len(PAGES)} pages {'checked' if options.check else 'written'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
