@@ -58,6 +58,7 @@ class Attempt:
         "peer",
         "piece",
         "reason",
+        "sends",
         "source",
         "started_mono_ms",
         "state",
@@ -90,6 +91,7 @@ class Attempt:
         self.started_mono_ms = now_mono_ms
         self.expires_mono_ms = now_mono_ms + offer_timeout_ms
         self.lost_since_mono_ms: int | None = None  # the car's connection is down since
+        self.sends: tuple[int, ...] = ()
         self.frames: tuple[bytes, ...] = ()  # offer and inputs, said again after a reconnect
 
     @property

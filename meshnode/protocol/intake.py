@@ -1,8 +1,8 @@
 """Parts become units: in order, whole, of the promised size, each taken once.
 
-Between `messages.Part` and the job's table of units. A part that does not continue its lease, or
-whose sizes do not fit the job's outputs, ends the attempt; units that came already, from this or
-another attempt, are skipped.
+Between `messages.Part` and the job's table of units. A part outside its run, or whose sizes do not
+fit the job's outputs, ends the attempt; a part ahead of its turn is left for the car to send again;
+units that came already, from this or another attempt, are skipped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class Intake:
         if part.piece is not None:
             return self._take_piece(job, attempt, part, size)
         first, end = part.first, part.first + len(part.outputs)
-        if first > attempt.next_unit or first < attempt.first or end > attempt.end:
+        if first < attempt.first or end > attempt.end:
             return Reason.BAD_FRAME
+        if first > attempt.next_unit:
+            return []  # one before it found a full queue; the car goes back to that one
         if any(len(output) != size for output in part.outputs):
             return Reason.MISMATCH
         skip = attempt.next_unit - first  # said again after a reconnect
@@ -44,7 +46,7 @@ class Intake:
         if offset == 0:
             attempt.piece.clear()
         if part.first != attempt.next_unit or offset != len(attempt.piece):
-            return Reason.BAD_FRAME
+            return []
         if offset + len(part.outputs[0]) > whole:
             return Reason.MISMATCH
         attempt.piece += part.outputs[0]

@@ -69,7 +69,10 @@ class Granted:
         "receipted_meters",
         "receipted_unix_ms",
         "requester",
+        "resend_mono_ms",
         "run_mono_ms",
+        "said_end",
+        "sent",
         "stage",
         "stored",
         "task_digest",
@@ -106,6 +109,9 @@ class Granted:
         self.inline_wanted = any(arg.inline for arg in offer.job.args)
         self.outputs: list[bytes] = []
         self.outputs_bytes = 0
+        self.sent = 0  # units of the run that have been handed to the control stream
+        self.said_end = False
+        self.resend_mono_ms: int | None = None  # its queue was full; try again then
         self.digests: list[bytes] = []
         self.meters = Meters()
         self.bytes_in = 0

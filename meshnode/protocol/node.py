@@ -43,6 +43,7 @@ from .events import (
     PersistFailed,
     Recall,
     RttMeasured,
+    SendFailed,
     Submit,
     Tick,
     UnitsDone,
@@ -140,6 +141,7 @@ class Node:
             BudgetRead: self.provider.on_budget,
             Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
             Drain: lambda e: self.provider.drain(e.reason),
+            SendFailed: self._on_send_failed,
             Persisted: lambda e: self._out.persisted(e.seq),
             PersistFailed: self._on_persist_failed,
             Submit: self.requester.submit,
@@ -392,6 +394,11 @@ class Node:
     def _on_addrs(self, event: AddrsKnown) -> None:
         self.provider.on_addrs(event.addrs)
         self.requester.addrs_known(event.addrs)
+
+    def _on_send_failed(self, event: SendFailed) -> None:
+        self._out.counters[f"send_failed_{event.reason.name.lower()}"] += 1
+        self.provider.on_send_failed(event)
+        self.requester.on_send_failed(event)
 
     def _on_persist_failed(self, event: PersistFailed) -> None:
         self._out.counters["persist_failed"] += 1

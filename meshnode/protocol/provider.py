@@ -22,6 +22,7 @@ from .events import (
     BlobReady,
     BudgetRead,
     ExecEnded,
+    SendFailed,
     UnitsDone,
     WorkerClasses,
 )
@@ -55,6 +56,9 @@ from .types import (
 FETCH_MS_MAX = 600_000
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
+PARTS_KNOWN_MAX = 8192
+BURST_BYTES_MAX = 1 << 20  # of parts handed to the control stream at once
+RESEND_MS = 50
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -65,7 +69,7 @@ class Provider:
         self._out = outbox
         self._agreements = agreements
         self._book = book
-        self.receipts = ReceiptDesk(outbox)
+        self.receipts = ReceiptDesk(outbox, self._unsent)
         self.owner = Owner(outbox)
         self.presence = Presence(outbox, self.owner, self._working)
         self.leases: dict[LeaseId, Granted] = {}
@@ -75,6 +79,7 @@ class Provider:
         self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
         self._admits: dict[int, Digest] = {}
         self._admitted: OrderedDict[Digest, int] = OrderedDict()  # job -> kFLOP a unit
+        self._part_sends: OrderedDict[int, tuple[LeaseId, int]] = OrderedDict()
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
     def _working(self) -> int:
@@ -304,7 +309,7 @@ class Provider:
         granted.digests += [hashlib.sha256(output).digest() for output in outputs]
         granted.meters = event.meters
         granted.beat_mono_ms = self._out.now.mono_ms
-        self._send_parts(granted, expected, outputs)
+        self._say(granted)
 
     def on_exec_ended(self, event: ExecEnded) -> None:
         refused = self._admits.pop(event.exec_id, None)
@@ -338,7 +343,7 @@ class Provider:
         granted.text = text[:200]
         for fetch_id in granted.fetches:
             self._by_fetch.pop(fetch_id, None)
-        self._send_ended(granted)
+        self._say(granted)
         if granted.done > granted.receipted and self.owner.consent is not None:
             self._receipt(granted)
         elif not granted.unsettled:
@@ -362,33 +367,69 @@ class Provider:
 
     # ---- talking to the requester
 
-    def _send_parts(self, granted: Granted, first: int, outputs: list[bytes]) -> None:
-        if granted.requester not in self.presence.peers_up:
-            return  # it gets them when it comes back
-        for part in parts(granted.lease_id, first, outputs):
-            self._out.send(granted.requester, Lane.RESULT, part)
+    def _say(self, granted: Granted) -> None:
+        """Hand what is new to the control stream; the rest waits if its queue is full."""
+        peer = granted.requester
+        if peer not in self.presence.peers_up or granted.resend_mono_ms is not None:
+            return  # it gets them when it comes back, or when there is room
+        burst = 0
+        for part in parts(
+            granted.lease_id,
+            granted.offer.run.first + granted.sent,
+            granted.outputs[granted.sent :],
+        ):
+            if burst >= BURST_BYTES_MAX:
+                self._say_later(granted)
+                return
+            burst += sum(map(len, part.outputs))
+            send_id = self._out.send(peer, Lane.RESULT, part)
+            unit = part.first - granted.offer.run.first
+            remember(self._part_sends, send_id, (granted.lease_id, unit), PARTS_KNOWN_MAX)
+            if part.piece is None:
+                granted.sent = unit + len(part.outputs)
+            elif part.piece[0] + len(part.outputs[0]) == part.piece[1]:
+                granted.sent = unit + 1
+        if granted.ended and not granted.said_end:
+            granted.said_end = True
+            self._send_ended(granted)
+
+    def _unsent(self, peer: Peer) -> bool:
+        return peer in self.presence.peers_up and any(
+            granted.requester == peer and granted.sent < granted.done
+            for granted in self.leases.values()
+        )
+
+    def _say_later(self, granted: Granted) -> None:
+        granted.resend_mono_ms = self._out.now.mono_ms + RESEND_MS
 
     def _send_ended(self, granted: Granted) -> None:
-        if granted.requester not in self.presence.peers_up:
-            return
-        self._out.send(
-            granted.requester,
-            Lane.RESULT,
-            Ended(
-                granted.lease_id,
-                granted.reason,
-                granted.done,
-                granted.meters.device_ms,
-                granted.meters.wall_ms,
-                granted.text or None,
-            ),
+        ended = Ended(
+            granted.lease_id,
+            granted.reason,
+            granted.done,
+            granted.meters.device_ms,
+            granted.meters.wall_ms,
+            granted.text or None,
         )
+        send_id = self._out.send(granted.requester, Lane.RESULT, ended)
+        known = (granted.lease_id, granted.done)
+        remember(self._part_sends, send_id, known, PARTS_KNOWN_MAX)
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """A part did not get into the queue: from its unit on, everything goes again."""
+        lease_id, unit = self._part_sends.pop(event.send_id, (None, 0))
+        granted = self.leases.get(lease_id) if lease_id is not None else None
+        if granted is not None and event.reason is Reason.QUEUE_FULL:
+            granted.sent = min(granted.sent, unit)
+            granted.said_end = False
+            self._say_later(granted)
 
     def _say_again(self, granted: Granted) -> None:
         self._out.send(granted.requester, Lane.CONTROL, granted.wire)
-        self._send_parts(granted, granted.offer.run.first, granted.outputs)
-        if granted.ended:
-            self._send_ended(granted)
+        granted.sent = 0
+        granted.said_end = False
+        granted.resend_mono_ms = None
+        self._say(granted)
 
     def on_cancel(self, peer: Peer, cancel: CancelTask) -> None:
         for granted in list(self.leases.values()):
@@ -432,7 +473,7 @@ class Provider:
             if granted.requester == peer:
                 granted.asked_out_mono_ms = None
                 self._say_again(granted)
-        self.receipts.resend(peer)
+        self.receipts.peer_ready(peer)
 
     def peer_down(self, peer: Peer) -> None:
         self.presence.peers_up.discard(peer)
@@ -520,6 +561,8 @@ class Provider:
         if receipts is not None:
             dues.append(receipts)
         for granted in self.leases.values():
+            if granted.resend_mono_ms is not None:
+                dues.append(granted.resend_mono_ms)
             if granted.ended:
                 if granted.asked_out_mono_ms is not None:
                     dues.append(granted.asked_out_mono_ms + self._out.limits.result_keep_ms)
@@ -532,6 +575,9 @@ class Provider:
     def tick(self) -> None:
         mono = self._out.now.mono_ms
         for granted in list(self.leases.values()):
+            if granted.resend_mono_ms is not None and granted.resend_mono_ms <= mono:
+                granted.resend_mono_ms = None
+                self._say(granted)
             away = granted.asked_out_mono_ms
             if granted.ended:
                 if away is not None and away + self._out.limits.result_keep_ms <= mono:

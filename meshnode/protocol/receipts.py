@@ -7,6 +7,9 @@ receipt is durable before it is sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from .agreement import InForce
 from .channel import ProviderChannel
 from .effects import HeldDropped, HeldRecord
@@ -46,13 +49,25 @@ _OUTCOME = {
 }
 
 
+class Waiting(NamedTuple):
+    """Work that is done and not yet signed for."""
+
+    channel: ProviderChannel
+    work: Work
+    meters: Measured
+    period_ms: tuple[int, int]
+    consent: Digest
+    policy: Digest
+
+
 class ReceiptDesk:
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, unsent: Callable[[Peer], bool]) -> None:
+        """`unsent(peer)`: units for that requester wait to be sent; results go before receipts."""
         self._out = outbox
+        self._unsent = unsent
+        self._resend: set[Peer] = set()
         self.channels: dict[Digest, ProviderChannel] = {}
-        self._waiting: list[
-            tuple[ProviderChannel, Work, Measured, tuple[int, int], bytes, Digest, Digest]
-        ] = []
+        self._waiting: list[Waiting] = []
         self._due_mono_ms: int | None = None
         self._watt_ms = 0  # energy of runs too short for a whole mWh is carried over
 
@@ -71,7 +86,7 @@ class ReceiptDesk:
 
     def open_count(self, channel: Digest) -> int:
         found = self.channels.get(channel)
-        waiting = sum(entry[0].digest == channel for entry in self._waiting)
+        waiting = sum(entry.channel.digest == channel for entry in self._waiting)
         return waiting + (len(found.open) if found else 0)
 
     def add(
@@ -125,7 +140,7 @@ class ReceiptDesk:
         granted.receipted_unix_ms = period[1]
         granted.bytes_in = granted.bytes_out = 0
         granted.unsettled += 1
-        self._waiting.append((channel, work, measured, period, granted.lease_id, consent, policy))
+        self._waiting.append(Waiting(channel, work, measured, period, consent, policy))
         if self._due_mono_ms is None:
             self._due_mono_ms = now.mono_ms + self._out.limits.receipt_delay_ms
 
@@ -142,13 +157,19 @@ class ReceiptDesk:
 
     def flush(self) -> None:
         """Sign, store and send all that waits."""
-        self._due_mono_ms = None
-        waiting, self._waiting = self._waiting, []
+        every, self._waiting = self._waiting, []
+        waiting: list[Waiting] = []
+        for entry in every:
+            held = self._unsent(entry.channel.agreement.requester)
+            (self._waiting if held else waiting).append(entry)
+        if self._waiting:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
         if not waiting:
             return
         minted: list[tuple[Peer, Sealed]] = []
-        for channel, work, measured, period, _tag, consent, policy in waiting:
-            receipt = channel.mint(self._out.identity, work, measured, period, consent, policy)
+        for entry in waiting:
+            channel = entry.channel
+            receipt = channel.mint(self._out.identity, *entry[1:])
             sealed = self._out.seal(receipt, T_RECEIPT)
             channel.minted(receipt, sealed)
             minted.append((channel.agreement.requester, sealed))
@@ -157,12 +178,23 @@ class ReceiptDesk:
             self._out.send(requester, Lane.MONEY, sealed.wire, after=seq)
         self._out.counters["receipts_signed"] += len(minted)
 
-    def resend(self, peer: Peer) -> None:
-        """A requester came back: every receipt it has not accepted, in order."""
-        for channel in self.channels.values():
-            if channel.agreement.requester == peer:
-                for seq in sorted(channel.open):
-                    self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
+    def peer_ready(self, peer: Peer) -> None:
+        """A requester came back: it gets every receipt it has not accepted, after its results."""
+        self._resend.add(peer)
+        if self._due_mono_ms is None:
+            self._due_mono_ms = self._out.now.mono_ms
+
+    def _resend_all(self) -> None:
+        for peer in sorted(self._resend):
+            if self._unsent(peer):
+                continue
+            self._resend.discard(peer)
+            for channel in self.channels.values():
+                if channel.agreement.requester == peer:
+                    for seq in sorted(channel.open):
+                        self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
+        if self._resend:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
     def on_acceptance(self, peer: Peer, sealed: Sealed) -> list[bytes]:
         """Lease ids whose receipts are settled by it."""
@@ -192,4 +224,6 @@ class ReceiptDesk:
 
     def tick(self) -> None:
         if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
+            self._due_mono_ms = None
+            self._resend_all()
             self.flush()

@@ -16,7 +16,7 @@ from .announcing import Announcer
 from .attempt import Attempt, State, Step
 from .codec import digest
 from .effects import ResultRecord, TaskRecord
-from .events import Submit
+from .events import SendFailed, Submit
 from .fleet import Fleet
 from .intake import Intake
 from .job import (
@@ -257,8 +257,7 @@ class Requester:
         frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
         if any(arg.inline for arg in job.spec.args):
             frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
-        for frame in frames:
-            self._out.send(peer, Lane.CONTROL, frame, after=after)
+        sends = [self._out.send(peer, Lane.CONTROL, frame, after=after) for frame in frames]
         attempt = Attempt(
             task.task_id,
             task.attempt,
@@ -270,6 +269,7 @@ class Requester:
             offer_timeout_ms=limits.offer_timeout_ms,
         )
         attempt.frames = tuple(frames)
+        attempt.sends = tuple(sends)
         task.live = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
@@ -408,6 +408,19 @@ class Requester:
         job.tasks[attempt.task_id].tries = 0
         self.jobs.note(job, attempt)
 
+    def on_send_failed(self, event: SendFailed) -> None:
+        """An offer never left: the task goes elsewhere at once."""
+        for job, task in self._live_at(event.peer):
+            attempt = task.live
+            if (
+                attempt is not None
+                and attempt.state is State.OFFERED
+                and event.send_id in attempt.sends
+            ):
+                self.fleet.leave_alone(event.peer, self._out.limits.backoff_ms)
+                task.tries += 1
+                self._lose(job, attempt, event.reason)
+
     def on_refuse(self, peer: Peer, refuse: Refuse) -> None:
         found = self._find(peer, refuse.task_id, refuse.attempt)
         if found is None:
@@ -501,6 +514,8 @@ class Requester:
         if found is None:
             return
         job, task, attempt = found
+        if attempt.next_unit - attempt.first < ended.units_done:
+            return  # parts are missing; the car sends them, and this, again
         if attempt.next_unit == attempt.end:
             attempt.step(Step.RETURNED)
             self._leave(job, attempt)

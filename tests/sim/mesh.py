@@ -39,6 +39,7 @@ from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import (
     Account,
     Digest,
+    Lane,
     Limits,
     NetworkId,
     Now,
@@ -188,6 +189,7 @@ class Mesh:
         self._lane_clock: dict[tuple[str, str], int] = {}
         self.unit_ms = KERNEL_MS
         self.fail_kernel = False
+        self.queue_full = 0.0  # chance that a result frame finds its queue full
         self.partitioned: set[frozenset[str]] = set()
 
     # ---- building
@@ -357,6 +359,10 @@ class Mesh:
         if other.name not in site.links:
             failed = ev.SendFailed(effect.send_id, effect.peer, Reason.PEER_DOWN)
             self.at(0, lambda: self.feed(site, failed))
+            return
+        if effect.lane is Lane.RESULT and self.rng.random() < self.queue_full:
+            full = ev.SendFailed(effect.send_id, effect.peer, Reason.QUEUE_FULL)
+            self.at(0, lambda: self.feed(site, full))
             return
         # one stream, in order
         key = (site.name, other.name)

@@ -192,6 +192,19 @@ def test_links_that_break_and_heal(seed: int) -> None:
     assert sorted(once) == list(range(400)), "what came back is accepted in the end"
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_parts_that_find_their_queue_full_are_sent_again(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    mesh.queue_full = 0.3
+    submit(mesh, order(200))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 200)
+    assert all(past.attempt.number == 0 for past in job_of(mesh).history), (
+        "no attempt is lost by it"
+    )
+
+
 def test_recall_stops_the_car_and_the_work_goes_elsewhere() -> None:
     mesh = mesh_of(2, 5)
     submit(mesh, order(200))
