@@ -333,10 +333,14 @@ TEST_POLICY: Final = PolicyTerms(
 )
 
 
-def seeded_key(seed: int, role: str) -> KeySigner:
-    """The key of `role` (`maker`, `node/car-0`, `account/car-0`) in the testnet of `seed`."""
+def key_seed(seed: int, role: str) -> bytes:
+    """The secret of `role` (`maker`, `node/car-0`, `account/car-0`) in the testnet of `seed`."""
     text = b"mesh testnet key\0" + seed.to_bytes(8, "big") + role.encode()
-    return KeySigner(hashlib.sha256(text).digest())
+    return hashlib.sha256(text).digest()
+
+
+def seeded_key(seed: int, role: str) -> KeySigner:
+    return KeySigner(key_seed(seed, role))
 
 
 def seeded_genesis(seed: int) -> Network:
@@ -397,7 +401,6 @@ def papers_for(
 def seeded_papers(seed: int, name: str, now_ms: int, *, car: bool) -> Papers:
     """The papers of node `name`: a function of seed, name and time alone."""
     account, node = seeded_key(seed, f"account/{name}"), seeded_key(seed, f"node/{name}")
-    vehicle = hashlib.sha256(f"mesh testnet vehicle {seed} {name}".encode()).digest()[:16]
     return papers_for(
         account,
         seeded_genesis(seed).ident,
@@ -405,5 +408,5 @@ def seeded_papers(seed: int, name: str, now_ms: int, *, car: bool) -> Papers:
         now_ms,
         policy_terms=TEST_POLICY if car else None,
         consent_terms=ConsentTerms(operator=seeded_key(seed, "account/submitter").account),
-        vehicle=vehicle,
+        vehicle=key_seed(seed, f"vehicle/{name}")[:16],
     )
