@@ -129,6 +129,14 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pips_words_lose_their_addresses() -> None:
+    said = "Looking\nERROR: Could not reach http://user:secret@127.0.0.1:9/simple for it\n"
+    text = str(models._download_error(models.lock("minilm"), said))
+    assert "secret" not in text and "Could not reach (address) for it" in text
+    full = models._download_error(models.lock("minilm"), "OSError: No space left on device")
+    assert isinstance(full, ModelStorage)
+
+
 def test_unknown_and_missing_models_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match="minilm"):
         models.get("maxilm", tmp_path)
