@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,33 +252,33 @@ async def _join(path: Path) -> Zygote:
 
 async def _spawn(config: ExecutorConfig) -> Zygote:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, contextlib.ExitStack() as undo:
-        undo.callback(ours.close)
-        ours.setblocking(False)
-        log = undo.enter_context(open(_log_path(config), "ab"))
-        spawn: partial[subprocess.Popen[bytes]] = partial(
-            subprocess.Popen,
+    ours.setblocking(False)
+    try:
+        with theirs:
+            # In a thread, because a spawn takes milliseconds. The zygote lives by its socket and
+            # not by PDEATHSIG, which fires when the *thread* that spawned it ends.
+            process = await trio.to_thread.run_sync(_popen, config, theirs.fileno())
+    except OSError as error:
+        ours.close()
+        raise ZygoteLost(f"cannot start {config.python}: {error}") from error
+    except BaseException:
+        ours.close()
+        raise
+    return Zygote(ours, process)
+
+
+def _popen(config: ExecutorConfig, control_fd: int) -> subprocess.Popen[bytes]:
+    log_path = str(config.run_dir / "worker.log") if config.log_workers else os.devnull
+    with open(log_path, "ab") as log:
+        return subprocess.Popen(
             # -P: the folder that the node was started in is nobody's code path.
-            [config.python, "-P", "-m", "meshnode.worker.zygote", "--fd", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
+            [config.python, "-P", "-m", "meshnode.worker.zygote", "--fd", str(control_fd)],
+            pass_fds=(control_fd,),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=_environment(),
         )
-        try:
-            # In a thread, because a spawn takes milliseconds. The zygote lives by its socket and
-            # not by PDEATHSIG, which fires when the *thread* that spawned it ends.
-            process = await trio.to_thread.run_sync(spawn)
-        except OSError as error:
-            raise ZygoteLost(f"cannot start {config.python}: {error}") from error
-        undo.pop_all()
-        log.close()
-    return Zygote(ours, process)
-
-
-def _log_path(config: ExecutorConfig) -> str:
-    return str(config.run_dir / "worker.log") if config.log_workers else os.devnull
 
 
 def _environment() -> dict[str, str]:

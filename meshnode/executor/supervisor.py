@@ -323,22 +323,24 @@ class Executor:
     # ------------------------------------------------------------------------------ a worker's life
 
     async def _live(self, worker: _Worker, theirs: socket.socket) -> None:
-        died = ""
         try:
             with worker.scope, contextlib.ExitStack() as files:
                 files.callback(theirs.close)
                 await self._bring_up(worker, theirs, files)
                 files.close()  # while a worker's end is open here, its death is no end of file
                 await self._serve(worker)
-        except (wire.WireError, ZygoteLost, Refused, OSError, trio.BrokenResourceError) as error:
-            died = str(error)
-            if isinstance(error, ZygoteLost) and worker.child is None:
-                worker.verdict = worker.verdict or (Reason.NO_WORKER, died)
-            elif isinstance(error, Refused):
-                worker.verdict = worker.verdict or (error.reason, error.text)
+        except Refused as refused:
+            worker.verdict = worker.verdict or (refused.reason, refused.text)
+        except ZygoteLost as lost:
+            worker.verdict = worker.verdict or (Reason.NO_WORKER, str(lost))
+        except wire.WireError as error:
+            broke = f"it broke its protocol: {error}"
+            worker.verdict = worker.verdict or (Reason.WORKER_DIED, broke)
+        except (OSError, trio.BrokenResourceError):
+            pass  # the process ended, or nobody listens to events any more
         finally:
             with trio.CancelScope(shield=True):
-                await self._bury(worker, died)
+                await self._bury(worker)
 
     async def _bring_up(
         self, worker: _Worker, theirs: socket.socket, files: contextlib.ExitStack
@@ -445,21 +447,11 @@ class Executor:
         self._used_s = trio.current_time()
         worker.scope.deadline = self._used_s + self._config.idle_stop_s
 
-    async def _bury(self, worker: _Worker, died: str) -> None:
+    async def _bury(self, worker: _Worker) -> None:
         """The worker is over, one way or another: no process, no file, and its run has an end."""
-        reason, text = worker.verdict or (Reason.WORKER_DIED, died)
-        if worker.verdict is None and worker.scope.cancelled_caught:
-            run = worker.run
-            if run is not None and run.stop_reason is not None:
-                reason, text = run.stop_reason, ""
-            else:
-                limit = run.effect.spec.wall_ms_max if worker.loaded and run else None
-                what = f"the limit of {limit} ms" if limit else "the time to load"
-                reason, text = Reason.WALL_CLOCK, f"{what} is over"
-        elif worker.verdict is None and self._closing:
-            reason, text = Reason.SHUTDOWN, ""
+        reason, text = worker.verdict or self._verdict_of_clock(worker) or (Reason.WORKER_DIED, "")
         if worker.child is not None:
-            if reason is Reason.WORKER_DIED and worker.verdict is None and died == "end of file":
+            if reason is Reason.WORKER_DIED and not text:
                 text = await worker.child.ending()
             await worker.child.gone()
             os.close(worker.child.pidfd)
@@ -470,6 +462,20 @@ class Executor:
             self._end(run, reason, text)
         self._let_go_of_zygote()
         self._place()
+
+    def _verdict_of_clock(self, worker: _Worker) -> tuple[Reason, str] | None:
+        """Which deadline it was, if it was one."""
+        run = worker.run
+        if not worker.scope.cancelled_caught:
+            return (Reason.SHUTDOWN, "") if self._closing else None
+        if run is None:
+            return Reason.OK, "idle"
+        if run.stop_reason is not None:
+            return run.stop_reason, ""
+        if not worker.loaded:
+            return Reason.WALL_CLOCK, f"it did not load in {self._config.load_s_max:g} s"
+        limit_ms = run.effect.spec.wall_ms_max
+        return Reason.WALL_CLOCK, f"its limit of {limit_ms} ms is over"
 
     def _end(self, run: _Run, reason: Reason, text: str) -> None:
         del self._runs[run.effect.exec_id]

@@ -94,7 +94,7 @@ def _load(frames: _Socket, body: bytes, fds: Sequence[int]) -> Program | None:
     except LoadRefused as refused:
         frames.send(wire.encode_ended(0, refused.reason, 0, wire.one_line(str(refused))))
         return None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a typed end
         frames.send(wire.encode_ended(0, _reason_of(error), 0, _text_of(error)))
         return None
     figures = (program.compile_ms, program.flop_per_unit, program.memory_mb)
@@ -124,7 +124,7 @@ class _Run:
         try:
             arrays = self._program.mapped_arrays(first, count, mask, inline, fds)
             finished = self._compute(arrays, count)
-        except Exception as error:  # the kernel's own failure: an event, and the worker lives on
+        except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
             self._flush(last=False)
             self._end(_reason_of(error), _text_of(error))
             return

@@ -58,7 +58,12 @@ class Program:
         if any(np.dtype(a.dtype).itemsize == 8 for a in (*exported.in_avals, *exported.out_avals)):
             # One program a process: nobody else sees it.
             jax.config.update("jax_enable_x64", True)
-        compiled = jax.jit(exported.call).lower(*exported.in_avals).compile()
+
+        def flat(*arrays: jax.Array) -> list[jax.Array]:
+            # An artifact may give one array bare: iterating over that would be over its rows.
+            return jax.tree.leaves(exported.call(*arrays))
+
+        compiled = jax.jit(flat).lower(*exported.in_avals).compile()
         self.flop_per_unit = _flop(compiled.cost_analysis())
         self.memory_mb = _memory_mb(compiled.memory_analysis())
         if self.memory_mb > load.memory_mb_max:

@@ -64,7 +64,7 @@ class _Children:
                 confine.die_with(parent)
                 body()
                 status = 0
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - a fork must not return into its parent's frames
                 traceback.print_exc()
             finally:
                 os._exit(status)
@@ -260,7 +260,7 @@ def main() -> None:
     with socket.socket(fileno=options.fd) as control:
         try:
             import_jax()
-        except Exception as error:  # becomes the node's NO_WORKER
+        except Exception as error:  # noqa: BLE001 - becomes the node's NO_WORKER
             text = wire.one_line(f"{type(error).__name__}: {error}")
             control.send(wire.encode_control(op="broken", text=text))
             sys.exit(1)
