@@ -44,8 +44,8 @@ CHUNKS: Final = 2
 HERE: Final = 0
 NOT_HERE: Final = 1
 BUSY: Final = 2
-PIECE_BYTES: Final = 64 * 1024 - 12
-"""One yamux frame: between two of them control frames of the same connection get their turn."""
+PIECE_BYTES: Final = 65_519 - 12
+"""One yamux frame and one Noise packet; between two of them control frames get their turn."""
 RUN_CHUNKS_MAX: Final = 4
 """Chunks of one request: enough to hide a round trip, few enough to share among holders."""
 REQUEST: Final = struct.Struct(">B32sII")

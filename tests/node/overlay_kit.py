@@ -12,7 +12,7 @@ import trio
 
 from meshnode.overlay import Overlay, OverlayConfig, blob_id_of, chunks_of, open_overlay
 from meshnode.protocol.effects import Send
-from meshnode.protocol.events import Event, FrameIn, PeerUp
+from meshnode.protocol.events import Event, FrameIn
 from meshnode.protocol.types import CHUNK_BYTES, BlobRef, Digest, Lane, Peer
 
 E = TypeVar("E")
@@ -92,9 +92,18 @@ async def next_event(
 
 
 async def connect(one: Overlay, other: Overlay) -> None:
+    """Both ends up, and what was said about it read.
+
+    By state, not by event: the DHT's walk may have connected the two already.
+    """
     one.dial(other.peer, other.addrs)
-    await next_event(one, PeerUp, lambda up: up.peer == other.peer)
-    await next_event(other, PeerUp, lambda up: up.peer == one.peer)
+    await until(lambda: other.peer in one.links and one.peer in other.links)
+    for overlay in (one, other):
+        try:
+            while True:
+                overlay.events.receive_nowait()
+        except trio.WouldBlock:
+            pass
 
 
 def frame(
