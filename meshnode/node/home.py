@@ -1,4 +1,4 @@
-"""Where a node lives: the home with keys, databases and blobs, and the run directory with its sockets.
+"""Where a node lives: the home with keys, databases, blobs; the run directory with its sockets.
 
 Under `meshnode.node` and `meshnode.cli`. The home is data and lasts; the run directory holds only
 sockets and may vanish with a reboot. Both are 0700: a socket in them is as private as a key.
