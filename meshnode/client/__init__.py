@@ -7,8 +7,9 @@ package loads numpy and neither trio, libp2p nor jax.
 
 from __future__ import annotations
 
+from meshnode.node.failures import error_of_reason
+
 from .blocking import Job, Mesh, Notice, as_completed, connect
-from .failures import error_of_reason
 from .orders import Note, Terms
 
 __all__ = [

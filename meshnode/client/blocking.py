@@ -42,7 +42,8 @@ from meshnode.errors import (
     Unreachable,
     UsageError,
 )
-from meshnode.node.home import run_dir
+from meshnode.node.failures import error_of_answer, error_of_reason
+from meshnode.node.home import socket_path
 from meshnode.node.wire import (
     CONTROL_VERSION,
     INLINE_RESULT_BYTES_MAX,
@@ -54,7 +55,6 @@ from meshnode.node.wire import (
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
-from .failures import error_of_answer, error_of_reason
 from .orders import (
     Array,
     Note,
@@ -216,7 +216,7 @@ class Mesh:
 
     def put_path(self, path: Path) -> BlobRef:
         """Store a file's bytes as a blob; the file stays where it is."""
-        answer = self._ask("put_path", path=str(path.absolute()), take=False, timeout_s=PUT_S)
+        answer = self._ask("put_path", path=str(path.absolute()), timeout_s=PUT_S)
         return BlobRef(Digest(answer["blob_id"]), answer["size"])
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -311,7 +311,7 @@ class Mesh:
         else:
             path = self._tmp_file(content)
             try:
-                answer = self._ask("put_path", path=str(path), take=True, timeout_s=PUT_S)
+                answer = self._ask("put_path", path=str(path), timeout_s=PUT_S)
             finally:
                 path.unlink(missing_ok=True)
         return BlobRef(Digest(answer["blob_id"]), answer["size"])
@@ -506,7 +506,7 @@ def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
 
     `client.background.ensure_node(home)` starts one where there is none.
     """
-    path = run_dir(home) / SOCKET_NAME
+    path = socket_path(home, SOCKET_NAME)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(timeout_s)

@@ -1,6 +1,6 @@
 """How a reason code or an error of the node becomes an exception of the one error tree.
 
-Between the control socket and the caller: the node names what happened by a `Reason` or by the
+Beside the control socket, at both of its ends: the node names what happened by a `Reason` or by the
 class of its error, the exception's class carries the exit code of the CLI.
 """
 

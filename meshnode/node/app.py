@@ -1,0 +1,263 @@
+"""A whole node in one scope: opens every part, wires them to the machine, and closes them again.
+
+    open_node:  lock + journal > restore > blobs > overlay > executor > driver > control socket
+    serve:      the process around it: signals, ready line, drain, one clear line when it fails
+
+Parts open from the left and close from the right: what is promised last is taken back first, and
+the journal has written everything before the home's lock goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from meshnode.config import NodeConfig
+from meshnode.errors import LocalResource, MeshError
+from meshnode.executor import BuiltinArtifacts, Executor, ExecutorConfig, open_executor
+from meshnode.ledger.blobs import BlobStore
+from meshnode.ledger.journal import open_journal
+from meshnode.ledger.load import load
+from meshnode.overlay import OverlayConfig, open_overlay
+from meshnode.protocol.acceptances import NoAudit
+from meshnode.protocol.events import AddrsKnown, Drain
+from meshnode.protocol.identity import peer_text
+from meshnode.protocol.node import Node
+from meshnode.protocol.placement import AdvertPlacement
+from meshnode.protocol.reasons import Reason
+
+from . import keystore
+from .bulletin import Bulletin
+from .clock import SystemClock
+from .control import open_control
+from .driver import Driver
+from .firstrun import load_identity, read_network
+from .home import blobs_path, check_home, run_dir, socket_path
+from .running import TMP_NAME, RunningNode
+from .vehicle_watch import watch_vehicle
+from .wire import SOCKET_NAME
+
+DRAIN_POLL_S: Final = 0.05
+IDLE_POLL_S: Final = 1.0
+CLOSE_S_MAX: Final = 10.0
+"""From the end of draining to the end of the process; then it ends the hard way."""
+
+log = logging.getLogger("meshnode.node")
+
+
+@asynccontextmanager
+async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode]:
+    """The node of `home`, running, with its control socket."""
+    check_home(home)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        journal = await stack.enter_async_context(
+            open_journal(home, jobs_bytes_max=config.storage.jobs_bytes_max)
+        )
+        journal.prune(clock.now().unix_ms - int(config.storage.keep_jobs_s * 1000))
+        identity = load_identity(home, cell=config.node.cell, now_ms=clock.now().unix_ms)
+        restored = await trio.to_thread.run_sync(load, home, clock.now().unix_ms)
+        blobs = await trio.to_thread.run_sync(_open_blobs, home, config)
+        overlay = await stack.enter_async_context(open_overlay(_overlay(home, config), blobs))
+        executor = await _open_executor(stack, home, config, blobs)
+        machine = Node(
+            identity,
+            config.limits,
+            keystore.load(home, keystore.NODE),
+            AdvertPlacement(),
+            NoAudit(),
+            random.Random(os.urandom(16)),
+            restored,
+        )
+        bulletin = Bulletin()
+        driver = Driver(
+            machine,
+            overlay,
+            executor,
+            journal,
+            blobs,
+            bulletin,
+            clock,
+            fetches_max=config.storage.fetches_max,
+        )
+        node = RunningNode(
+            home, config, machine, driver, bulletin, blobs, clock, tuple(overlay.addrs)
+        )
+        driver.on_fetched = node.blob_fetched
+        node.adopt(restored.jobs)
+        nursery = await stack.enter_async_context(_closing_nursery())
+        nursery.start_soon(driver.run)
+        await driver.started.wait()
+        driver.post(AddrsKnown(tuple(overlay.addrs)))
+        nursery.start_soon(node.tell_blobs_held)
+        if executor is not None:
+            nursery.start_soon(watch_vehicle, config.vehicle, identity, driver.post)
+            executor.probe()
+        await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
+        yield node
+
+
+@asynccontextmanager
+async def _closing_nursery() -> AsyncIterator[trio.Nursery]:
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+# ---- the parts
+
+
+def _open_blobs(home: Path, config: NodeConfig) -> BlobStore:
+    """Thread: the blob store, and an empty folder for files on their way."""
+    tmp = home / TMP_NAME
+    try:
+        # What lies here belonged to a process that has ended: the home is locked.
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(mode=0o700, exist_ok=True)
+        return BlobStore(blobs_path(home), config.storage.blob_bytes_max)
+    except OSError as error:
+        raise LocalResource(f"cannot use {home}: {error.strerror}") from None
+
+
+def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
+    settings = config.overlay
+    seed = keystore.read_seed(home, keystore.NODE)
+    if seed is None:
+        raise LocalResource(f"{home} has no node key; make a home with `meshnode init`")
+    bootstrap = (*config.node.bootstrap, *read_network(home).genesis.bootstrap)
+    return OverlayConfig(
+        key_seed=seed,
+        listen=config.node.listen,
+        bootstrap=tuple(dict.fromkeys(bootstrap)),
+        lock_dir=run_dir(home).parent / "ports",
+        dht_server=settings.dht_server,
+        peers_max=settings.peers_max,
+        connections_max=settings.connections_max,
+        ping_interval_s=settings.ping_interval_s,
+        ping_timeout_s=settings.ping_timeout_s,
+        gossip_heartbeat_s=settings.gossip_heartbeat_s,
+    )
+
+
+async def _open_executor(
+    stack: AsyncExitStack, home: Path, config: NodeConfig, blobs: BlobStore
+) -> Executor | None:
+    """None for a node that runs nobody's work: no worker, no zygote."""
+    settings = config.compute
+    if not config.node.provides or settings.slots < 1:
+        return None
+    parent = Path(settings.zygote_parent) if settings.zygote_parent else None
+    executor = ExecutorConfig(
+        run_dir=run_dir(home),
+        slots=settings.slots,
+        zygote_parent=parent,
+        idle_stop_s=settings.idle_stop_s,
+        workers_max=settings.workers_max,
+        memory_mb_max=settings.memory_mb_max,
+        load_s_max=settings.load_s_max,
+        threads=settings.threads,
+        probe_cache=home / "probe.cbor",
+        log_workers=settings.worker_log,
+    )
+    return await stack.enter_async_context(open_executor(executor, blobs, BuiltinArtifacts()))
+
+
+# ---- the process
+
+
+async def serve(home: Path, config: NodeConfig, ready_fd: int | None = None) -> None:
+    """Run until a signal, `shutdown` over the control socket, or idleness; then drain and end."""
+    async with open_node(home, config) as node:
+        # What start-up left is never garbage: a collection looks at a third of the objects.
+        gc.collect()
+        gc.freeze()
+        _say_ready(node, ready_fd)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_signals, node)
+            if config.node.idle_exit_s > 0:
+                nursery.start_soon(_idle, node, config.node.idle_exit_s)
+            await node.stopping.wait()
+            await _drain(node)
+            nursery.cancel_scope.cancel()
+
+
+async def _signals(node: RunningNode) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if node.stopping.is_set():  # asked twice: at once
+                raise KeyboardInterrupt
+            log.info("%s: draining", signal.Signals(number).name)
+            node.stop()
+
+
+async def _idle(node: RunningNode, idle_exit_s: float) -> None:
+    idle_s = 0.0
+    while idle_s < idle_exit_s:
+        await trio.sleep(IDLE_POLL_S)
+        idle_s = 0.0 if node.clients or node.busy else idle_s + IDLE_POLL_S
+    log.info("nothing to do for %.0f s", idle_s)
+    node.stop()
+
+
+async def _drain(node: RunningNode) -> None:
+    """No new leases; those in work get a bounded time."""
+    node.driver.post(Drain(Reason.SHUTDOWN))
+    with trio.move_on_after(node.config.node.drain_s):
+        while node.leases_running:  # noqa: ASYNC110 - the machine wakes nobody for it
+            await trio.sleep(DRAIN_POLL_S)
+
+
+def _say_ready(node: RunningNode, ready_fd: int | None) -> None:
+    if ready_fd is None:
+        return
+    line = {
+        "ready": True,
+        "pid": os.getpid(),
+        "peer": peer_text(node.peer),
+        "network": node.network.hex(),
+        "addrs": list(node.addrs),
+        "control": str(socket_path(node.home, SOCKET_NAME)),
+    }
+    with contextlib.suppress(OSError), os.fdopen(ready_fd, "w") as pipe:
+        pipe.write(json.dumps(line) + "\n")
+
+
+def main(home: Path, config: NodeConfig, ready_fd: int | None = None) -> int:
+    """`serve` as a process: the exit code; what went wrong is one line on stderr."""
+    try:
+        trio.run(serve, home, config, ready_fd)
+    except BaseException as error:  # noqa: BLE001 - the process's last line
+        return _last_line(error)
+    return 0
+
+
+def _last_line(error: BaseException) -> int:
+    single = error
+    while isinstance(single, BaseExceptionGroup):
+        # Of several that fell together the first that speaks to the user, else the first.
+        known = [e for e in single.exceptions if isinstance(e, MeshError | BaseExceptionGroup)]
+        single = (known or list(single.exceptions))[0]
+    if isinstance(single, KeyboardInterrupt):
+        return 130
+    if isinstance(single, MeshError):
+        print(f"meshnode: {single}", file=sys.stderr)
+        return single.exit_code
+    log.error("the node failed", exc_info=error)
+    text = " ".join(str(single).split())[:300]
+    print(f"meshnode: a bug ended the node: {type(single).__name__}: {text}", file=sys.stderr)
+    return 1

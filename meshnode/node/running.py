@@ -1,0 +1,430 @@
+"""A node that runs, as its own clients use it: submit, call, watch, result, blobs, status.
+
+Made by `app.open_node`. `control` puts it behind a socket; tests and benches in the same process
+call it directly. Everything goes through the driver's `post`; answers come back by the bulletin.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from meshnode import errors
+from meshnode.config import NodeConfig
+from meshnode.errors import LocalResource, MeshError, UsageError
+from meshnode.ledger.blobs import BlobStore
+from meshnode.ledger.load import read_results
+from meshnode.protocol.codec import digest
+from meshnode.protocol.effects import JobRecord, Notice
+from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Recall, Submit
+from meshnode.protocol.job import array_bytes, make_spec, spec_bytes
+from meshnode.protocol.node import Node
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import BlobRef, Digest, JobId, Peer
+from meshnode.protocol.view import JobView, View
+
+from . import status
+from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
+from .clock import Clock
+from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
+from .driver import Driver
+from .failures import error_of_reason
+
+ORDERS_KEPT_MAX: Final = 1_024
+TMP_NAME: Final = "tmp"
+_TMP_NAMES = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job ended."""
+
+    state: str
+    reason: int
+    units: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A job's outputs: all units, each unit's outputs side by side."""
+
+    ended: Ended
+    order: JobOrder
+    packed: Packed = b""
+    path: Path | None = None  # where they lie instead, if they are many; the reader's to delete
+
+
+class RunningNode:
+    def __init__(
+        self,
+        home: Path,
+        config: NodeConfig,
+        machine: Node,
+        driver: Driver,
+        bulletin: Bulletin,
+        blobs: BlobStore,
+        clock: Clock,
+        addrs: tuple[str, ...],
+    ) -> None:
+        self.home = home
+        self.config = config
+        self.driver = driver
+        self.bulletin = bulletin
+        self.blobs = blobs
+        self.addrs = addrs
+        self.peer: Peer = machine.identity.peer
+        self.network = machine.identity.network
+        self.stopping = trio.Event()
+        """Set by `stop`: whoever owns the node drains it and ends it."""
+        self.clients = 0
+        self._machine = machine
+        self._clock = clock
+        self._request_ids = itertools.count(1)
+        self._orders: dict[JobId, JobOrder] = {}
+        self._ingests = trio.CapacityLimiter(max(1, config.storage.ingests_max))
+        self._reads = trio.CapacityLimiter(4)
+        self._started_mono_ms = clock.now().mono_ms
+        self._held_changed = trio.Event()
+
+    # ---- jobs
+
+    async def submit(self, order: JobOrder) -> JobId:
+        """Hand over a job; returns once a SIGKILL would not lose it."""
+        if not order.durable:
+            raise UsageError("a job without durability is a call: its outputs are kept nowhere")
+        job_id = self._enter(order)
+        for ref in _blobs_of(order):
+            self.blobs.pin(ref.blob_id)
+        self._follow(job_id, partial(self._unpin, order))
+        await self.driver.durable()
+        return job_id
+
+    def start_call(self, order: JobOrder, on_end: OnEnd) -> Call:
+        """Submit now; `on_end` hears of the outputs or of the error, in the task that brings it."""
+        if Collector.bytes_needed(order) > CALL_BYTES_MAX:
+            raise UsageError(f"a call returns at most {CALL_BYTES_MAX >> 20} MiB; submit a job")
+        return Call(self, order, on_end)
+
+    async def call(self, order: JobOrder) -> Packed:
+        """Submit, wait, outputs. Cancelled with its caller."""
+        ended = trio.Event()
+        found: list[Packed | MeshError] = []
+
+        def on_end(outcome: Packed | MeshError) -> None:
+            found.append(outcome)
+            ended.set()
+
+        call = self.start_call(order, on_end)
+        try:
+            await ended.wait()
+        finally:
+            call.close()
+        if isinstance(found[0], MeshError):
+            raise found[0]
+        return found[0]
+
+    async def wait(self, job_id: JobId) -> Ended:
+        """Until the job has ended."""
+        async with aclosing(self.watch(job_id)) as notices:
+            async for notice in notices:
+                if has_ended(notice):
+                    return _ended(notice)
+        raise errors.LocalProtocolError("a watch ended before its job")
+
+    async def watch(self, job_id: JobId) -> AsyncGenerator[Notice, None]:
+        """The job's present state, then what happens to it, until it has ended."""
+        watch = Watch()
+        with self.bulletin.subscribed(job_id, watch.push):
+            now = await self._job_notice(job_id)
+            yield now
+            if has_ended(now):
+                return
+            async with aclosing(watch.notices()) as notices:
+                async for notice in notices:
+                    yield notice
+
+    async def result(self, job_id: JobId, *, inline_bytes_max: int = 1 << 62) -> Result:
+        """Wait for the job, then its outputs; into a file if they are more than the bound."""
+        ended = await self.wait(job_id)
+        order = await self._order(job_id)
+        if ended.state != "done":
+            return Result(ended, order)
+        packed, path = await trio.to_thread.run_sync(
+            self._read, job_id, order, inline_bytes_max, limiter=self._reads
+        )
+        return Result(ended, order, packed, path)
+
+    def cancel(self, job_id: JobId) -> None:
+        self.driver.post(Cancel(job_id))
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """All jobs of this home, oldest first."""
+        past = await trio.to_thread.run_sync(status.ended_jobs, self.home, limiter=self._reads)
+        here = {job.job_id: status.job_of_view(job) for job in self.view().jobs}
+        merged = {row["job_id"]: row for row in past} | here
+        return sorted(merged.values(), key=lambda row: row["submitted_unix_ms"])
+
+    async def show(self, job_id: JobId) -> dict[str, Any]:
+        job = self._job_view(job_id)
+        if job is not None:
+            return status.shown_job(job)
+        record = await self._record(job_id)
+        return {
+            **status.job_of_record(record),
+            "tasks": None,
+            "attempts": [],
+            "refusals": [],
+            "waits_for": None,
+        }
+
+    async def explain(self, job_id: JobId) -> list[dict[str, Any]]:
+        job = self._job_view(job_id)
+        if job is not None:
+            return status.explained(job)
+        record = await self._record(job_id)
+        row = status.job_of_record(record)
+        return [{"reason": row["reason"], "text": row["text"], "count": 1}]
+
+    def logs(self, job_id: bytes) -> tuple[Logged, ...]:
+        """What was notified of a job (or, for b"", of the node) in this process, bounded."""
+        return self.bulletin.log(job_id)
+
+    # ---- blobs
+
+    async def put_bytes(self, content: bytes) -> BlobRef:
+        return await self._put(self.blobs.put_bytes, content, "the blob store")
+
+    async def put_path(self, path: Path) -> BlobRef:
+        return await self._put(self.blobs.put_file, path, str(path))
+
+    def blob_fetched(self, ref: BlobRef) -> None:
+        """A fetch was successful: what is here whole may have changed."""
+        del ref
+        self._held_changed.set()
+
+    async def tell_blobs_held(self) -> None:
+        """Task: the machine hears what is here whole, at most once a second."""
+        told: tuple[Digest, ...] = ()
+        while True:
+            held = self.blobs.held()
+            if set(held) != set(told):
+                self.driver.post(BlobsHeld(held))
+                told = held
+            await trio.sleep(HELD_PAUSE_S)
+            await self._held_changed.wait()
+            self._held_changed = trio.Event()
+
+    # ---- the node
+
+    def view(self) -> View:
+        return self._machine.view(self._clock.now())
+
+    def status(self) -> dict[str, Any]:
+        view = self.view()
+        plain = status.plain(view)
+        for large in ("jobs", "peers", "cars"):
+            del plain[large]
+        return {
+            **plain,
+            "network": self.network,
+            "addrs": list(self.addrs),
+            "pid": os.getpid(),
+            "home": str(self.home),
+            "provides": self.config.node.provides,
+            "up_s": (self._clock.now().mono_ms - self._started_mono_ms) // 1000,
+            "peers_up": sum(peer.ready for peer in view.peers),
+            "cars_known": len(view.cars),
+            "jobs_running": sum(job.state == "running" for job in view.jobs),
+            "blob_bytes": self.blobs.bytes_used,
+            "clients": self.clients,
+            "counters": {**dict(view.counters), **self.driver.counters},
+        }
+
+    def peers(self) -> list[dict[str, Any]]:
+        return status.peers_of(self.view())
+
+    def drain(self) -> None:
+        self.driver.post(Drain(Reason.DRAINING))
+
+    def recall(self, reason: Reason, grace_ms: int) -> None:
+        """The driver is back: the accelerator is idle when this returns, or after the grace."""
+        self.driver.post(Recall(reason, grace_ms))
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def adopt(self, records: Sequence[JobRecord]) -> None:
+        """Jobs of an earlier process go on: their blobs stay here until they end."""
+        for record in records:
+            order = status.order_of_record(record)
+            job_id = JobId(record.job_digest[:16])
+            self._orders[job_id] = order
+            for ref in _blobs_of(order):
+                self.blobs.pin(ref.blob_id)
+            self._follow(job_id, partial(self._unpin, order))
+
+    @property
+    def leases_running(self) -> bool:
+        """Runs of others on this car."""
+        return any(lease.stage != "ended" for lease in self.view().leases)
+
+    @property
+    def busy(self) -> bool:
+        """Runs of others, or jobs of its own."""
+        return self.leases_running or any(job.state == "running" for job in self.view().jobs)
+
+    # ---- inside
+
+    def _enter(self, order: JobOrder) -> JobId:
+        request_id = next(self._request_ids)
+        self.driver.post(Submit(request_id, order))
+        answer = self.bulletin.answers.pop(request_id, None)
+        if answer is None:
+            raise errors.LocalProtocolError("the machine did not answer a submission")
+        subject, notice = answer
+        if notice.kind == "refused":
+            text = str(field_of(notice, "text") or "")
+            raise error_of_reason(field_of(notice, "reason"), text)
+        job_id = JobId(subject)
+        self._orders[job_id] = order
+        while len(self._orders) > ORDERS_KEPT_MAX:
+            del self._orders[next(iter(self._orders))]
+        return job_id
+
+    def _follow(self, job_id: JobId, on_end: Callable[[], None]) -> None:
+        """`on_end()` once, when the job has ended."""
+        subscription = ExitStack()
+
+        def push(notice: Notice) -> None:
+            if has_ended(notice):
+                subscription.close()
+                on_end()
+
+        subscription.enter_context(self.bulletin.subscribed(job_id, push))
+        last = self.bulletin.job_notice(job_id)
+        if last is not None:
+            push(last)
+
+    def _unpin(self, order: JobOrder) -> None:
+        for ref in _blobs_of(order):
+            self.blobs.unpin(ref.blob_id)
+
+    def _job_view(self, job_id: JobId) -> JobView | None:
+        return next((job for job in self.view().jobs if job.job_id == job_id), None)
+
+    async def _record(self, job_id: JobId) -> Any:
+        return await trio.to_thread.run_sync(
+            status.find_record, self.home, job_id, limiter=self._reads
+        )
+
+    async def _job_notice(self, job_id: JobId) -> Notice:
+        """The newest `job` notice; made from the ledger for a job of an earlier process."""
+        last = self.bulletin.job_notice(job_id)
+        if last is not None:
+            return last
+        job = self._job_view(job_id)
+        row = status.job_of_view(job) if job else status.job_of_record(await self._record(job_id))
+        fields = ("state", "reason", "units", "done")
+        return Notice("job", tuple((name, row[name]) for name in fields))
+
+    async def _order(self, job_id: JobId) -> JobOrder:
+        known = self._orders.get(job_id)
+        return known or status.order_of_record(await self._record(job_id))
+
+    def _read(
+        self, job_id: JobId, order: JobOrder, inline_bytes_max: int
+    ) -> tuple[Packed, Path | None]:
+        """Thread: a job's outputs out of the ledger, in unit order."""
+        spec = make_spec(order, self.network, self.peer)
+        job_digest = Digest(digest(spec_bytes(spec)))
+        assert job_digest[:16] == job_id, "the order is that of the job"
+        size = order.units * sum(array_bytes(out) for out in order.outs)
+        rows = read_results(self.home, job_digest)
+        if size <= inline_bytes_max:
+            packed = b"".join(outputs for _, _, outputs in rows)
+            if len(packed) != size:
+                raise LocalResource("outputs of the job are missing; its home is damaged")
+            return packed, None
+        path = self.home / TMP_NAME / f"out-{os.getpid()}-{next(_TMP_NAMES)}"
+        try:
+            with path.open("xb") as file:
+                for _, _, outputs in rows:
+                    file.write(outputs)
+                written = file.tell()
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise LocalResource(
+                f"cannot write results into {path.parent}: {error.strerror}"
+            ) from None
+        if written != size:
+            path.unlink(missing_ok=True)
+            raise LocalResource("outputs of the job are missing; its home is damaged")
+        return b"", path
+
+    async def _put(self, put: Any, what: Any, name: str) -> BlobRef:
+        try:
+            ref: BlobRef = await trio.to_thread.run_sync(put, what, limiter=self._ingests)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise LocalResource(f"no room for the blob: {error.strerror}") from None
+            raise LocalResource(f"{name} cannot be read: {error.strerror}") from None
+        self._held_changed.set()
+        return ref
+
+
+class Call:
+    """A job whose outputs are wanted at once; `close` cancels it if it has not ended."""
+
+    def __init__(self, node: RunningNode, order: JobOrder, on_end: OnEnd) -> None:
+        self._node = node
+        self._on_end = on_end
+        self._ended = False
+        self._pins = _blobs_of(order)
+        self.job_id = node._enter(order)
+        for ref in self._pins:
+            node.blobs.pin(ref.blob_id)
+        self._subscription = ExitStack()
+        collector = Collector(order, self._end)
+        self._subscription.enter_context(node.bulletin.subscribed(self.job_id, collector.push))
+        last = node.bulletin.job_notice(self.job_id)
+        if last is not None and has_ended(last):
+            collector.push(last)
+
+    def _end(self, outcome: Packed | MeshError) -> None:
+        if self._release():
+            self._on_end(outcome)
+
+    def _release(self) -> bool:
+        if self._ended:
+            return False
+        self._ended = True
+        self._subscription.close()
+        for ref in self._pins:
+            self._node.blobs.unpin(ref.blob_id)
+        return True
+
+    def close(self) -> None:
+        if self._release():
+            self._node.cancel(self.job_id)
+
+
+HELD_PAUSE_S: Final = 1.0
+
+
+def _blobs_of(order: JobOrder) -> list[BlobRef]:
+    return [arg.blob for arg in order.args if arg.blob is not None]
+
+
+def _ended(notice: Notice) -> Ended:
+    names = ("state", "reason", "units", "done")
+    return Ended(*(field_of(notice, name) for name in names))
