@@ -59,6 +59,7 @@ from .founding import (
     seeded_papers,
     sign_as,
 )
+from .home import make_home
 
 GENESIS_FILE: Final = "genesis.mesh"
 MANDATE_FILE: Final = "mandate.mesh"
@@ -154,10 +155,7 @@ def _prepare(
     keys: tuple[bytes, bytes] | None,
 ) -> tuple[KeySigner, KeySigner | None]:
     """Home, genesis and keys; None for an account key that lives elsewhere."""
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalResource(f"cannot make {home}: {error.strerror}") from None
+    make_home(home)
     path = home / GENESIS_FILE
     if path.exists():
         known = load_genesis(path, allow_test=True)

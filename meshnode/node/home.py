@@ -17,6 +17,7 @@ from meshnode.errors import LocalResource
 BLOBS = "blobs"
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path is 108 with its final zero (unix(7))
+RUN_NAME_CHARS = 16
 SOCKET_NAME_BYTES_MAX = 32  # of any socket in a run directory
 
 
@@ -56,19 +57,23 @@ def blobs_path(home: Path) -> Path:
     return home / BLOBS
 
 
+def run_base(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the run directories of this user's homes are, and the state of testnets."""
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        wished = Path(runtime) / "meshnode"
+        length = len(os.fsencode(wished)) + 1 + RUN_NAME_CHARS + 1 + SOCKET_NAME_BYTES_MAX
+        if wished.is_absolute() and wished.parent.is_dir() and length <= SOCKET_PATH_BYTES_MAX:
+            return wished
+    return Path(f"/tmp/meshnode-{os.geteuid()}")
+
+
 def run_dir(home: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """A short private directory for the sockets of this home, made if it is not there.
 
     Named by a hash of the home: the home's own path may be longer than a socket's may be.
     """
-    uid = os.geteuid()
-    name = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
-    base = Path(f"/tmp/meshnode-{uid}")
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
-        wished = Path(runtime) / "meshnode"
-        length = len(os.fsencode(wished / name)) + 1 + SOCKET_NAME_BYTES_MAX
-        if wished.is_absolute() and wished.parent.is_dir() and length <= SOCKET_PATH_BYTES_MAX:
-            base = wished
+    name = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:RUN_NAME_CHARS]
+    base = run_base(environ)
     for folder in (base, base / name):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
