@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar off --retries 5
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar off --retries 5 --use-pep517
 # A venv of its own: cwt reads our signed objects and must not share our CBOR library.
 CWT := cwt==3.3.0
 # For python -m tests.bench, e.g. make bench BENCH="overhead --quick"

@@ -152,7 +152,7 @@ class SignedObject:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as it must survive; `spec` is the canonical job spec, `request` what the client asked."""
+    """A job as it must survive; `spec` is the canonical spec, `request` what the client asked."""
 
     job_digest: Digest
     spec: bytes

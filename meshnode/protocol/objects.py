@@ -476,7 +476,7 @@ class Offer:
     def __post_init__(self) -> None:
         task, run = self.task, self.run
         if not (
-            0 < run.size
+            run.size > 0
             and task.first <= run.first
             and run.first + run.size <= task.first + task.size <= self.job.units
         ):

@@ -267,6 +267,11 @@ class Mesh:
         self._order += 1
         heapq.heappush(self._heap, (self.now_ms + delay_ms, self._order, call))
 
+    def feed_life(self, site: Site, life: int, event: ev.Event) -> None:
+        """What was under way reaches only the life of the site that asked for it."""
+        if site.life == life:
+            self.feed(site, event)
+
     def feed(self, site: Site, event: ev.Event) -> None:
         if site.node is None:
             return
@@ -323,8 +328,8 @@ class Mesh:
                     if other is not site and other.node and not self._split(site, other):
                         self._gossip(site, other, effect)
             case fx.Dial():
-                other = self.by_peer.get(effect.peer)
-                self.at(self._delay(), lambda: self._dial(site, other, effect.peer, life))
+                dialled = self.by_peer.get(effect.peer)
+                self.at(self._delay(), lambda: self._dial(site, dialled, effect.peer, life))
             case fx.Block():
                 other = self.by_peer[effect.peer]
                 self.at(1, lambda: self.cut(site.name, other.name))
@@ -335,16 +340,16 @@ class Mesh:
                 site.notices.append((effect.subject, effect.notice))
             case fx.FetchBlob():
                 ready = ev.BlobReady(effect.fetch_id, effect.ref, effect.byte_count)
-                self.at(self._delay(), lambda: site.life == life and self.feed(site, ready))
+                self.at(self._delay(), lambda: self.feed_life(site, life, ready))
             case fx.Admit():
                 admitted = ev.Admitted(effect.exec_id, 7, 10)
-                self.at(1, lambda: site.life == life and self.feed(site, admitted))
+                self.at(1, lambda: self.feed_life(site, life, admitted))
             case fx.StartExec():
                 self._execute(site, effect, life)
             case fx.StopExec():
                 site.stopped.add(effect.exec_id)
                 ended = ev.ExecEnded(effect.exec_id, effect.reason, ev.Meters())
-                self.at(1, lambda: site.life == life and self.feed(site, ended))
+                self.at(1, lambda: self.feed_life(site, life, ended))
             case _:
                 pass
 
@@ -380,7 +385,7 @@ class Mesh:
     def _gossip(self, site: Site, other: Site, effect: fx.Publish) -> None:
         life = other.life
         event = ev.GossipIn(effect.topic, site.identity.peer, effect.frame)
-        self.at(self._delay(), lambda: other.life == life and self.feed(other, event))
+        self.at(self._delay(), lambda: self.feed_life(other, life, event))
 
     def _dial(self, site: Site, other: Site | None, peer: Peer, life: int) -> None:
         if site.life != life:
@@ -405,7 +410,7 @@ class Mesh:
         run, done = effect.run, 0
         if self.fail_kernel:
             failed = ev.ExecEnded(effect.exec_id, Reason.FAILED_BY_JOB, ev.Meters(), "boom")
-            self.at(self.unit_ms, lambda: site.life == life and self.feed(site, failed))
+            self.at(self.unit_ms, lambda: self.feed_life(site, life, failed))
             return
         while done < run.count:
             count = min(4, run.count - done)

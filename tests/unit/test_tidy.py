@@ -26,6 +26,7 @@ LONG: dict[str, str] = {
     "meshnode/protocol/provider.py": "one role, one state: every way a lease can end on a car",
     "meshnode/protocol/requester.py": "one role, one state: every way an attempt can end",
     "meshnode/protocol/node.py:__init__": "the tables of what goes to which part",
+    "tests/processes/test_executor.py": "one real executor, every way a run on it can end",
     "tests/unit/protocol/story.py:run": "one exchange from hello to acceptance, told in order",
 }
 
@@ -88,11 +89,10 @@ def lines_with(pattern: re.Pattern[str]) -> list[str]:
     ]
 
 
-def calls(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """(dotted name, line) of every call."""
+def calls(tree: ast.Module, *names: str) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            yield node
 
 
 def is_command(tree: ast.Module) -> bool:
@@ -127,23 +127,25 @@ def test_nothing_is_left_to_do_in_a_comment() -> None:
 
 
 def test_only_commands_print() -> None:
+    """Stdout is the result. A process may say its last words on stderr."""
     assert [
-        f"{name}:{line}"
+        f"{name}:{call.lineno}"
         for name, tree in trees().items()
         if not name.startswith(PRINTERS) and not is_command(tree)
-        for call, line in calls(tree)
-        if call == "print"
+        for call in calls(tree, "print")
+        if "file=sys.stderr" not in map(ast.unparse, call.keywords)
     ] == []
 
 
 def test_tests_wait_on_conditions() -> None:
     """A sleep in a test is a race that somebody lost on a fast machine.
 
-    A loop that looks at a condition until a deadline passes may pause between two looks.
+    A loop that looks at a condition until a deadline passes may pause between two looks. What a
+    bench measures may contain a rest.
     """
     found = []
     for name, tree in trees().items():
-        if not name.startswith("tests/"):
+        if not name.startswith("tests/") or name.startswith("tests/bench/"):
             continue
         polls = {
             node.lineno
@@ -153,9 +155,9 @@ def test_tests_wait_on_conditions() -> None:
             if isinstance(node, ast.Call)
         }
         found += [
-            f"{name}:{line}"
-            for call, line in calls(tree)
-            if call in ("time.sleep", "trio.sleep", "asyncio.sleep") and line not in polls
+            f"{name}:{call.lineno}"
+            for call in calls(tree, "time.sleep", "trio.sleep", "asyncio.sleep")
+            if call.lineno not in polls
         ]
     assert found == []
 
@@ -177,14 +179,15 @@ def test_no_function_is_longer_than_a_reader_likes() -> None:
 
 
 def test_every_listed_exception_is_still_needed() -> None:
+    # Not at the limit itself, or a line more or less would move the table each time.
     longs = set()
     for name, text in texts():
-        if name.endswith(".py") and text.count("\n") > FILE_LINES_MAX:
+        if name.endswith(".py") and text.count("\n") > FILE_LINES_MAX * 0.9:
             longs.add(name)
     for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if (node.end_lineno or 0) - node.lineno > FUNCTION_LINES_MAX:
+                if (node.end_lineno or 0) - node.lineno > FUNCTION_LINES_MAX * 0.9:
                     longs.add(f"{name}:{node.name}")
     assert set(LONG) - longs == set()
 
