@@ -19,7 +19,6 @@ def bare(iterations: int, units: int, barrier: Barrier) -> None:
     barrier.wait()  # before the process tears jax down, which is none of the work
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
