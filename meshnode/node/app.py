@@ -182,27 +182,26 @@ async def _open_executor(
 
 async def serve(home: Path, config: NodeConfig, ready_fd: int | None = None) -> None:
     """Run until a signal, `shutdown` over the control socket, or idleness; then drain and end."""
-    async with open_node(home, config) as node:
-        # What start-up left is never garbage: a collection looks at a third of the objects.
-        gc.collect()
-        gc.freeze()
-        _say_ready(node, ready_fd)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_signals, node)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_node(home, config) as node, trio.open_nursery() as nursery:
+            # What start-up left is never garbage: a collection looks at a third of the objects.
+            gc.collect()
+            gc.freeze()
+            nursery.start_soon(_signals, signals, node)
             if config.node.idle_exit_s > 0:
                 nursery.start_soon(_idle, node, config.node.idle_exit_s)
+            _say_ready(node, ready_fd)
             await node.stopping.wait()
             await _drain(node)
             nursery.cancel_scope.cancel()
 
 
-async def _signals(node: RunningNode) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            if node.stopping.is_set():  # asked twice: at once
-                raise KeyboardInterrupt
-            log.info("%s: draining", signal.Signals(number).name)
-            node.stop()
+async def _signals(signals: AsyncIterator[int], node: RunningNode) -> None:
+    async for number in signals:
+        if node.stopping.is_set():  # asked twice: at once
+            raise KeyboardInterrupt
+        log.info("%s: draining", signal.Signals(number).name)
+        node.stop()
 
 
 async def _idle(node: RunningNode, idle_exit_s: float) -> None:

@@ -1,0 +1,144 @@
+"""A car and a submitter, whole, over loopback: real keys, journal, overlay, worker and kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from meshnode.client.orders import split_outputs
+from meshnode.errors import LocalResource, NoSuitableNode, UsageError
+from meshnode.ledger.load import signed_objects
+from meshnode.node.app import open_node
+from meshnode.node.running import RunningNode
+from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
+from meshnode.protocol.types import JobId
+
+from .node_kit import make_home, node_config, noop_order
+
+WITHIN_S = 60.0
+
+
+def with_two_nodes(
+    folder: Path, test: Callable[[RunningNode, RunningNode], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(WITHIN_S):
+            car_home = make_home(folder, "car-0", car=True)
+            home = make_home(folder, "submitter", car=False)
+            async with (
+                open_node(car_home, node_config(car=True)) as car,
+                open_node(home, node_config(car=False, join=car.addrs)) as own,
+            ):
+                await test(car, own)
+
+    trio.run(main)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - two ledgers that wake nobody
+        await trio.sleep(0.02)
+
+
+def test_a_job_a_call_and_their_receipts(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        order = noop_order(40, label="first")
+        job_id = await own.submit(order)
+        states = [n async for n in own.watch(job_id)]
+        assert states[-1].kind == "job"
+        result = await own.result(job_id)
+        assert result.ended.state == "done"
+        (out,) = split_outputs(result.packed, order.outs, order.units)
+        want = np.arange(40 * 16, dtype=np.float32).reshape(40, 16) + 1
+        assert np.array_equal(out, want)
+
+        packed = await own.call(noop_order(1, durable=False))
+        assert np.array_equal(split_outputs(packed, order.outs, 1)[0], want[:1])
+
+        (row, _) = await own.jobs()
+        assert (row["label"], row["state"], row["done"]) == ("first", "done", 40)
+        shown = await own.show(job_id)
+        assert {attempt["peer"] for attempt in shown["attempts"]} == {car.peer}
+
+        def settled() -> bool:
+            accepted = list(signed_objects(car.home, T_ACCEPT))
+            return bool(accepted) and len(list(signed_objects(own.home, T_RECEIPT))) > 0
+
+        await until(settled)
+
+    with_two_nodes(tmp_path, test)
+
+
+def test_large_results_come_as_a_file(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        order = noop_order(40)
+        job_id = await own.submit(order)
+        result = await own.result(job_id, inline_bytes_max=100)
+        assert result.path is not None
+        (out,) = split_outputs(result.path.read_bytes(), order.outs, order.units)
+        assert out.shape == (40, 16)
+
+    with_two_nodes(tmp_path, test)
+
+
+def test_a_node_alone_says_that_nobody_is_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        config = node_config(car=False, nobody_ms=300)
+        async with open_node(make_home(tmp_path, "submitter", car=False), config) as own:
+            with trio.fail_after(20):
+                with pytest.raises(NoSuitableNode):
+                    await own.call(noop_order(1, durable=False))
+                job_id = await own.submit(noop_order(2))
+                assert (await own.wait(job_id)).state == "failed"
+                assert (await own.explain(job_id))[0]["text"]
+                with pytest.raises(UsageError, match="knows no job"):
+                    await own.wait(JobId(bytes(16)))
+
+    trio.run(main)
+
+
+def test_a_home_has_one_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = make_home(tmp_path, "submitter", car=False)
+        async with open_node(home, node_config(car=False)):
+            with pytest.raises(LocalResource, match="in use by process"):
+                async with open_node(home, node_config(car=False)):
+                    pass
+
+    trio.run(main)
+
+
+def test_the_process_says_ready_and_ends_on_sigterm(tmp_path: Path) -> None:
+    home = make_home(tmp_path, "car-0", car=True)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "meshnode.node", "--home", str(home), "--role", "testnet-car"]
+    process = subprocess.Popen([*command, "--ready-fd", str(writing)], pass_fds=(writing,))
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as pipe:
+            ready = json.loads(pipe.readline())
+        assert ready["ready"]
+        assert Path(ready["control"]).is_socket()
+        assert Path(ready["control"]).stat().st_mode & 0o777 == 0o600
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert not Path(ready["control"]).exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "meshnode.node", "--home", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == LocalResource.exit_code
+    assert done.stderr.startswith("meshnode: ")
+    assert done.stderr.count("\n") == 1
