@@ -1,4 +1,4 @@
-"""`bench overhead`, without any system: how long a unit lasts alone, and two bare workers at once."""
+"""`bench overhead` without any system: how long a unit lasts alone, and on two bare workers."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ from . import workload as w
 from .figures import Figures, call_figures, timed_calls
 
 
-@ray.remote(num_cpus=1)
 class Warm:
     """Two actors keep the jitted kernel warm for the single calls, as a lease's worker does."""
 
     def call(self, x: Any) -> Any:
         return w.noop(x)
+
+
+WarmActor: Any = ray.remote(num_cpus=1)(Warm)
 
 
 @ray.remote(num_cpus=1)
@@ -64,7 +66,7 @@ def main() -> None:
     ray.init(num_cpus=w.WORKERS, include_dashboard=False, logging_level="ERROR")
     figures: Figures = {"ray_version": ray.__version__}
     figures |= throughput(options.quick)
-    actor = Warm.remote()
+    actor = WarmActor.remote()
     x = w.noop_inputs(1)[0]
     calls = w.QUICK_CALLS if options.quick else w.CALLS
     ray.get(actor.call.remote(x))
