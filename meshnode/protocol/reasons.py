@@ -70,6 +70,8 @@ class Reason(IntEnum):
     JAX_WINDOW = 43, "the artifact was exported by a jax outside the car's window"
     NO_WORKER = 44, "the car could not start a worker"
     TOO_LARGE = 45, "a size or count is over the protocol's bound"
+    READINGS = 46, "the car's readings are missing or too old"
+    LOW_VOLTAGE = 47, "the 12 V battery is below the owner's limit"
     # ---- what happened
     DONE = 64, "all units are done"
     FAILED_BY_JOB = 65, "the kernel failed on these inputs"

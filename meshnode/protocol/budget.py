@@ -1,0 +1,238 @@
+"""What this car may spend now: the owner's policy applied to the vehicle's readings. Pure.
+
+Readings come from `meshnode.vehicle` through `node.vehicle_watch`; out comes a `BudgetRead` for
+the machine. Integers only: mWh, W, per mille, 0.1 degC. It fails closed: what is unknown or stale
+counts against running. Energies are those at the terminals of battery or plug, as `watt_max` is.
+
+    spendable = max(0, min(what is left of the day, battery or plug term))
+    battery term = stored - floor - reserve of the next departure
+    plug term    = hours to departure x charger W x efficiency - what is still to charge
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from .events import BudgetRead
+from .objects import Policy
+from .reasons import Reason
+from .types import Now
+
+ChargingState = Literal["no", "charging", "complete", "discharging"]
+
+FRESH_MS: Final = {
+    "moving": 5_000,
+    "ignition": 5_000,
+    "soc_permille": 300_000,
+    "pack_temp_dc": 300_000,
+}  # older than this a reading is no reading
+RESUME_SOC_PERMILLE: Final = 20  # past the floor, if the policy names no thresholds of its own
+RESUME_TEMP_DC: Final = 10
+LEASE_S_MAX: Final = 24 * 3600
+_WEEK_MIN: Final = 7 * 1440
+_UNBOUNDED_MWH: Final = 1 << 62
+_SURPLUS: Final = ("charging", "complete")
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleState:
+    """Every reading is optional; None is unknown. No position, no VIN, nothing to write to.
+
+    `ages_ms` says per reading how old it was at `at_ms`; one that needs an age and has none is
+    too old.
+    """
+
+    at_ms: int  # unix
+    soc_permille: int | None = None  # physical, not displayed
+    usable_wh: int | None = None  # in the battery now
+    capacity_wh: int | None = None
+    plugged: bool | None = None
+    charging: ChargingState | None = None
+    pack_power_w: int | None = None  # positive is into the battery, as in VSS
+    charge_limit_permille: int | None = None
+    pack_temp_dc: tuple[int, int] | None = None  # lowest and highest cell
+    ambient_dc: int | None = None
+    low_voltage_mv: int | None = None
+    moving: bool | None = None
+    ignition: Literal["off", "acc", "on"] | None = None
+    departure_ms: int | None = None  # unix
+    tariff_nano_per_kwh: int | None = None
+    ages_ms: Mapping[str, int] = field(default_factory=dict)
+
+
+def driver_is_back(state: VehicleState) -> bool:
+    """Known to move or switched on: stop at once. However old the reading, it is the last one."""
+    return state.moving is True or state.ignition in ("acc", "on")
+
+
+def spendable(
+    state: VehicleState | None,
+    policy: Policy,
+    now: Now,
+    *,
+    spent_today_mwh: int = 0,
+    utc_offset_min: int = 0,
+    previous: BudgetRead | None = None,
+) -> BudgetRead:
+    """The budget that holds until the next reading.
+
+    `utc_offset_min` places the policy's tariff bands and departures (Monday is weekday 0);
+    `previous` gives the hysteresis: what stopped at a limit goes on only past the resume threshold.
+    """
+    held_by = previous.reason if previous is not None and not previous.may_run else Reason.OK
+    if state is None:
+        return _stopped(Reason.READINGS)
+    reason = _in_the_way(state, policy, now, held_by)
+    if reason is not Reason.OK:
+        return _stopped(reason)
+    departs_s, departs_wh = _next_departure(state, policy, now, utc_offset_min)
+    reserve_mwh = 1000 * max(policy.reserve_wh, departs_wh)
+    day_mwh = policy.day_wh * 1000 - spent_today_mwh
+    term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s)
+    if term_mwh is None:
+        return _stopped(Reason.READINGS)
+    watt_max, spend_mwh = policy.watt_max, min(day_mwh, term_mwh)
+    if watt_max <= 0 or spend_mwh <= 0:
+        return _stopped(Reason.BUDGET)
+    lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * watt_max))  # mWh / W in seconds
+    if departs_s is not None:
+        lease_s = min(lease_s, departs_s)
+    if lease_s == 0:
+        about_to_leave = departs_s is not None and departs_s == 0
+        return _stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
+    floor = floor_nano_per_s(state, policy, now, utc_offset_min)
+    return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor)
+
+
+def floor_nano_per_s(state: VehicleState, policy: Policy, now: Now, utc_offset_min: int = 0) -> int:
+    """What a second of full load costs the owner: energy, and wear unless the plug carries it.
+
+    The awake draw is in it: it is larger than that of one inference chip (250 against 36 W).
+    """
+    minute = _minute_of_week(now, utc_offset_min) % 1440
+    rate = state.tariff_nano_per_kwh
+    if rate is None:
+        rates = [b.nano_per_kwh for b in policy.tariff if _in_band(minute, b[0], b[1])]
+        # A minute that no band covers costs the dearest: never below the owner's cost.
+        rate = max(rates or [band.nano_per_kwh for band in policy.tariff])
+    load_w = _up(policy.watt_max * 1000, max(1, policy.efficiency_permille)) + policy.awake_w
+    if not (state.plugged is True and state.charging in _SURPLUS):
+        rate += policy.wear_nano_per_kwh
+    return _up(load_w * max(0, rate), 3_600_000)
+
+
+# ---- what stands in the way
+
+
+def _stopped(reason: Reason) -> BudgetRead:
+    return BudgetRead(False, reason, 0, 0, 0, 0)
+
+
+def _in_the_way(state: VehicleState, policy: Policy, now: Now, held_by: Reason) -> Reason:
+    """The first limit that does not allow work, the driver's return before all."""
+    if driver_is_back(state):
+        return Reason.DRIVING
+    if not all(_fresh(state, name, now) for name in FRESH_MS):
+        return Reason.READINGS
+    assert state.soc_permille is not None
+    assert state.pack_temp_dc is not None
+    lowest, highest = state.pack_temp_dc
+    low, high = policy.temp_dc
+    if held_by is Reason.TEMPERATURE:
+        resume = policy.resume
+        low = max(low, resume.temp_low_dc) if resume else low + RESUME_TEMP_DC
+        high = min(high, resume.temp_high_dc) if resume else high - RESUME_TEMP_DC
+    if lowest < low or highest > high:
+        return Reason.TEMPERATURE
+    if state.low_voltage_mv is not None and state.low_voltage_mv < policy.low_voltage_mv:
+        return Reason.LOW_VOLTAGE
+    if policy.plugged_rule != 1 and state.plugged is not True:
+        return Reason.UNPLUGGED
+    if policy.plugged_rule == 2 and state.charging not in _SURPLUS:
+        # A charger in surplus mode (evcc: "pv") delivers only while there is surplus.
+        return Reason.UNPLUGGED
+    floor = policy.soc_floor_permille
+    if held_by is Reason.CHARGE_FLOOR:
+        resume = policy.resume
+        floor = max(floor, resume.soc_permille - 1 if resume else floor + RESUME_SOC_PERMILLE)
+    # Also on the plug: below its floor the car charges first.
+    return Reason.CHARGE_FLOOR if state.soc_permille <= floor else Reason.OK
+
+
+def _fresh(state: VehicleState, name: str, now: Now) -> bool:
+    age_ms = state.ages_ms.get(name)
+    if getattr(state, name) is None or age_ms is None:
+        return False
+    # A reading from the future means that a clock jumped: then its age is not known.
+    since_ms = now.unix_ms - state.at_ms
+    return since_ms >= -FRESH_MS["moving"] and age_ms + max(0, since_ms) <= FRESH_MS[name]
+
+
+# ---- energy
+
+
+def _term_mwh(
+    state: VehicleState, policy: Policy, reserve_mwh: int, departs_s: int | None
+) -> int | None:
+    """The battery's or the plug's side of the minimum; None if the readings do not say."""
+    assert state.soc_permille is not None
+    capacity_mwh = _capacity_mwh(state)
+    if capacity_mwh is None:
+        return None
+    stored_mwh = capacity_mwh * state.soc_permille // 1000
+    if state.usable_wh is not None:
+        stored_mwh = min(stored_mwh, state.usable_wh * 1000)  # the careful one of the two
+    floor_mwh = _up(capacity_mwh * policy.soc_floor_permille, 1000)
+    battery_mwh = stored_mwh - floor_mwh - reserve_mwh
+    if state.plugged is not True:
+        return battery_mwh
+    if state.charging == "complete":
+        return _UNBOUNDED_MWH  # the plug carries the load and nothing is owed to the battery
+    if state.charging != "charging" or state.pack_power_w is None or state.pack_power_w <= 0:
+        return battery_mwh  # the cable is in and nothing flows: the load drains the battery
+    if departs_s is None:
+        return _UNBOUNDED_MWH
+    limit = 1000 if state.charge_limit_permille is None else state.charge_limit_permille
+    due_mwh = max(0, capacity_mwh * limit // 1000 - stored_mwh)
+    # W x s / 3600 is Wh; x 1000 / 1000 for mWh and for the efficiency in per mille.
+    flows_mwh = state.pack_power_w * departs_s * policy.efficiency_permille // 3600
+    return flows_mwh - due_mwh
+
+
+def _capacity_mwh(state: VehicleState) -> int | None:
+    if state.capacity_wh is not None:
+        return state.capacity_wh * 1000
+    if state.usable_wh is None or not state.soc_permille:
+        return None
+    return state.usable_wh * 1_000_000 // state.soc_permille
+
+
+def _next_departure(
+    state: VehicleState, policy: Policy, now: Now, utc_offset_min: int
+) -> tuple[int | None, int]:
+    """Seconds to the earliest departure that the car or the policy knows, and Wh it needs."""
+    known: list[tuple[int, int]] = []
+    if state.departure_ms is not None and state.departure_ms > now.unix_ms:
+        known.append(((state.departure_ms - now.unix_ms) // 1000, 0))
+    minute = _minute_of_week(now, utc_offset_min)
+    into_minute_s = now.unix_ms // 1000 % 60
+    for departure in policy.departures or ():
+        ahead_min = (departure.weekday * 1440 + departure.minute - minute) % _WEEK_MIN
+        known.append((max(0, ahead_min * 60 - into_minute_s), departure.wh))
+    return min(known, default=(None, 0), key=lambda row: row[0] or 0)
+
+
+def _minute_of_week(now: Now, utc_offset_min: int) -> int:
+    # 1 January 1970 was a Thursday, weekday 3.
+    return (now.unix_ms // 60_000 + utc_offset_min + 3 * 1440) % _WEEK_MIN
+
+
+def _in_band(minute: int, first: int, last: int) -> bool:
+    """`last` included; a band may go past midnight."""
+    return first <= minute <= last if first <= last else minute >= first or minute <= last
+
+
+def _up(number: int, by: int) -> int:
+    return -(-number // by)

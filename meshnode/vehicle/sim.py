@@ -1,0 +1,134 @@
+"""A simulated vehicle: the numbers it is given, until somebody changes them.
+
+For testnets, demos and tests, where there is no car. `change` drives away or plugs in from
+within the process, an edited file of readings from outside it.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import AsyncIterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from meshnode.errors import LocalResource
+
+from .state import PERIOD_S_MAX, VehicleState
+
+READINGS = frozenset(field.name for field in fields(VehicleState)) - {"at_ms", "ages_ms"}
+
+PARKED = VehicleState(
+    at_ms=0,
+    soc_permille=800,
+    usable_wh=48_000,
+    capacity_wh=60_000,
+    plugged=True,
+    charging="complete",
+    pack_power_w=0,
+    charge_limit_permille=800,
+    pack_temp_dc=(200, 220),
+    ambient_dc=180,
+    low_voltage_mv=13_200,
+    moving=False,
+    ignition="off",
+    ages_ms=dict.fromkeys(READINGS, 0),
+)
+"""Parked and plugged in, charged to its limit."""
+
+
+class SimVehicle:
+    """`file` (TOML, names of `VehicleState`) overlays `start` and is read again every period."""
+
+    name = "sim"
+    provides = READINGS
+
+    def __init__(
+        self, start: VehicleState = PARKED, *, file: Path | None = None, period_s: float = 1.0
+    ) -> None:
+        self._readings = start
+        self._file = file
+        self._period_s = min(period_s, PERIOD_S_MAX)
+        self._changed = trio.Event()
+        if file is not None:
+            self._overlaid()  # a bad file is said at the start
+
+    def change(self, **readings: Any) -> None:
+        """Set readings by name; every watcher sees the new state at once."""
+        _check(readings)
+        self._readings = replace(self._readings, **readings)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def read(self) -> VehicleState:
+        """The state now. A file that went bad while in use is a car whose readings failed."""
+        try:
+            readings = self._overlaid()
+        except LocalResource:
+            readings = VehicleState(at_ms=0)
+        return replace(readings, at_ms=time.time_ns() // 1_000_000)
+
+    def watch(self) -> AsyncIterator[VehicleState]:
+        return _Watch(self)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def _overlaid(self) -> VehicleState:
+        if self._file is None:
+            return self._readings
+        try:
+            readings = tomllib.loads(self._file.read_text(encoding="utf-8"))
+            _check(readings)
+        except OSError as error:
+            raise LocalResource(f"cannot read {self._file}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise LocalResource(f"{self._file}: {error}") from None
+        if "pack_temp_dc" in readings:
+            readings["pack_temp_dc"] = tuple(readings["pack_temp_dc"])
+        return replace(self._readings, **readings)
+
+
+class _Watch:
+    """An iterator of its own and no generator: those must be closed by whoever stops early."""
+
+    def __init__(self, car: SimVehicle) -> None:
+        self._car = car
+        self._changed: trio.Event | None = None
+
+    def __aiter__(self) -> _Watch:
+        return self
+
+    async def __anext__(self) -> VehicleState:
+        if self._changed is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            with trio.move_on_after(self._car._period_s):
+                await self._changed.wait()
+        self._changed = self._car._changed
+        return self._car.read()
+
+
+def _check(readings: dict[str, Any]) -> None:
+    """ValueError for a name or a type that no reading has: a typo must not look like a default."""
+    for name, value in readings.items():
+        if name not in READINGS:
+            raise ValueError(f"{name} is no reading of a vehicle")
+        sample = getattr(PARKED, name)
+        if name == "pack_temp_dc" and value is not None:
+            good = len(value) == 2 and all(type(each) is int for each in value)
+        else:
+            good = value is None or type(value) is (int if sample is None else type(sample))
+        if not good:
+            raise ValueError(f"{name} = {value!r} is of the wrong type")
+        if name in _WORDS and value is not None and value not in _WORDS[name]:
+            raise ValueError(f"{name} is one of {', '.join(_WORDS[name])}")
+
+
+_WORDS = {
+    "charging": ("no", "charging", "complete", "discharging"),
+    "ignition": ("off", "acc", "on"),
+}

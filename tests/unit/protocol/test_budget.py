@@ -1,0 +1,346 @@
+"""What a car may spend: fails closed, never below the floor, more charge is never less budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.protocol.budget import (
+    FRESH_MS,
+    LEASE_S_MAX,
+    VehicleState,
+    driver_is_back,
+    floor_nano_per_s,
+    spendable,
+)
+from meshnode.protocol.events import BudgetRead
+from meshnode.protocol.objects import (
+    AdmitRule,
+    Band,
+    Caps,
+    Departure,
+    Policy,
+    Resume,
+    Submitters,
+)
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import Account, NetworkId, Now
+
+MONDAY_NOON_MS = 1_767_614_400_000  # 2026-01-05 12:00 UTC
+NOW = Now(5_000_000, MONDAY_NOON_MS)
+READINGS = tuple(FRESH_MS)
+
+POLICY = Policy(
+    version=1,
+    network=NetworkId(bytes(8)),
+    account=Account(bytes(32)),
+    name_of_object="policy",
+    soc_floor_permille=300,
+    reserve_wh=10_000,
+    day_wh=5_000,
+    watt_max=300,
+    plugged_rule=1,
+    temp_dc=(50, 400),
+    low_voltage_mv=12_600,
+    wear_nano_per_kwh=50_000_000,
+    tariff=(Band(360, 1319, 300_000_000), Band(1320, 359, 200_000_000)),
+    efficiency_permille=900,
+    awake_w=250,
+    submitters=AdmitRule(Submitters.FLEET, ()),
+    caps=Caps(0, 0, 0),
+)
+
+UNPLUGGED = VehicleState(
+    at_ms=MONDAY_NOON_MS,
+    soc_permille=500,
+    capacity_wh=60_000,
+    plugged=False,
+    charging="no",
+    pack_temp_dc=(200, 220),
+    moving=False,
+    ignition="off",
+    ages_ms=dict.fromkeys(READINGS, 0),
+)
+CHARGING = replace(
+    UNPLUGGED, plugged=True, charging="charging", pack_power_w=7_000, charge_limit_permille=800
+)
+
+
+def budget(state: VehicleState | None, policy: Policy = POLICY, **more: Any) -> BudgetRead:
+    return spendable(state, policy, NOW, **more)
+
+
+def reason(state: VehicleState | None, policy: Policy = POLICY, **more: Any) -> Reason:
+    read = budget(state, policy, **more)
+    assert read.may_run is (read.reason is Reason.OK)
+    if not read.may_run:
+        assert read == BudgetRead(False, read.reason, 0, 0, 0, 0)
+    return read.reason
+
+
+def test_the_battery_term_by_hand() -> None:
+    # 60 kWh at 50 % is 30 kWh; floor 18 kWh, reserve 10 kWh: 2 kWh; at 300 W that is 24,000 s.
+    read = budget(UNPLUGGED)
+    assert (read.may_run, read.spendable_mwh, read.watt_max) == (True, 2_000_000, 300)
+    assert read.lease_s_max == 24_000
+    assert budget(replace(UNPLUGGED, usable_wh=45_000)) == read  # the careful one of two readings
+    assert budget(replace(UNPLUGGED, usable_wh=29_000)).spendable_mwh == 1_000_000
+    # 300 W / 0.9 + 250 W, at 0.30 + 0.05 a kWh, for a second: 584 x 0.35 / 3.6e6
+    assert read.floor_nano_per_s == -(-584 * 350_000_000 // 3_600_000)
+
+
+def test_the_day_bounds_it() -> None:
+    assert budget(UNPLUGGED, spent_today_mwh=4_000_000).spendable_mwh == 1_000_000
+    assert reason(UNPLUGGED, spent_today_mwh=5_000_000) is Reason.BUDGET
+    assert reason(UNPLUGGED, replace(POLICY, day_wh=0)) is Reason.BUDGET
+    assert reason(UNPLUGGED, replace(POLICY, watt_max=0)) is Reason.BUDGET
+
+
+def test_the_plug_term_by_hand() -> None:
+    generous = replace(POLICY, day_wh=100_000)
+    # 80 % of 60 kWh is 18 kWh away; 3 h x 7 kW x 0.9 is 18.9 kWh: 900 Wh are left over.
+    in_3_h = replace(CHARGING, departure_ms=MONDAY_NOON_MS + 3 * 3_600_000)
+    assert budget(in_3_h, generous).spendable_mwh == 900_000
+    assert budget(in_3_h, generous).lease_s_max == 10_800
+    in_2_h = replace(CHARGING, departure_ms=MONDAY_NOON_MS + 2 * 3_600_000)
+    assert reason(in_2_h, generous) is Reason.BUDGET
+    assert budget(CHARGING, generous).spendable_mwh == 100_000_000
+    assert budget(CHARGING, generous).lease_s_max == LEASE_S_MAX
+    # The cable is in and nothing flows: it is the battery that pays.
+    for idle in (
+        replace(CHARGING, charging="no"),
+        replace(CHARGING, charging="discharging"),
+        replace(CHARGING, pack_power_w=None),
+        replace(CHARGING, pack_power_w=-300),
+    ):
+        assert budget(idle, generous).spendable_mwh == 2_000_000
+
+
+def test_departures_of_the_policy_reserve_and_end_leases() -> None:
+    monday_13 = Departure(0, 13 * 60, 11_500)
+    tuesday_8 = Departure(1, 8 * 60, 0)
+    read = budget(UNPLUGGED, replace(POLICY, departures=(tuesday_8, monday_13)))
+    assert read.spendable_mwh == 500_000  # 30 - 18 - 11.5 kWh
+    assert read.lease_s_max == 3_600
+    # An hour west of Greenwich it is 11:00: two hours are left.
+    policy = replace(POLICY, departures=(monday_13,))
+    assert budget(UNPLUGGED, policy, utc_offset_min=-60).lease_s_max == 6_000  # 500 Wh at 300 W
+    assert budget(UNPLUGGED, policy, utc_offset_min=30).lease_s_max == 1_800
+    assert reason(UNPLUGGED, policy, utc_offset_min=60) is Reason.DRAINING
+    assert budget(UNPLUGGED, policy, utc_offset_min=61).lease_s_max == 6_000  # in a week
+    past = replace(UNPLUGGED, departure_ms=MONDAY_NOON_MS - 1)
+    assert budget(past) == budget(UNPLUGGED)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"moving": True}, Reason.DRIVING),
+        ({"ignition": "acc"}, Reason.DRIVING),
+        ({"ignition": "on"}, Reason.DRIVING),
+        ({"moving": None}, Reason.READINGS),
+        ({"ignition": None}, Reason.READINGS),
+        ({"soc_permille": None}, Reason.READINGS),
+        ({"pack_temp_dc": None}, Reason.READINGS),
+        ({"capacity_wh": None}, Reason.READINGS),
+        ({"ages_ms": {}}, Reason.READINGS),
+        ({"at_ms": MONDAY_NOON_MS + 6_000}, Reason.READINGS),
+        ({"at_ms": MONDAY_NOON_MS - 6_000}, Reason.READINGS),
+        ({"pack_temp_dc": (49, 200)}, Reason.TEMPERATURE),
+        ({"pack_temp_dc": (200, 401)}, Reason.TEMPERATURE),
+        ({"low_voltage_mv": 12_599}, Reason.LOW_VOLTAGE),
+        ({"low_voltage_mv": 12_600}, Reason.OK),
+        ({"soc_permille": 300}, Reason.CHARGE_FLOOR),
+        ({"soc_permille": 0}, Reason.CHARGE_FLOOR),
+        ({"soc_permille": 300, "plugged": True, "charging": "complete"}, Reason.CHARGE_FLOOR),
+        ({"soc_permille": 400}, Reason.BUDGET),  # above the floor, within the reserve
+        ({"usable_wh": 28_000}, Reason.BUDGET),  # the careful one of two readings
+        ({"moving": True, "ages_ms": {}, "soc_permille": None}, Reason.DRIVING),
+    ],
+)
+def test_what_stands_in_the_way(change: dict[str, Any], expected: Reason) -> None:
+    assert reason(replace(UNPLUGGED, **change)) is expected
+
+
+def test_no_state_at_all() -> None:
+    assert reason(None) is Reason.READINGS
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_reading_that_must_be_fresh(name: str) -> None:
+    for age_ms, expected in ((FRESH_MS[name], Reason.OK), (FRESH_MS[name] + 1, Reason.READINGS)):
+        state = replace(UNPLUGGED, ages_ms={**UNPLUGGED.ages_ms, name: age_ms})
+        assert reason(state) is expected
+    aged = replace(UNPLUGGED, at_ms=MONDAY_NOON_MS - 3_000)
+    motion = {"moving": 2_001, "ignition": 2_001}.get(name)
+    if motion is not None:  # the age at reading and the time since add up
+        state = replace(aged, ages_ms={**UNPLUGGED.ages_ms, name: motion})
+        assert reason(state) is Reason.READINGS
+
+
+def test_plugged_rules() -> None:
+    only, either, surplus = (replace(POLICY, plugged_rule=rule) for rule in range(3))
+    unknown = replace(UNPLUGGED, plugged=None)
+    idle = replace(CHARGING, charging="no")
+    for state, expected in (
+        (UNPLUGGED, (Reason.UNPLUGGED, Reason.OK, Reason.UNPLUGGED)),
+        (unknown, (Reason.UNPLUGGED, Reason.OK, Reason.UNPLUGGED)),
+        (idle, (Reason.OK, Reason.OK, Reason.UNPLUGGED)),
+        (CHARGING, (Reason.OK, Reason.OK, Reason.OK)),
+    ):
+        assert tuple(reason(state, policy) for policy in (only, either, surplus)) == expected
+
+
+def test_what_stopped_at_a_limit_goes_on_only_past_the_threshold() -> None:
+    policy = replace(POLICY, reserve_wh=0)
+    at = [replace(UNPLUGGED, soc_permille=soc) for soc in (300, 301, 320, 321)]
+    stopped = budget(at[0], policy)
+    assert stopped.reason is Reason.CHARGE_FLOOR
+    fresh = [reason(state, policy) for state in at]
+    assert fresh == [Reason.CHARGE_FLOOR, Reason.OK, Reason.OK, Reason.OK]
+    after = [reason(state, policy, previous=stopped) for state in at]
+    assert after == [Reason.CHARGE_FLOOR] * 3 + [Reason.OK]
+    own = replace(policy, resume=Resume(301, 100, 300))
+    assert reason(at[1], own, previous=stopped) is Reason.OK
+    hot = budget(replace(UNPLUGGED, pack_temp_dc=(200, 401)))
+    cooler = replace(UNPLUGGED, pack_temp_dc=(200, 395))
+    cool = replace(UNPLUGGED, pack_temp_dc=(200, 390))
+    assert reason(cooler) is Reason.OK
+    assert reason(cooler, previous=hot) is Reason.TEMPERATURE
+    assert reason(cool, previous=hot) is Reason.OK
+    assert reason(cool, replace(POLICY, resume=Resume(0, 100, 300)), previous=hot) is (
+        Reason.TEMPERATURE
+    )
+
+
+def test_the_floor_price_follows_band_tariff_and_plug() -> None:
+    def price(state: VehicleState, **more: Any) -> int:
+        return floor_nano_per_s(state, POLICY, NOW, **more)
+
+    noon, night = price(CHARGING), price(CHARGING, utc_offset_min=11 * 60)
+    assert noon == -(-584 * 300_000_000 // 3_600_000)
+    assert night == -(-584 * 200_000_000 // 3_600_000)
+    assert price(CHARGING, utc_offset_min=17 * 60 + 59) == night  # 05:59
+    assert price(CHARGING, utc_offset_min=18 * 60) == noon
+    assert price(UNPLUGGED) > noon  # wear
+    assert price(replace(CHARGING, tariff_nano_per_kwh=0)) == 0
+    gap = replace(POLICY, tariff=(Band(0, 1, 100), Band(2, 3, 900_000_000)))
+    dearest = floor_nano_per_s(CHARGING, gap, NOW)
+    assert dearest == -(-584 * 900_000_000 // 3_600_000)
+
+
+def test_who_is_back() -> None:
+    assert not driver_is_back(UNPLUGGED)
+    assert not driver_is_back(replace(UNPLUGGED, moving=None, ignition=None))
+    assert driver_is_back(replace(UNPLUGGED, moving=True))
+    assert driver_is_back(replace(UNPLUGGED, ignition="acc", ages_ms={}))
+
+
+def maybe(of: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(st.none(), of)
+
+
+STATES = st.builds(
+    VehicleState,
+    at_ms=st.integers(MONDAY_NOON_MS - 20_000, MONDAY_NOON_MS + 20_000),
+    soc_permille=maybe(st.integers(0, 1000)),
+    usable_wh=maybe(st.integers(0, 100_000)),
+    capacity_wh=maybe(st.integers(0, 100_000)),
+    plugged=maybe(st.booleans()),
+    charging=maybe(st.sampled_from(["no", "charging", "complete", "discharging"])),
+    pack_power_w=maybe(st.integers(-5_000, 250_000)),
+    charge_limit_permille=maybe(st.integers(0, 1000)),
+    pack_temp_dc=maybe(st.tuples(st.integers(-300, 600), st.integers(-300, 600))),
+    low_voltage_mv=maybe(st.integers(10_000, 15_000)),
+    moving=maybe(st.booleans()),
+    ignition=maybe(st.sampled_from(["off", "acc", "on"])),
+    departure_ms=maybe(st.integers(MONDAY_NOON_MS - 10_000, MONDAY_NOON_MS + 10**9)),
+    tariff_nano_per_kwh=maybe(st.integers(-(10**8), 10**9)),
+    ages_ms=st.dictionaries(st.sampled_from(READINGS), st.integers(0, 600_000)),
+)
+# Mostly in order, so that the arithmetic is reached and not only the refusals.
+SOUND = st.builds(
+    VehicleState,
+    at_ms=st.just(MONDAY_NOON_MS),
+    soc_permille=st.integers(0, 1000),
+    usable_wh=maybe(st.integers(0, 100_000)),
+    capacity_wh=st.integers(1_000, 100_000),
+    plugged=maybe(st.booleans()),
+    charging=maybe(st.sampled_from(["no", "charging", "complete", "discharging"])),
+    pack_power_w=maybe(st.integers(-5_000, 250_000)),
+    charge_limit_permille=maybe(st.integers(0, 1000)),
+    pack_temp_dc=st.just((200, 210)),
+    moving=st.just(False),
+    ignition=st.just("off"),
+    departure_ms=maybe(st.integers(MONDAY_NOON_MS, MONDAY_NOON_MS + 10**9)),
+    ages_ms=st.just(dict.fromkeys(READINGS, 0)),
+)
+POLICIES = st.builds(
+    replace,
+    st.just(POLICY),
+    soc_floor_permille=st.integers(0, 1000),
+    reserve_wh=st.integers(0, 50_000),
+    day_wh=st.integers(0, 50_000),
+    watt_max=st.integers(0, 2_000),
+    plugged_rule=st.integers(0, 2),
+    efficiency_permille=st.integers(0, 1000),
+    departures=maybe(
+        st.lists(
+            st.builds(Departure, st.integers(0, 6), st.integers(0, 1439), st.integers(0, 40_000)),
+            min_size=1,
+            max_size=3,
+        ).map(tuple)
+    ),
+)
+
+
+@given(st.one_of(STATES, SOUND), POLICIES, st.integers(0, 50_000_000), st.sampled_from(Reason))
+def test_a_budget_is_within_every_limit(
+    state: VehicleState, policy: Policy, spent_mwh: int, held_by: Reason
+) -> None:
+    previous = BudgetRead(False, held_by, 0, 0, 0, 0)
+    read = budget(state, policy, spent_today_mwh=spent_mwh, previous=previous)
+    assert read.may_run == (read.reason is Reason.OK) == (read.spendable_mwh > 0)
+    if not read.may_run:
+        assert (read.spendable_mwh, read.watt_max, read.lease_s_max) == (0, 0, 0)
+        return
+    assert state.soc_permille is not None
+    assert state.soc_permille > policy.soc_floor_permille
+    assert not driver_is_back(state)
+    assert read.spendable_mwh <= policy.day_wh * 1000 - spent_mwh
+    assert 0 < read.lease_s_max <= LEASE_S_MAX
+    assert read.watt_max == policy.watt_max
+    # A lease of full length at full power stays within the energy, and ends before the departure.
+    assert read.watt_max * read.lease_s_max * 1000 <= read.spendable_mwh * 3600
+    if state.departure_ms is not None and state.departure_ms > MONDAY_NOON_MS:
+        assert read.lease_s_max * 1000 <= state.departure_ms - MONDAY_NOON_MS
+    if state.plugged is not True and state.capacity_wh is not None:
+        left_wh = state.capacity_wh * (state.soc_permille - policy.soc_floor_permille) / 1000
+        assert read.spendable_mwh <= (left_wh - policy.reserve_wh) * 1000
+    assert read.floor_nano_per_s >= 0
+
+
+@given(SOUND, POLICIES, st.integers(0, 1000), st.integers(0, 50_000_000))
+def test_more_charge_is_never_less_budget(
+    state: VehicleState, policy: Policy, other_permille: int, spent_mwh: int
+) -> None:
+    assert state.soc_permille is not None
+    fuller = replace(state, soc_permille=max(state.soc_permille, other_permille))
+    less = budget(state, policy, spent_today_mwh=spent_mwh)
+    more = budget(fuller, policy, spent_today_mwh=spent_mwh)
+    assert more.spendable_mwh >= less.spendable_mwh
+    assert more.lease_s_max >= less.lease_s_max
+    assert more.may_run >= less.may_run
+
+
+@given(SOUND, POLICIES, st.sampled_from(READINGS))
+def test_losing_a_reading_never_helps(state: VehicleState, policy: Policy, name: str) -> None:
+    stale = replace(state, ages_ms={**state.ages_ms, name: FRESH_MS[name] + 1})
+    unknown: dict[str, Any] = {name: None}
+    gone = replace(state, **unknown)
+    assert not budget(stale, policy).may_run
+    assert not budget(gone, policy).may_run
