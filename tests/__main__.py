@@ -29,7 +29,7 @@ FOLDERS: tuple[tuple[str, int, int], ...] = (
     ("node", 120, 300),
     ("processes", 300, 900),
     ("attack", 180, 600),
-    ("interop", 0, 600),
+    ("interop", 60, 600),
     ("bench", 0, 900),
     ("soak", 0, 1200),
 )
