@@ -34,11 +34,12 @@ class OverlayConfig:
 
     # ---- peers and connections
     peers_max: int = 512
-    connections_max: int = 1024
+    connections_max: int = 768
     connections_per_peer_max: int = 3
-    half_open_max: int = 128
+    half_open_max: int = 384
     """Inbound sockets that have not finished the handshake; beyond, the oldest goes."""
-    half_open_per_ip_max: int = 32
+    half_open_per_ip_max: int = 256
+    """A fleet behind one NAT, or a testnet on one machine, starts all at once."""
     upgrade_timeout_s: float = 4.0
     dial_timeout_s: float = 5.0
     dial_stagger_s: float = 0.1

@@ -7,6 +7,7 @@ multihashes (0x12 0x20 and the digest), as other libp2p implementations expect.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -51,7 +52,9 @@ class Dht:
         self._provided: dict[Digest, float] = {}  # until when, on the monotonic clock
         self._queries = trio.CapacityLimiter(config.dht_queries_max)
         self._queries_waiting = 0
+        self._announced: dict[Digest, float] = {}  # when at least one peer took the record
         self._walk = trio.Event()
+        self._walked = trio.Event()
         self.kad = KadDHT(
             host,
             DHTMode.SERVER if config.dht_server else DHTMode.CLIENT,
@@ -102,30 +105,42 @@ class Dht:
                 await contained(
                     self.kad.peer_routing.find_closest_peers_network, self._counters, "dht"
                 )(own)
+            self._walked.set()
+            self._walked = trio.Event()
 
     async def republish(self) -> None:
-        """Task: announce what is still provided, drop what is not."""
+        """Task: announce what is still provided, drop what is not.
+
+        After each walk as well: what was provided while this node was alone nobody has heard of.
+        """
         while True:
-            await trio.sleep(60.0)
+            with trio.move_on_after(60.0):
+                await self._walked.wait()
             now = time.monotonic()
             for key, until_s in list(self._provided.items()):
                 if until_s <= now:
                     del self._provided[key]
+                    self._announced.pop(key, None)
                     self._store.providing_keys.discard(_multihash(key))
                     self._store.providers.get(_multihash(key), {}).pop(str(self._host.get_id()), 0)
             due = [
                 key
                 for key in self._provided
-                if now - self._store._last_republish.get(_multihash(key), now) > REPUBLISH_S
+                if now - self._announced.get(key, -math.inf) > REPUBLISH_S
             ]
-            for key in due:
-                await self._announce(key)
+            async with trio.open_nursery() as nursery:
+                for key in due:
+                    nursery.start_soon(self._announce, key)
 
     async def _announce(self, key: Digest) -> None:
         async with self._queries:
-            self._store._last_republish[_multihash(key)] = time.monotonic()
             with trio.move_on_after(self._config.dht_timeout_s):
-                await contained(self._store.provide, self._counters, "dht")(_multihash(key))
+                try:
+                    if await self._store.provide(_multihash(key)) and key in self._provided:
+                        self._announced[key] = time.monotonic()
+                except Exception as error:  # noqa: BLE001 - what answers is strangers' bytes
+                    self._counters["contained_dht"] += 1
+                    log.info("announcement failed: %r", error)
 
     async def _find(self, query_id: int, key: Digest) -> None:
         found: dict[Peer, tuple[str, ...]] = {}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import ClassVar, Final
+from typing import Final
 
 UNUSED: Final = frozenset(
     {
@@ -35,7 +35,9 @@ UNUSED: Final = frozenset(
 class _StandIn(ModuleType):
     """A module that has whatever is asked for, as a class that does nothing."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):

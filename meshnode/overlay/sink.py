@@ -23,6 +23,7 @@ class EventSink:
         self._send, self.receive = trio.open_memory_channel[Event](events_max)
         self._overflow: deque[Event] = deque()
         self._wake = trio.Event()
+        self._drained = trio.Event()
 
     def emit_now(self, event: Event) -> None:
         """For callers that may not wait."""
@@ -41,6 +42,11 @@ class EventSink:
 
     async def emit(self, event: Event) -> None:
         """For tasks: waits for room, and so slows down whoever caused the event."""
+        while self._overflow:  # a PeerUp must not overtake the PeerDown before it
+            await self._drained.wait()
+        await self._put(event)
+
+    async def _put(self, event: Event) -> None:
         try:
             self._send.send_nowait(event)
         except trio.WouldBlock:
@@ -57,8 +63,10 @@ class EventSink:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._overflow:
-                await self.emit(self._overflow[0])
+                await self._put(self._overflow[0])
                 self._overflow.popleft()
+            self._drained.set()
+            self._drained = trio.Event()
 
     def close(self) -> None:
         self._send.close()

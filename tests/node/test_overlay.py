@@ -427,6 +427,21 @@ def test_provider_records_are_found_by_all(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_what_was_provided_alone_is_announced_when_peers_come(tmp_path: Path) -> None:
+    key = Digest(b"k" * 32)
+
+    async def main() -> None:
+        async with overlays("a", tmp_path) as (a,):
+            a.provide(key, 3600)
+            async with overlays("b", tmp_path, bootstrap=a.addrs) as (b,):
+                await until(lambda: key in a.dht._announced)
+                b.find_providers(1, key)
+                found = await next_event(b, ProvidersFound)
+                assert [peer for peer, _ in found.peers] == [a.peer]
+
+    trio.run(main)
+
+
 def test_dead_peer_leaves_the_routing_table(tmp_path: Path) -> None:
     async def main() -> None:
         async with overlays("a", tmp_path) as (a,):

@@ -1,0 +1,40 @@
+"""Every attack against a live node: survived with its guards, deadly without them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from .attacks import ATTACKS, Attack
+from .scene import own_node
+from .trial import SURVIVED, judge, try_without
+
+CASES = [
+    pytest.param(attack, id=attack.name, marks=[pytest.mark.long] if attack.slow else [])
+    for attack in ATTACKS
+]
+
+
+def test_one_node_survives_all_of_them() -> None:
+    quick = [attack for attack in ATTACKS if not attack.slow]
+
+    async def main() -> dict[str, str]:
+        async with own_node() as (node, target):
+            return {attack.name: await judge(attack, target, node) for attack in quick}
+
+    assert trio.run(main) == {attack.name: SURVIVED for attack in quick}
+
+
+@pytest.mark.parametrize("attack", [case for case in CASES if case.values[0].slow])  # type: ignore[union-attr]
+def test_survived_with_all_guards(attack: Attack) -> None:
+    async def main() -> str:
+        async with own_node() as (node, target):
+            return await judge(attack, target, node)
+
+    assert trio.run(main) == SURVIVED
+
+
+@pytest.mark.parametrize("attack", [case for case in CASES if case.values[0].guards])  # type: ignore[union-attr]
+def test_succeeds_without_its_guards(attack: Attack) -> None:
+    """Otherwise the guard is for nothing, or the attack is none."""
+    assert trio.run(try_without, attack) not in (SURVIVED, None)
