@@ -81,11 +81,16 @@ class Notice:
 
     kinds: `job` (state, reason, units, done), `attempt` (task, attempt, peer, state, reason, first,
     count, done), `units` (first, count, peer, attempt, and outputs if asked for), `announced`,
-    `ended`, `receipt`; `time_ms` is unix time at the node.
+    `ended` (reason, text, peer): how a car said that its run ended.
     """
 
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
+    unix_ms: int = 0  # when, in `logs`
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Self:
+        return cls(str(plain["kind"]), dict(plain["fields"]), int(plain.get("unix_ms", 0)))
 
 
 JOBS_WAITED_MAX: Final = 32
@@ -238,7 +243,7 @@ class Mesh:
     def logs(self, job_id: bytes) -> list[Notice]:
         """The newest notices of a job; a bounded number is kept, in memory only."""
         answer = self._ask("logs", job_id=job_id)
-        return [_notice(notice) for notice in answer["notices"]]
+        return [Notice.of(notice) for notice in answer["notices"]]
 
     def find(self, prefix: str) -> bytes:
         """The id of the one job whose id in hex starts so; UsageError if none or several do."""
@@ -422,7 +427,7 @@ class Mesh:
         if "notice" not in message:
             item: Notice | MeshError | None = error
         elif stream.queue.qsize() < NOTICES_MAX:
-            item = _notice(message["notice"])
+            item = Notice.of(message["notice"])
         else:
             item = LocalResource("this program reads the job's notices too slowly")
             with self._lock:
@@ -504,7 +509,7 @@ def as_completed(jobs: Sequence[Job]) -> Iterator[Job]:
 def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
     """Connect to the node that runs on this home. Unreachable if none does.
 
-    `client.background.ensure_node(home)` starts one where there is none.
+    `client.background.connect_or_start(home)` starts one where there is none.
     """
     path = socket_path(home, SOCKET_NAME)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -530,10 +535,6 @@ def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
         mesh.close()
         raise
     return mesh
-
-
-def _notice(plain: dict[str, Any]) -> Notice:
-    return Notice(str(plain["kind"]), dict(plain["fields"]))
 
 
 def _forever() -> float:

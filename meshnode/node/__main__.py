@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from meshnode import config as configs
 from meshnode.errors import MeshError
 
 
-def read_arguments(arguments: list[str]) -> tuple[Path, configs.NodeConfig, int | None, str]:
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m meshnode.node", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--role", choices=sorted(configs.PRESETS), default="car")
@@ -27,8 +28,13 @@ def read_arguments(arguments: list[str]) -> tuple[Path, configs.NodeConfig, int 
     parser.add_argument("--zygote-parent", metavar="SOCKET")
     parser.add_argument("--idle-exit-s", type=float)
     parser.add_argument("--ready-fd", type=int, help="a JSON line is written there when ready")
+    parser.add_argument("--detach", action="store_true", help="go on in a child, return at once")
     parser.add_argument("--log-level", default="WARNING")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def configured(given: argparse.Namespace) -> configs.NodeConfig:
+    """The preset of the role, what the home's file says, what the command line says."""
     config = configs.load(given.home, configs.PRESETS[given.role]())
     node, compute = config.node, config.compute
     if given.listen:
@@ -43,22 +49,24 @@ def read_arguments(arguments: list[str]) -> tuple[Path, configs.NodeConfig, int 
         compute = dataclasses.replace(compute, slots=given.slots)
     if given.zygote_parent:
         compute = dataclasses.replace(compute, zygote_parent=given.zygote_parent)
-    config = dataclasses.replace(config, node=node, compute=compute)
-    return given.home, config, given.ready_fd, given.log_level
+    return dataclasses.replace(config, node=node, compute=compute)
 
 
 def run(arguments: list[str]) -> int:
+    given = read_arguments(arguments)
+    if given.detach and os.fork():
+        return 0
     try:
-        home, config, ready_fd, log_level = read_arguments(arguments)
+        config = configured(given)
     except MeshError as error:
         print(f"meshnode: {error}", file=sys.stderr)
         return error.exit_code
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     from .app import main  # loads libp2p: after the arguments have been understood
 
-    return main(home, config, ready_fd)
+    return main(given.home, config, given.ready_fd)
 
 
 if __name__ == "__main__":

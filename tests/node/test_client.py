@@ -1,0 +1,225 @@
+"""The client's two APIs against a real node process: jobs, calls, watches, blobs and errors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from jaxkernels import host, registry
+from meshnode.client import Mesh, Terms, as_completed, connect
+from meshnode.client import aio as client_aio
+from meshnode.client.background import connect_or_start
+from meshnode.client.blocking import Job
+from meshnode.errors import LocalProtocolError, NoSuitableNode, TimedOut, Unreachable, UsageError
+from meshnode.node.home import socket_path
+from meshnode.node.wire import CONTROL_FRAME_BYTES_MAX, SOCKET_NAME, FrameBuffer, pack
+
+from .node_kit import KERNEL, make_home
+
+INFO = registry.get(KERNEL)
+
+
+class Processes:
+    """A car process; nodes of further homes join it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.car_home = make_home(folder, "car-0", car=True)
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "meshnode.node", "--role", "testnet-car"]
+        self.car = subprocess.Popen(
+            [*command, "--home", str(self.car_home), "--ready-fd", str(writing)],
+            pass_fds=(writing,),
+        )
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            assert pipe.readline()
+        with connect(self.car_home) as mesh:
+            self.addrs: list[str] = mesh.status()["addrs"]
+
+    def close(self) -> None:
+        self.car.terminate()
+        try:
+            self.car.wait(timeout=20)
+        finally:
+            self.car.kill()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a submitter whose background node has joined a car."""
+    folder = tmp_path_factory.mktemp("mesh")
+    processes = Processes(folder)
+    try:
+        home = make_home(folder, "submitter", car=False)
+        (home / "config.toml").write_text(
+            '[node]\ncell = "testnet"\nlisten = ["/ip4/127.0.0.1/tcp/0"]\n'
+        )
+        mesh, started = connect_or_start(home, join=tuple(processes.addrs))
+        assert started
+        with mesh:
+            yield home
+            pid = mesh.hello()["pid"]
+            mesh.shutdown()
+        wait_gone(pid)
+    finally:
+        processes.close()
+
+
+def wait_gone(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        import select
+
+        assert select.select([pidfd], [], [], 20)[0]
+    finally:
+        os.close(pidfd)
+
+
+@pytest.fixture
+def mesh(home: Path) -> Iterator[Mesh]:
+    with connect(home) as mesh:
+        yield mesh
+
+
+def rows(units: int) -> host.Array:
+    return np.arange(units * 16, dtype=np.float32).reshape(units, 16)
+
+
+def test_submit_watch_result(mesh: Mesh) -> None:
+    prepared = mesh.prepare(KERNEL, rows(500))  # 32 kB: a blob
+    job_id = mesh.submit(INFO, prepared, terms=Terms(label="five hundred"))
+    kinds = [notice.kind for notice in mesh.watch(job_id)]
+    assert kinds[0] == kinds[-1] == "job"
+    (out,) = mesh.result(job_id)
+    assert np.array_equal(out, rows(500) + 1)
+    assert np.array_equal(mesh.finish(job_id), rows(500) + 1)
+    assert mesh.wait(job_id)["state"] == "done"
+    assert mesh.find(job_id.hex()[:10]) == job_id
+    assert mesh.show(job_id)["label"] == "five hundred"
+    assert any(notice.kind == "attempt" for notice in mesh.logs(job_id))
+
+
+def test_a_call_is_one_request(mesh: Mesh) -> None:
+    (out,) = mesh.call(INFO, mesh.prepare(KERNEL, rows(1)), timeout_s=30)
+    assert np.array_equal(out, rows(1) + 1)
+
+
+def test_large_inputs_and_results_go_by_file(mesh: Mesh) -> None:
+    big = rows(40_000)  # 2.5 MB in and out
+    job_id = mesh.submit(INFO, mesh.prepare(KERNEL, big), terms=Terms())
+    (out,) = mesh.result(job_id, timeout_s=60)
+    assert np.array_equal(out, big + 1)
+    assert list((mesh.home / "tmp").iterdir()) == []
+
+
+def test_many_threads_share_a_connection(mesh: Mesh) -> None:
+    found: list[float] = []
+
+    def work(number: int) -> None:
+        (out,) = mesh.call(INFO, mesh.prepare(KERNEL, rows(1) + number), timeout_s=30)
+        found.append(float(out[0, 0]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [number + 1.0 for number in range(8)]
+
+
+def test_jobs_are_futures(mesh: Mesh) -> None:
+    jobs = [mesh.submit_job(INFO, mesh.prepare(KERNEL, rows(4))) for _ in range(3)]
+    assert {job.job_id for job in as_completed(jobs)} == {job.job_id for job in jobs}
+    assert jobs[0].done()
+    assert jobs[0].exception() is None
+    assert np.array_equal(jobs[0].result(), rows(4) + 1)
+
+
+def test_a_job_that_no_car_may_run(mesh: Mesh) -> None:
+    terms = Terms(cars=(mesh.hello()["peer"],), deadline_s=0.5)  # only this node, which runs none
+    job = Job(mesh, mesh.submit(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms))
+    with pytest.raises(TimedOut):
+        job.result(timeout_s=30)
+    assert job.explain()
+    terms = Terms(memory_mb_max=1 << 40, deadline_s=0.5, durable=False)
+    with pytest.raises((TimedOut, NoSuitableNode)):
+        mesh.call(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms, timeout_s=30)
+
+
+def test_waiting_has_its_own_time(mesh: Mesh) -> None:
+    terms = Terms(cars=(mesh.hello()["peer"],))
+    job = mesh.submit_job(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms)
+    with pytest.raises(TimedOut):
+        job.result(timeout_s=0.2)
+    assert job.running()
+    assert job.cancel()
+    assert job.cancelled()
+
+
+def test_unknown_jobs_and_bad_input(mesh: Mesh) -> None:
+    with pytest.raises(UsageError, match="knows no job"):
+        mesh.result(bytes(16))
+    with pytest.raises(UsageError, match="no job of this node"):
+        mesh.find("zz")
+    with pytest.raises(UsageError, match="float32"):
+        mesh.prepare(KERNEL, rows(1).astype(np.float64))
+    with pytest.raises(UsageError, match="no kernel"):
+        mesh.prepare("no.such", rows(1))
+
+
+def test_a_peer_that_is_no_client_is_hung_up_on(mesh: Mesh, home: Path) -> None:
+    for rubbish in (b"\xff" * 64, (CONTROL_FRAME_BYTES_MAX + 1).to_bytes(4, "big"), pack({"a": 1})):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(socket_path(home, SOCKET_NAME)))
+            sock.settimeout(10)
+            sock.sendall(rubbish)
+            assert sock.recv(1) == b""
+    assert mesh.hello()["version"] == 1
+
+
+def test_no_node_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="no node runs"):
+        connect(tmp_path)
+
+
+def test_frames_are_bounded_and_whole() -> None:
+    frame = pack({"id": 7, "op": "x"})
+    buffer = FrameBuffer()
+    assert [m for at in range(len(frame)) for m in buffer.feed(frame[at : at + 1])] == [
+        {"id": 7, "op": "x"}
+    ]
+    assert len(buffer.feed(frame * 3)) == 3
+    with pytest.raises(LocalProtocolError):
+        buffer.feed(b"\xff\xff\xff\xff")
+
+
+def test_the_trio_twin(home: Path) -> None:
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with client_aio.connect(home) as mesh:
+                prepared = host.prepare(KERNEL, rows(500))
+                job_id = await mesh.submit(INFO, prepared)
+                notices = [notice async for notice in mesh.watch(job_id)]
+                assert notices[-1].fields["state"] == "done"
+                (out,) = await mesh.result(job_id)
+                assert np.array_equal(out, rows(500) + 1)
+                assert np.array_equal(await mesh.finish(job_id), rows(500) + 1)
+                with trio.move_on_after(0.001) as scope:
+                    await mesh.call(INFO, host.prepare(KERNEL, rows(1)))
+                assert scope.cancelled_caught
+                (out,) = await mesh.call(INFO, host.prepare(KERNEL, rows(1)))
+                assert np.array_equal(out, rows(1) + 1)
+                with pytest.raises(UsageError):
+                    await mesh.wait(bytes(16))
+
+    trio.run(main)
