@@ -8,7 +8,7 @@ are the same order, which they are not in general.
 Accept rule: decode, check types with `type(x) is ...` (a bool is not an int), encode again, and
 the bytes must be equal. That one comparison refuses non-minimal integers, duplicate keys,
 indefinite lengths, trailing bytes and whatever else has two encodings. Tags are refused before
-their content is read: with cbor2's own decoders for them 120 bytes of shared references (tags 28
+their content is read: with cbor2's own decoders for them 300 bytes of shared references (tags 28
 and 29) unfold into 8^12 items, a regular expression is compiled, a big decimal computed.
 """
 

@@ -152,7 +152,6 @@ class Task:
     tries: int = 0  # refusals and silences in a row
     failures: int = 0  # times the kernel itself failed
     live: Attempt | None = None
-    queued: bool = False  # waits in the job's retry queue
     state: BlobRef | None = None  # checkpoint handed over
     step: int | None = None
 
@@ -194,6 +193,7 @@ class Job:
     tasks: dict[TaskId, Task] = field(default_factory=dict)
     retry: deque[Task] = field(default_factory=deque)
     live: set[TaskId] = field(default_factory=set)
+    attempts: dict[tuple[TaskId, int], Attempt] = field(default_factory=dict)
     history: deque[Past] = field(default_factory=lambda: deque(maxlen=HISTORY_MAX))
     sources: list[tuple[TaskId, int, Peer]] = field(default_factory=list)
     source_of: array[int] = field(default_factory=lambda: array("I"))
@@ -214,6 +214,11 @@ class Job:
 
     def to_place(self) -> bool:
         return self.state is JobState.RUNNING and (bool(self.retry) or self.fresh < self.spec.units)
+
+    def drop_whole(self) -> None:
+        """Tasks that a run which was given up has completed after all need no retry."""
+        if any(task.missing >= task.end for task in self.retry):
+            self.retry = deque(task for task in self.retry if task.missing < task.end)
 
     def cut(self, count: int) -> Task:
         """The next task: the first `count` fresh units."""

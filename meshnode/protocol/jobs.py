@@ -17,7 +17,7 @@ from .order import order_note, order_of
 from .outbox import Outbox, Restored, RestoredResult
 from .reasons import Reason
 from .rule import decode_map
-from .types import Digest, JobId, TaskId
+from .types import Digest, JobId, LeaseId, TaskId
 
 ENDED_JOBS_MAX = 256  # ended jobs kept for late receipts and `mesh show`
 
@@ -28,6 +28,7 @@ class Jobs:
         self.all: dict[JobId, Job] = {}
         self.running: dict[JobId, Job] = {}
         self.by_task: dict[TaskId, Job] = {}
+        self.by_lease: dict[LeaseId, Attempt] = {}  # also of runs that were given up
         self.announced: dict[bytes, Job] = {}
 
     def record(self, job: Job) -> JobRecord:
@@ -63,6 +64,9 @@ class Jobs:
         del self.all[job.job_id]
         for task_id in job.tasks:
             self.by_task.pop(task_id, None)
+        for attempt in job.attempts.values():
+            if attempt.lease_id is not None:
+                self.by_lease.pop(attempt.lease_id, None)
 
     def refuse(self, request_id: int, reason: Reason, text: str) -> None:
         self._out.notify(b"", "refused", request_id=request_id, reason=int(reason), text=text)
@@ -120,7 +124,6 @@ class Jobs:
                 while task.missing < task.end and job.source_of[task.missing]:
                     task.missing += 1
                 if job.state is JobState.RUNNING and task.missing < task.end:
-                    task.queued = True
                     job.retry.append(task)
             if job.state is not JobState.RUNNING:
                 del self.running[job.job_id]

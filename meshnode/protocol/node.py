@@ -85,6 +85,7 @@ from .view import View, look
 
 BLOCK_MS = 60_000
 ANNOUNCES_SEEN_MAX = 4096
+EARLY_FRAMES_MAX = 256
 
 
 @dataclass(slots=True)
@@ -99,6 +100,7 @@ class PeerState:
     hello: Hello | None = None
     rtt_us: int = 0
     skew_ms: int = 0
+    early: int = 0  # frames before its hello
 
 
 class Node:
@@ -306,7 +308,7 @@ class Node:
     def _dispatch(self, state: PeerState, frame: bytes) -> None:
         if frame.startswith(TAG_18):
             if state.hello is None:
-                self._block(state.peer, Reason.BAD_FRAME)
+                self._early(state)
                 return
             sealed = unseal(frame)
             on_object = self._objects.get(sealed.typ)
@@ -319,9 +321,17 @@ class Node:
         if message is None:
             self._out.counters["unknown_message"] += 1
         elif state.hello is None and type(message) is not Hello:
-            self._block(state.peer, Reason.BAD_FRAME)
+            self._early(state)
         else:
             self._messages[type(message)](state.peer, message)
+
+    def _early(self, state: PeerState) -> None:
+        """Before its hello a peer says nothing; what was under way when the connection changed
+        is dropped, and a peer that never says hello is no peer."""
+        state.early += 1
+        self._out.counters["frames_before_hello"] += 1
+        if state.early > EARLY_FRAMES_MAX:
+            self._block(state.peer, Reason.BAD_FRAME)
 
     def _on_agreement(self, peer: Peer, sealed: Sealed) -> None:
         if self.agreements.on_signed(peer, sealed) is not None:

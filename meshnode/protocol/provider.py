@@ -69,10 +69,14 @@ class Provider:
         self._out = outbox
         self._agreements = agreements
         self._book = book
-        self.receipts = ReceiptDesk(outbox, self._unsent)
+        self.receipts = ReceiptDesk(outbox, self._up, self._unsent)
         self.owner = Owner(outbox)
         self.presence = Presence(outbox, self.owner, self._working)
-        self.leases: dict[LeaseId, Granted] = {}
+        self.leases: dict[LeaseId, Granted] = {}  # not ended
+        self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
+        self._ended_bytes = 0
+        self._unsaid: set[LeaseId] = set()  # ended, but not all of it is with the requester
+        self._away: dict[Peer, int] = {}  # requester with ended leases here -> away since
         self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
         self._by_exec: dict[int, Granted] = {}
         self._by_fetch: dict[int, tuple[Granted, BlobRef, int, int]] = {}
@@ -83,7 +87,7 @@ class Provider:
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
     def _working(self) -> int:
-        return sum(not lease.ended for lease in self.leases.values())
+        return len(self.leases)
 
     # ---- offers
 
@@ -339,6 +343,10 @@ class Provider:
     def _end(self, granted: Granted, reason: Reason, text: str) -> None:
         """The lease is over; say so, receipt what was done, give the slot to the next."""
         granted.move(Stage.ENDED)
+        del self.leases[granted.lease_id]
+        self.ended[granted.lease_id] = granted
+        self._ended_bytes += granted.outputs_bytes
+        self._unsaid.add(granted.lease_id)
         granted.reason = reason
         granted.text = text[:200]
         for fetch_id in granted.fetches:
@@ -349,7 +357,7 @@ class Provider:
         elif not granted.unsettled:
             self._forget(granted)
         if granted.requester not in self.presence.peers_up:
-            self._store(granted)
+            self._requester_left(granted)
         self._start_ready()
         self._bound_held()
         self.presence.changed()
@@ -391,13 +399,26 @@ class Provider:
                 granted.sent = unit + 1
         if granted.ended and not granted.said_end:
             granted.said_end = True
+            self._unsaid.discard(granted.lease_id)
             self._send_ended(granted)
+
+    def _up(self, peer: Peer) -> bool:
+        return peer in self.presence.peers_up
 
     def _unsent(self, peer: Peer) -> bool:
         return peer in self.presence.peers_up and any(
-            granted.requester == peer and granted.sent < granted.done
-            for granted in self.leases.values()
+            granted.requester == peer and granted.sent < granted.done for granted in self._to_say()
         )
+
+    def _to_say(self) -> list[Granted]:
+        return [*self.leases.values(), *(self.ended[i] for i in self._unsaid if i in self.ended)]
+
+    def _find(self, lease_id: LeaseId) -> Granted | None:
+        return self.leases.get(lease_id) or self.ended.get(lease_id)
+
+    def _of(self, peer: Peer) -> list[Granted]:
+        every = (*self.leases.values(), *self.ended.values())
+        return [granted for granted in every if granted.requester == peer]
 
     def _say_later(self, granted: Granted) -> None:
         granted.resend_mono_ms = self._out.now.mono_ms + RESEND_MS
@@ -418,10 +439,12 @@ class Provider:
     def on_send_failed(self, event: SendFailed) -> None:
         """A part did not get into the queue: from its unit on, everything goes again."""
         lease_id, unit = self._part_sends.pop(event.send_id, (None, 0))
-        granted = self.leases.get(lease_id) if lease_id is not None else None
+        granted = self._find(lease_id) if lease_id is not None else None
         if granted is not None and event.reason is Reason.QUEUE_FULL:
             granted.sent = min(granted.sent, unit)
             granted.said_end = False
+            if granted.ended:
+                self._unsaid.add(granted.lease_id)
             self._say_later(granted)
 
     def _say_again(self, granted: Granted) -> None:
@@ -429,6 +452,8 @@ class Provider:
         granted.sent = 0
         granted.said_end = False
         granted.resend_mono_ms = None
+        if granted.ended:
+            self._unsaid.add(granted.lease_id)
         self._say(granted)
 
     def on_cancel(self, peer: Peer, cancel: CancelTask) -> None:
@@ -437,7 +462,6 @@ class Provider:
                 granted.requester == peer
                 and granted.task_id == cancel.task_id
                 and granted.lease.attempt <= cancel.attempt
-                and not granted.ended
             ):
                 self._stop(granted, Reason.STOPPED_BY_REQUESTER, 0)
 
@@ -451,8 +475,6 @@ class Provider:
         """The driver is back: stop everything first, then tell who waits."""
         self.owner.draining = reason
         for granted in list(self.leases.values()):
-            if granted.ended:
-                continue
             if granted.requester in self.presence.peers_up:
                 self._out.send(
                     granted.requester,
@@ -469,24 +491,29 @@ class Provider:
     def peer_ready(self, peer: Peer) -> None:
         """The peer's hello has come: our advert, then whatever it missed."""
         self.presence.peer_ready(peer)
-        for granted in list(self.leases.values()):
-            if granted.requester == peer:
-                granted.asked_out_mono_ms = None
-                self._say_again(granted)
+        self._away.pop(peer, None)
+        for granted in self._of(peer):
+            granted.asked_out_mono_ms = None
+            self._say_again(granted)
         self.receipts.peer_ready(peer)
 
     def peer_down(self, peer: Peer) -> None:
         self.presence.peers_up.discard(peer)
-        for granted in list(self.leases.values()):
-            if granted.requester == peer:
-                granted.asked_out_mono_ms = self._out.now.mono_ms
-                if granted.ended:
-                    self._store(granted)
+        for granted in self._of(peer):
+            self._requester_left(granted)
+
+    def _requester_left(self, granted: Granted) -> None:
+        """A live lease goes on for a while; finished units must survive until it is back."""
+        now = self._out.now.mono_ms
+        granted.asked_out_mono_ms = now
+        if granted.ended:
+            self._away.setdefault(granted.requester, now)
+            self._store(granted)
 
     def on_settled(self, tags: list[bytes]) -> None:
         """Receipts of these leases were accepted: their outputs may go."""
         for tag in tags:
-            granted = self.leases.get(LeaseId(tag))
+            granted = self._find(LeaseId(tag))
             if granted is None:
                 continue
             granted.unsettled -= 1
@@ -494,7 +521,9 @@ class Provider:
                 self._forget(granted)
 
     def _forget(self, granted: Granted) -> None:
-        self.leases.pop(granted.lease_id, None)
+        if self.ended.pop(granted.lease_id, None) is not None:
+            self._ended_bytes -= granted.outputs_bytes
+        self._unsaid.discard(granted.lease_id)
         self._by_key.pop(granted.key, None)
         remember(self._gone, granted.key, granted.reason, ENDED_KEYS_MAX)
         if granted.stored:
@@ -522,13 +551,8 @@ class Provider:
 
     def _bound_held(self) -> None:
         """Results nobody accepts are bounded in bytes: the oldest go first."""
-        held = sum(g.outputs_bytes for g in self.leases.values())
-        for granted in list(self.leases.values()):
-            if held <= self._out.limits.result_keep_bytes_max:
-                return
-            if granted.ended:
-                held -= granted.outputs_bytes
-                self._forget(granted)
+        while self.ended and self._ended_bytes > self._out.limits.result_keep_bytes_max:
+            self._forget(next(iter(self.ended.values())))
 
     # ---- announcements and adverts
 
@@ -560,35 +584,42 @@ class Provider:
         receipts = self.receipts.deadline()
         if receipts is not None:
             dues.append(receipts)
-        for granted in self.leases.values():
+        keep_ms = self._out.limits.result_keep_ms
+        dues += [since + keep_ms for since in self._away.values()]
+        for granted in self._to_say():
             if granted.resend_mono_ms is not None:
                 dues.append(granted.resend_mono_ms)
-            if granted.ended:
-                if granted.asked_out_mono_ms is not None:
-                    dues.append(granted.asked_out_mono_ms + self._out.limits.result_keep_ms)
-            elif granted.asked_out_mono_ms is not None:
-                dues.append(granted.asked_out_mono_ms + granted.lease.lease_ms)
-            else:
-                dues.append(granted.beat_mono_ms + granted.lease.heartbeat_ms)
+            if not granted.ended:
+                dues.append(self._live_due(granted))
         return min(dues, default=None)
+
+    @staticmethod
+    def _live_due(granted: Granted) -> int:
+        """When a live lease wants attention: its next heartbeat, or the end of our patience."""
+        if granted.asked_out_mono_ms is not None:
+            return granted.asked_out_mono_ms + granted.lease.lease_ms
+        return granted.beat_mono_ms + granted.lease.heartbeat_ms
 
     def tick(self) -> None:
         mono = self._out.now.mono_ms
-        for granted in list(self.leases.values()):
+        for peer, since in list(self._away.items()):
+            if since + self._out.limits.result_keep_ms <= mono:
+                del self._away[peer]
+                for granted in self._of(peer):
+                    if granted.ended:
+                        self._forget(granted)
+        for granted in self._to_say():
             if granted.resend_mono_ms is not None and granted.resend_mono_ms <= mono:
                 granted.resend_mono_ms = None
                 self._say(granted)
-            away = granted.asked_out_mono_ms
-            if granted.ended:
-                if away is not None and away + self._out.limits.result_keep_ms <= mono:
-                    self._forget(granted)
-            elif away is not None:
-                if away + granted.lease.lease_ms <= mono:
-                    self._stop(granted, Reason.PEER_DOWN, 0)
-            elif granted.beat_mono_ms + granted.lease.heartbeat_ms <= mono:
-                self._heartbeat(granted)
-                if self.receipts.interval_over(granted) and granted.done > granted.receipted:
-                    self._receipt(granted)
+            if granted.ended or self._live_due(granted) > mono:
+                continue
+            if granted.asked_out_mono_ms is not None:
+                self._stop(granted, Reason.PEER_DOWN, 0)
+                continue
+            self._heartbeat(granted)
+            if self.receipts.interval_over(granted) and granted.done > granted.receipted:
+                self._receipt(granted)
         self.presence.tick()
         self.receipts.tick()
 
@@ -638,7 +669,10 @@ class Provider:
             granted.stored = True
             granted.unsettled = 1
             granted.asked_out_mono_ms = self._out.now.mono_ms
-            self.leases[granted.lease_id] = granted
+            self.ended[granted.lease_id] = granted
+            self._ended_bytes += granted.outputs_bytes
+            self._unsaid.add(granted.lease_id)
+            self._away[granted.requester] = self._out.now.mono_ms
             self._by_key[granted.key] = granted
 
 

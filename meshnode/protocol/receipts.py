@@ -61,9 +61,13 @@ class Waiting(NamedTuple):
 
 
 class ReceiptDesk:
-    def __init__(self, outbox: Outbox, unsent: Callable[[Peer], bool]) -> None:
-        """`unsent(peer)`: units for that requester wait to be sent; results go before receipts."""
+    def __init__(
+        self, outbox: Outbox, up: Callable[[Peer], bool], unsent: Callable[[Peer], bool]
+    ) -> None:
+        """`up(peer)`: its hello has come. `unsent(peer)`: units for it wait to be sent; results go
+        before receipts."""
         self._out = outbox
+        self._up = up
         self._unsent = unsent
         self._resend: set[Peer] = set()
         self.channels: dict[Digest, ProviderChannel] = {}
@@ -173,10 +177,20 @@ class ReceiptDesk:
             sealed = self._out.seal(receipt, T_RECEIPT)
             channel.minted(receipt, sealed)
             minted.append((channel.agreement.requester, sealed))
-        seq = self._out.persist(tuple(row(sealed) for _, sealed in minted), Durability.POWER)
-        for requester, sealed in minted:
-            self._out.send(requester, Lane.MONEY, sealed.wire, after=seq)
+        self._out.persist(
+            tuple(row(sealed) for _, sealed in minted),
+            Durability.POWER,
+            lambda: self._send(minted),
+        )
         self._out.counters["receipts_signed"] += len(minted)
+
+    def _send(self, minted: list[tuple[Peer, Sealed]]) -> None:
+        """They are durable. A requester that went and came back meanwhile must get its results
+        again first; `_resend_all` has the receipts for it then."""
+        for requester, sealed in minted:
+            up = self._up(requester)
+            if up and requester not in self._resend and not self._unsent(requester):
+                self._out.send(requester, Lane.MONEY, sealed.wire)
 
     def peer_ready(self, peer: Peer) -> None:
         """A requester came back: it gets every receipt it has not accepted, after its results."""

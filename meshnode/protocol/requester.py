@@ -108,7 +108,6 @@ class Requester:
         self._placement = placement
         self._gossip = GossipPlacement()
         self._intake = Intake()
-        self._by_lease: dict[LeaseId, Attempt] = {}
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
 
     # ---- jobs
@@ -172,6 +171,7 @@ class Requester:
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
+        job.drop_whole()
         if not job.to_place():
             return
         gossip = job.order.policy == "gossip"
@@ -204,9 +204,7 @@ class Requester:
     def _next_run(self, job: Job, cars: list[Car]) -> Task:
         """A task that waits to be tried again, or fresh units of a guided size."""
         if job.retry:
-            task = job.retry.popleft()
-            task.queued = False
-            return task
+            return job.retry.popleft()
         limits = self._out.limits
         depth = 1 + limits.leases_queued_per_slot_max
         workers = sum(1 for car in cars if car.capacity > 0 or self.fleet.mine[car.peer])
@@ -273,6 +271,7 @@ class Requester:
         task.live = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
+        job.attempts[task.task_id, task.attempt] = attempt
         self.fleet.mine[peer] += 1
         self.jobs.note(job, attempt)
 
@@ -295,6 +294,9 @@ class Requester:
         self._award(job, peer, sealed)
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
+        job.drop_whole()
+        if not job.to_place():
+            return
         job.waiting.backoff_ms = 0
         task = self._next_run(job, self.fleet.cars(job))
         task.tries = 0
@@ -305,7 +307,7 @@ class Requester:
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.peers_up.setdefault(peer, 0)
         self.fleet.backoff.pop(peer, None)
-        for job, task in self._live_at(peer):
+        for _, task in self._live_at(peer):
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
@@ -388,11 +390,11 @@ class Requester:
 
     def on_lease(self, peer: Peer, sealed: Sealed) -> None:
         lease = sealed.open(Lease, T_LEASE)
+        if sealed.kid != peer or lease.provider != peer:
+            return
         found = self._find(peer, lease.task_id, lease.attempt)
-        if sealed.kid != peer or lease.provider != peer or found is None:
-            if sealed.kid == peer:  # a run that we gave up: the car need not go on
-                cancel = CancelTask(lease.task_id, lease.attempt, Reason.SUPERSEDED)
-                self._out.send(peer, Lane.CONTROL, cancel)
+        if found is None:
+            self._given_up(peer, lease)
             return
         job, _, attempt = found
         if lease.run != Span(attempt.first, attempt.count):
@@ -400,13 +402,24 @@ class Requester:
             return
         attempt.step(Step.GRANTED)
         if attempt.lease_id is not None:
-            self._by_lease.pop(attempt.lease_id, None)
+            self.jobs.by_lease.pop(attempt.lease_id, None)
         attempt.lease_id = lease.lease_id
         attempt.expires_mono_ms = self._out.now.mono_ms + lease.lease_ms
-        self._by_lease[lease.lease_id] = attempt
+        self.jobs.by_lease[lease.lease_id] = attempt
         job.last_sign_mono_ms = self._out.now.mono_ms
         job.tasks[attempt.task_id].tries = 0
         self.jobs.note(job, attempt)
+
+    def _given_up(self, peer: Peer, lease: Lease) -> None:
+        """A run that we no longer wait for: the car need not go on, but what it has done counts."""
+        cancel = CancelTask(lease.task_id, lease.attempt, Reason.SUPERSEDED)
+        self._out.send(peer, Lane.CONTROL, cancel)
+        job = self.jobs.by_task.get(lease.task_id)
+        attempt = job.attempts.get((lease.task_id, lease.attempt)) if job else None
+        if attempt is not None and attempt.peer == peer:
+            if lease.run == Span(attempt.first, attempt.count):
+                attempt.lease_id = lease.lease_id
+                self.jobs.by_lease[lease.lease_id] = attempt
 
     def on_send_failed(self, event: SendFailed) -> None:
         """An offer never left: the task goes elsewhere at once."""
@@ -438,9 +451,11 @@ class Requester:
         self._lose(job, attempt, refuse.reason)
         self.pump(job)
 
-    def _leased(self, peer: Peer, lease_id: LeaseId) -> tuple[Job, Task, Attempt] | None:
-        attempt = self._by_lease.get(lease_id)
-        if attempt is None or attempt.peer != peer or not attempt.live:
+    def _leased(
+        self, peer: Peer, lease_id: LeaseId, *, live: bool = True
+    ) -> tuple[Job, Task, Attempt] | None:
+        attempt = self.jobs.by_lease.get(lease_id)
+        if attempt is None or attempt.peer != peer or (live and not attempt.live):
             return None
         job = self.jobs.by_task.get(attempt.task_id)
         if job is None:
@@ -448,21 +463,25 @@ class Requester:
         return job, job.tasks[attempt.task_id], attempt
 
     def on_part(self, peer: Peer, part: Part) -> None:
-        found = self._leased(peer, part.lease_id)
+        # Units of a run that was given up count as well, if nobody brought them before: they are
+        # right, and its receipt, which comes after them, can be checked.
+        found = self._leased(peer, part.lease_id, live=False)
         if found is None:
             return
         job, task, attempt = found
-        if attempt.lease_id is not None:
-            attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+        attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
         outputs = self._intake.take(job, attempt, part)
         if isinstance(outputs, Reason):
-            self._lose(job, attempt, outputs)
-            self.pump(job)
+            if attempt.live:
+                self._lose(job, attempt, outputs)
+                self.pump(job)
             return
         if not outputs:
             return
-        self._time(job, attempt)
-        task.missing = max(task.missing, attempt.next_unit)
+        if attempt.live:
+            self._time(job, attempt)
+        while task.missing < task.end and job.source_of[task.missing]:
+            task.missing += 1
         job.last_sign_mono_ms = self._out.now.mono_ms
         for first, taken in outputs:
             self._taken(job, attempt, first, taken)
@@ -568,8 +587,6 @@ class Requester:
             task.live = None
             job.live.discard(task.task_id)
         self.fleet.release(attempt.peer)
-        if attempt.lease_id is not None:
-            self._by_lease.pop(attempt.lease_id, None)
 
     def _lose(self, job: Job, attempt: Attempt, reason: Reason, *, again: bool = True) -> None:
         """Whatever is missing goes out again, under the next number."""
@@ -588,7 +605,6 @@ class Requester:
         if task.attempt >= 65_000:
             self._finish(job, JobState.FAILED, reason)
             return
-        task.queued = True
         job.retry.append(task)
 
     # ---- time

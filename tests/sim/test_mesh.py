@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshnode.protocol import events as ev
-from meshnode.protocol.effects import ArgSource, ResultRecord
+from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.job import Job, JobState
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
@@ -170,7 +170,7 @@ def test_a_submitter_that_dies_and_comes_back_loses_no_unit_and_accepts_none_twi
     assert_whole(mesh, 300)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(20), 124, 146, 177, 202, 206])
 def test_links_that_break_and_heal(seed: int) -> None:
     mesh = mesh_of(3, seed)
     submit(mesh, order(400))
@@ -212,7 +212,7 @@ def test_recall_stops_the_car_and_the_work_goes_elsewhere() -> None:
     car = mesh.sites["car-0"]
     mesh.feed(car, ev.Recall(Reason.DRIVING, 0))
     assert car.node is not None
-    assert all(lease.ended for lease in car.node.provider.leases.values())
+    assert not car.node.provider.leases, "every lease has ended at once"
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(2_000)
     assert_whole(mesh, 200)
@@ -254,7 +254,7 @@ def test_cancel_stops_the_cars() -> None:
     for name in ("car-0", "car-1"):
         node = mesh.sites[name].node
         assert node is not None
-        assert all(lease.ended for lease in node.provider.leases.values())
+        assert not node.provider.leases
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
@@ -273,10 +273,5 @@ def test_results_are_stored_before_they_are_accepted() -> None:
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(2_000)
     site = mesh.sites["submitter"]
-    stored = {
-        u
-        for r in site.disk.results
-        if isinstance(r, ResultRecord)
-        for u in range(r.first, r.first + r.count)
-    }
+    stored = {u for r in site.disk.results for u in range(r.first, r.first + r.count)}
     assert set(accepted_units(site)) <= stored
