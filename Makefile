@@ -56,7 +56,7 @@ check: venv  ## style, types, import contracts, documents
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(PY) docs/generate.py --check
+	$(PY) -m tests.reference --check
 	$(PY) -m pytest -q -m 'long or not long' tests/unit/test_tidy.py tests/unit/test_tidy_docs.py
 
 bench: $(VENV)/.peers  ## the numbers of docs/explanation/performance.md
@@ -77,7 +77,7 @@ kernels: venv  ## rebuild the committed kernel artifacts, and say what drifted
 	@$(PY) -m jaxkernels.build --check || $(PY) -m jaxkernels.build
 
 docs: venv  ## the generated pages of docs/reference
-	@$(PY) docs/generate.py
+	@$(PY) -m tests.reference
 
 clean:  ## remove what make made
 	rm -rf .venv .venv-cwt build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ TESTS = Path(__file__).resolve().parent
 
 # (folder, most seconds in `make test`, most seconds in `make test-long`); 0: not run there.
 FOLDERS: tuple[tuple[str, int, int], ...] = (
-    ("unit", 150, 300),
+    ("unit", 150, 900),
     ("property", 90, 600),
     ("sim", 120, 900),
     ("kernels", 180, 300),

@@ -20,7 +20,7 @@ settings.register_profile(
     "long",
     database=None,
     deadline=None,
-    max_examples=1000,
+    max_examples=300,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -7,14 +7,15 @@ those.
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
-from importlib.util import find_spec
+
+import click
 
 from meshnode import errors
 from meshnode.protocol.reasons import Reason
+from tests.reference import FACES, group_of, inner
 from tests.unit.test_tidy import ROOT, files, name_of
 
 PAGES = sorted(path for path in files() if path.suffix == ".md")
@@ -22,7 +23,6 @@ LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-FACES = {"mesh": "meshnode.cli.mesh", "meshnode": "meshnode.cli.car"}
 
 
 def anchor(heading: str) -> str:
@@ -104,22 +104,14 @@ def test_make_targets_exist() -> None:
 
 
 def test_mesh_commands_exist() -> None:
-    click = importlib.import_module("click")
-    faces = {
-        name: next(
-            one
-            for one in vars(importlib.import_module(module)).values()
-            if isinstance(one, click.Group) and one.name == name
-        )
-        for name, module in FACES.items()
-        if find_spec(module)
-    }
+    faces = {name: group for name in FACES if (group := group_of(name)) is not None}
     missing = []
     for place, line in commands():
         words = words_of(line)
         if not words or words[0] not in faces or words[1:2] == ["="]:
             continue
-        command = faces[words[0]]
+        command: click.Command = faces[words[0]]
+        context = click.Context(command)
         options = {"--help"}
         for word in words[1:]:
             if word in ("|", ">", "&&", ";", "&"):
@@ -129,9 +121,9 @@ def test_mesh_commands_exist() -> None:
                 if word.partition("=")[0] not in options:
                     missing.append(f"{place}: {line}: no option {word}")
             elif isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z-]*", word):
-                inner = command.get_command(click.Context(command), word)
-                if inner is None:
+                found = inner(command, context).get(word)
+                if found is None:
                     missing.append(f"{place}: {line}: no command {word}")
                     break
-                command = inner
+                command, context = found, click.Context(found, parent=context)
     assert missing == []

@@ -1,31 +1,35 @@
-"""`python docs/generate.py [--check]`: the pages of docs/reference that the code decides.
+"""`python -m tests.reference [--check]`: the pages of docs/reference that the code decides.
 
 Flow: `make docs` writes them, `make check` compares. errors.md comes from the error tree and the
-reason codes, config.md from the fields of the configuration and the limits and the comments beside
-them: what is not said there is not said anywhere, so say it there.
+reason codes, config.md from the fields of the configuration and the limits and what is said beside
+them, cli.md from the commands' own help: what is not said there is not said anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "docs" / "reference"
-sys.path.insert(0, str(ROOT))
+import click
 
-HEAD = "<!-- Made by docs/generate.py from {sources}; change those and run `make docs`. -->\n"
+from meshnode import errors
+from meshnode.protocol.reasons import Reason
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+HEAD = "<!-- Made by `make docs` from {sources}: change those, not this page. -->\n"
+FACES = {"mesh": "meshnode.cli.mesh", "meshnode": "meshnode.cli.car"}
 
 
 def errors_page() -> str:
     """Exit codes, error classes and reason codes."""
-    from meshnode import errors
-    from meshnode.protocol.reasons import Reason
-
     rows = sorted(
         (cls.exit_code, cls.__name__, " ".join((cls.__doc__ or "").split()))
         for cls in vars(errors).values()
@@ -120,11 +124,83 @@ def config_page() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES: dict[str, Callable[[], str]] = {"errors.md": errors_page, "config.md": config_page}
+def group_of(face: str) -> click.Group | None:
+    """The click group behind a console script; None where it is not part of this tree."""
+    if not find_spec(FACES[face]):
+        return None
+    module = importlib.import_module(FACES[face])
+    for one in vars(module).values():
+        if isinstance(one, click.Group) and one.name == face:
+            return one
+    raise LookupError(f"{FACES[face]} has no click group called {face!r}")
+
+
+def plugins() -> dict[str, click.Command]:
+    """Commands that `mesh` gets by entry point, from pyproject.toml: installed or not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = {}
+    for name, where in project["entry-points"]["meshnode.commands"].items():
+        module, _, attribute = where.partition(":")
+        if find_spec(module):
+            found[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def inner(command: click.Command, context: click.Context) -> dict[str, click.Command]:
+    """The commands of a group, by name, in the order of its help."""
+    if not isinstance(command, click.Group):
+        return {}
+    late = plugins() if context.parent is None and command.name == "mesh" else {}
+    names = [name for name in command.list_commands(context) if name not in late]
+    known = {name: command.get_command(context, name) for name in names}
+    return {name: one for name, one in known.items() if one is not None} | late
+
+
+def help_of(command: click.Command, context: click.Context, depth: int) -> Iterator[str]:
+    """A command's help as Markdown, then its inner commands'."""
+    yield from ("#" * min(depth, 6) + f" {context.command_path}", "", "```")
+    # Not the formatter's own list of commands: it would depend on what is installed.
+    formatter = context.make_formatter()
+    command.format_usage(context, formatter)
+    command.format_help_text(context, formatter)
+    click.Command.format_options(command, context, formatter)
+    command.format_epilog(context, formatter)
+    yield from (formatter.getvalue().rstrip(), "```", "")
+    for name, one in inner(command, context).items():
+        below = click.Context(
+            one, parent=context, info_name=name, terminal_width=90, max_content_width=90
+        )
+        yield from help_of(one, below, depth + 1)
+
+
+def cli_page() -> str:
+    """Every command and option of the two programs."""
+    lines = [
+        "# Commands",
+        "",
+        HEAD.format(sources="meshnode/cli and testnet/command.py"),
+        "`mesh` is for who wants work done, `meshnode` for who has a car. Results are on stdout,",
+        "talk is on stderr, `--json` gives one object for programs. Exit codes are in",
+        "[errors](errors.md).",
+        "",
+    ]
+    for face in FACES:
+        group = group_of(face)
+        if group is not None:
+            context = click.Context(group, info_name=face, terminal_width=90, max_content_width=90)
+            lines += help_of(group, context, 2)
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "errors.md": errors_page,
+    "config.md": config_page,
+    "cli.md": cli_page,
+}
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python docs/generate.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="say what is stale, write nothing")
     options = parser.parse_args(argv)
     stale = []
