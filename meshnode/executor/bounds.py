@@ -28,8 +28,9 @@ PROBE_S_MAX: Final = 60.0
 
 
 class BlobFiles(Protocol):
-    def open_blob(self, blob_id: Digest) -> int:
-        """A read-only descriptor of the blob's one contiguous file; KeyError if it is absent."""
+    def open_blob(self, blob_id: Digest, first_byte: int, byte_count: int, /) -> int:
+        """A read-only descriptor of the blob's one contiguous file, of which at least these bytes
+        are here: a run needs no more of a mapped argument. KeyError or OSError if they are not."""
         ...
 
 

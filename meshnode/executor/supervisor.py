@@ -271,8 +271,9 @@ class Executor:
                 if arg.blob is None:
                     mask |= 1 << index
                 else:
-                    end = (effect.run.first + effect.run.count) * wire.array_bytes(arg.spec)
-                    fds.append(self._open_blob(arg.blob.blob_id, end))
+                    unit_bytes = wire.array_bytes(arg.spec)
+                    first, count = effect.run.first * unit_bytes, effect.run.count * unit_bytes
+                    fds.append(self._open_blob(arg.blob.blob_id, first, count))
             head = wire.encode_run_head(
                 effect.exec_id, effect.run.first, effect.run.count, mask, len(effect.inline)
             )
@@ -310,12 +311,12 @@ class Executor:
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(worker.sock.fileno())
 
-    def _open_blob(self, blob_id: Digest, bytes_least: int) -> int:
+    def _open_blob(self, blob_id: Digest, first_byte: int, byte_count: int) -> int:
         try:
-            fd = self._blobs.open_blob(blob_id)
+            fd = self._blobs.open_blob(blob_id, first_byte, byte_count)
         except (KeyError, OSError) as error:
             raise Refused(Reason.BLOB_MISSING, f"blob {blob_id.hex()[:16]}") from error
-        if os.fstat(fd).st_size < bytes_least:
+        if os.fstat(fd).st_size < first_byte + byte_count:
             os.close(fd)
             raise Refused(Reason.KERNEL_SPEC, f"blob {blob_id.hex()[:16]} is too short")
         return fd
@@ -351,7 +352,7 @@ class Executor:
         fds = array.array("i")
         for arg in spec.args:
             if not arg.mapped and arg.blob is not None:
-                fds.append(self._open_blob(arg.blob.blob_id, wire.array_bytes(arg.spec)))
+                fds.append(self._open_blob(arg.blob.blob_id, 0, wire.array_bytes(arg.spec)))
                 files.callback(os.close, fds[-1])
         zygote = await self._ensure_zygote()
         worker.child = await zygote.fork("worker", theirs, self._config.threads_per_worker())

@@ -139,15 +139,19 @@ class BlobStore:
 
     # ---- the executor and the client
 
-    def open_blob(self, blob_id: Digest) -> int:
-        """A read-only descriptor of the whole blob; the caller closes it. It outlives eviction.
+    def open_blob(self, blob_id: Digest, first_byte: int = 0, byte_count: int | None = None) -> int:
+        """A read-only descriptor of the blob's file; the caller closes it. It outlives eviction.
 
-        FileNotFoundError if the blob is not here whole.
+        FileNotFoundError unless these bytes (all, if no count is given) are here: a car fetches of
+        a stacked argument only what its run needs.
         """
         with self._lock:
             known = self._maps.get(blob_id)
-            if known is None or not all(self._sound(known, i) for i in range(known.count)):
-                raise FileNotFoundError(errno.ENOENT, "the blob is not here whole", blob_id.hex())
+            count = 0 if known is None else known.count
+            end = count if byte_count is None else chunks_of(first_byte + byte_count)
+            wanted = range(first_byte // CHUNK_BYTES, end)
+            if known is None or end > count or not all(self._sound(known, i) for i in wanted):
+                raise FileNotFoundError(errno.ENOENT, "the blob is not here", blob_id.hex())
             self._touch(known)
             return os.open(self._raw(blob_id), os.O_RDONLY | os.O_CLOEXEC)
 

@@ -109,7 +109,7 @@ class FolderBlobs:
         (self.folder / blob_id.hex()).write_bytes(content)
         return BlobRef(blob_id, len(content))
 
-    def open_blob(self, blob_id: Digest) -> int:
+    def open_blob(self, blob_id: Digest, first_byte: int, byte_count: int, /) -> int:
         try:
             return os.open(self.folder / blob_id.hex(), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

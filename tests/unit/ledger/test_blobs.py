@@ -329,3 +329,19 @@ def test_two_threads_write_one_blob(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(20)
     assert read_all(BlobStore(tmp_path), ref) == content
+
+
+def test_a_partial_blob_opens_for_the_bytes_that_are_here(tmp_path: Path) -> None:
+    content = content_of(3 * CHUNK_BYTES)
+    ref, digests, pieces = manifest_of(content)
+    store = BlobStore(tmp_path)
+    store.begin(ref, digests)
+    store.write_chunk(ref.blob_id, 1, pieces[1])
+    fd = store.open_blob(ref.blob_id, CHUNK_BYTES + 5, 100)
+    try:
+        assert os.pread(fd, 100, CHUNK_BYTES + 5) == content[CHUNK_BYTES + 5 : CHUNK_BYTES + 105]
+    finally:
+        os.close(fd)
+    for first, count in ((0, 1), (CHUNK_BYTES, CHUNK_BYTES + 1), (4 * CHUNK_BYTES, 1)):
+        with pytest.raises(FileNotFoundError):
+            store.open_blob(ref.blob_id, first, count)
