@@ -1,0 +1,233 @@
+"""`mesh testnet up|down|ls|status|kill|restart|freeze|thaw|logs`.
+
+Found by `mesh` through the entry point group `meshnode.commands`. The work is in `testnet` and
+`link`; here it is put into words, tables and JSON.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meshnode.cli import frame
+from meshnode.errors import MeshError, UsageError
+
+LOG_LINES_MAX = 10_000
+NAME = click.option(
+    "--name",
+    default="default",
+    show_default=True,
+    envvar="MESH_TESTNET",
+    show_envvar=True,
+    metavar="NAME",
+    help="Which testnet.",
+)
+NODE = click.argument("node", metavar="NODE")
+
+
+@click.group(epilog="Example: mesh testnet up --nodes 8 --seed 7")
+def testnet() -> None:
+    """A whole mesh on this machine: real nodes on loopback, under keys that anyone can derive.
+
+    Any mesh command reaches it with --testnet NAME, for example `mesh peers --testnet default`.
+    """
+
+
+@testnet.command(epilog="Example: mesh testnet up --nodes 8 --seed 7 --name lab")
+@click.option("--nodes", type=click.IntRange(1, 127), default=8, show_default=True, help="Cars.")
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=7, show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    metavar="DIR",
+    help="Where the homes lie; else the temporary directory.",
+)
+@NAME
+@frame.json_option
+def up(nodes: int, seed: int, folder: Path | None, name: str) -> None:
+    """Start cars car-0 and up, and a submitter; return when they know each other."""
+    import trio
+
+    from .testnet import Testnet
+
+    start_s = time.monotonic()
+    frame.talk(f"starting {nodes} cars and a submitter")
+    net = Testnet(nodes, seed, name, folder=folder)
+    trio.run(net.up)
+    up_s = round(time.monotonic() - start_s, 2)
+    if frame.face().json:
+        rows = [_row(node) for node in net.nodes.values()]
+        frame.put_json({"name": name, "seed": seed, "up_s": up_s, "nodes": rows})
+        return
+    frame.talk(f"testnet {name} is up after {up_s} s; end it: mesh testnet down --name {name}")
+    frame.talk(f"try: mesh peers --testnet {name}")
+
+
+@testnet.command(epilog="Example: mesh testnet down --name lab")
+@NAME
+@click.option("--all", "every", is_flag=True, help="End all testnets of this user.")
+@frame.json_option
+def down(name: str, every: bool) -> None:
+    """End a testnet: no process, socket or file of it stays. Doing it twice does no harm."""
+    from . import link
+
+    ended = [each for each in (link.names() if every else [name]) if link.down(each)]
+    if frame.face().json:
+        frame.put_json({"ended": ended})
+    else:
+        frame.talk(f"ended: {', '.join(ended)}" if ended else "there was nothing to end")
+
+
+@testnet.command(epilog="Example: mesh testnet ls")
+@frame.json_option
+def ls() -> None:
+    """List the testnets of this user."""
+    from . import link, procfs
+
+    rows: list[dict[str, Any]] = []
+    for name in link.names():
+        try:
+            state = frame.testnet_state(name)
+        except MeshError:
+            rows.append({"name": name, "state": "damaged", "seed": None, "nodes": 0})
+            continue
+        runs = procfs.alive(state["pid"], state["start_ticks"])
+        count = len(state["nodes"])
+        word = "up" if runs else "killed"
+        rows.append({"name": name, "state": word, "seed": state["seed"], "nodes": count})
+    if frame.face().json:
+        frame.put_json({"testnets": rows})
+        return
+    frame.put_table(
+        ("NAME", "STATE", "SEED", "NODES"),
+        [(row["name"], row["state"], row["seed"], row["nodes"]) for row in rows],
+    )
+
+
+def _ask(name: str, op: str, fields: dict[str, Any] | None = None) -> dict[str, Any]:
+    from .link import Link
+
+    linked = Link.to(name)
+    try:
+        return linked.ask(op, **(fields or {}))
+    finally:
+        linked.close()
+
+
+def _row(node: dict[str, Any]) -> dict[str, Any]:
+    names = ("name", "role", "state", "pid", "peer", "addrs", "home", "log", "code", "starts")
+    return {key: node[key] for key in names}
+
+
+@testnet.command(epilog="Example: mesh testnet status --json")
+@NAME
+@frame.json_option
+def status(name: str) -> None:
+    """Show the nodes of a testnet."""
+    answer = _ask(name, "status")
+    rows = [_row(node) for node in answer["nodes"].values()]
+    if frame.face().json:
+        frame.put_json({"name": name, "seed": answer["seed"], "nodes": rows})
+        return
+    headers = ("NODE", "ROLE", "STATE", "PID", "PEER", "ADDRESS")
+    table = [
+        (
+            row["name"],
+            row["role"],
+            row["state"] if row["code"] is None else f"{row['state']} ({row['code']})",
+            row["pid"],
+            row["peer"][-8:],
+            row["addrs"][0].split("/p2p/")[0] if row["addrs"] else "",
+        )
+        for row in rows
+    ]
+    frame.put_table(headers, table)
+
+
+def _signalled(name: str, node: str, number: signal.Signals, word: str) -> None:
+    row = _row(_ask(name, "kill", {"name": node, "signal": int(number)})["node"])
+    if frame.face().json:
+        frame.put_json({"name": name, "node": row})
+    else:
+        frame.talk(f"{node} (pid {row['pid']}): {word}")
+
+
+@testnet.command(epilog="Example: mesh testnet kill car-3")
+@NODE
+@click.option("--signal", "signal_name", default="KILL", show_default=True, metavar="SIG")
+@NAME
+@frame.json_option
+def kill(node: str, signal_name: str, name: str) -> None:
+    """Send a node a signal: SIGKILL, as if its power went."""
+    try:
+        number = signal.Signals[f"SIG{signal_name.upper().removeprefix('SIG')}"]
+    except KeyError:
+        raise UsageError(f"there is no signal {signal_name!r}") from None
+    _signalled(name, node, number, f"sent {number.name}")
+
+
+@testnet.command(epilog="Example: mesh testnet freeze car-3")
+@NODE
+@NAME
+@frame.json_option
+def freeze(node: str, name: str) -> None:
+    """Stop a node without ending it: its connections stay and it answers nothing."""
+    _signalled(name, node, signal.SIGSTOP, "frozen")
+
+
+@testnet.command(epilog="Example: mesh testnet thaw car-3")
+@NODE
+@NAME
+@frame.json_option
+def thaw(node: str, name: str) -> None:
+    """Let a frozen node go on."""
+    _signalled(name, node, signal.SIGCONT, "goes on")
+
+
+@testnet.command(epilog="Example: mesh testnet restart car-3")
+@NODE
+@NAME
+@frame.json_option
+def restart(node: str, name: str) -> None:
+    """Start a node that has ended, in its old home."""
+    from .link import Link
+    from .testnet import START_S_MAX
+
+    linked = Link.to(name)
+    try:
+        if node not in linked.ask("status")["nodes"]:
+            raise UsageError(f"testnet {name} has no node {node!r}")
+        linked.ask("start", name=node)
+        row = _row(linked.ask("await", START_S_MAX, names=[node])["nodes"][node])
+    finally:
+        linked.close()
+    if frame.face().json:
+        frame.put_json({"name": name, "node": row})
+    else:
+        frame.talk(f"{node} (pid {row['pid']}): ready")
+
+
+@testnet.command(epilog="Example: mesh testnet logs car-3 -n 50")
+@NODE
+@click.option("-n", "lines", type=click.IntRange(1, LOG_LINES_MAX), default=100, show_default=True)
+@NAME
+def logs(node: str, lines: int, name: str) -> None:
+    """Show the newest lines of a node's log; `warden` and `zygote` have one too."""
+    from collections import deque
+
+    state = frame.testnet_state(name)
+    folder = Path(state["folder"])
+    path = folder / "warden.log" if node == "warden" else folder / "log" / f"{node}.log"
+    if node not in (*state["nodes"], "warden", "zygote"):
+        raise UsageError(f"testnet {name} has no node {node!r}")
+    try:
+        with path.open(errors="replace") as file:
+            for line in deque(file, lines):
+                sys.stdout.write(line)
+    except FileNotFoundError:
+        frame.talk(f"{node} has no log yet")
