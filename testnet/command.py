@@ -92,7 +92,7 @@ def ls() -> None:
     rows: list[dict[str, Any]] = []
     for name in link.names():
         try:
-            state = frame.testnet_state(name)
+            state = frame.read_testnet(name)
         except MeshError:
             rows.append({"name": name, "state": "damaged", "seed": None, "nodes": 0})
             continue
@@ -220,7 +220,7 @@ def logs(node: str, lines: int, name: str) -> None:
     """Show the newest lines of a node's log; `warden` and `zygote` have one too."""
     from collections import deque
 
-    state = frame.testnet_state(name)
+    state = frame.read_testnet(name)
     folder = Path(state["folder"])
     path = folder / "warden.log" if node == "warden" else folder / "log" / f"{node}.log"
     if node not in (*state["nodes"], "warden", "zygote"):

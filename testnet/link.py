@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import meshnode
-from meshnode.cli.frame import testnet_state, testnet_state_path
+from meshnode.cli.frame import read_testnet, path_of_testnet
 from meshnode.errors import LocalResource, MeshError, TimedOut, UsageError
 from meshnode.node.home import run_base
 
@@ -51,7 +51,7 @@ class Link:
 
     @classmethod
     def to(cls, name: str) -> Self:
-        state = testnet_state(check_name(name))
+        state = read_testnet(check_name(name))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(ANSWER_S)
@@ -98,10 +98,10 @@ def start_warden(
 ) -> Link:
     """Start a testnet without nodes. With a `lifeline` it ends when that pipe closes."""
     check_name(name)
-    state_path = testnet_state_path(name)
+    state_path = path_of_testnet(name)
     make_folders(state_path)
     if state_path.exists():
-        state = testnet_state(name)
+        state = read_testnet(name)
         if procfs.alive(state["pid"], state["start_ticks"]):
             raise UsageError(
                 f"testnet {name} runs already; end it: mesh testnet down --name {name}"
@@ -129,7 +129,10 @@ def start_warden(
             env=environment(),
             cwd="/",
         )
-    return _await_warden(name, process, place, log_path)
+    linked = _await_warden(name, process, place, log_path)
+    # It is not ours to wait for: `down` ends it. Popen would complain that it still runs.
+    process.returncode = 0
+    return linked
 
 
 def environment() -> dict[str, str]:
@@ -168,11 +171,11 @@ def make_folders(state_path: Path) -> None:
 
 def down(name: str) -> bool:
     """End a testnet; False if there is none. Kills only what its own state names."""
-    path = testnet_state_path(check_name(name))
+    path = path_of_testnet(check_name(name))
     if not path.exists():
         return False
     try:
-        state = testnet_state(name)
+        state = read_testnet(name)
     except MeshError:
         path.unlink(missing_ok=True)
         return True

@@ -277,11 +277,12 @@ def _popen(config: ExecutorConfig, control_fd: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_environment(),
+            env=worker_environment(),
         )
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
+    """The environment that a zygote, and so every worker, is started with."""
     env = {name: os.environ[name] for name in _ENVIRONMENT_KEPT if name in os.environ}
     source = str(Path(meshnode.__path__[0]).parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (source, env.get("PYTHONPATH"))))
