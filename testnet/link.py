@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import meshnode
-from meshnode.cli.frame import read_testnet, path_of_testnet
+from meshnode.cli.frame import path_of_testnet, read_testnet
 from meshnode.errors import LocalResource, MeshError, TimedOut, UsageError
 from meshnode.node.home import run_base
 
@@ -47,6 +47,7 @@ class Link:
 
     name: str
     sock: socket.socket
+    process: subprocess.Popen[bytes] | None = None  # the warden, if we started it
     _buffer: bytes = b""
 
     @classmethod
@@ -86,7 +87,16 @@ class Link:
         return reply
 
     def close(self) -> None:
+        """The testnet goes on without this connection."""
         self.sock.close()
+        if self.process is not None:
+            self.process.returncode = 0  # not ours to wait for, and Popen would complain
+
+    def reap(self) -> None:
+        """After `down`: no zombie stays in the process that started the warden."""
+        self.sock.close()
+        if self.process is not None:
+            self.process.wait(DOWN_S_MAX)
 
 
 def start_warden(
@@ -130,8 +140,7 @@ def start_warden(
             cwd="/",
         )
     linked = _await_warden(name, process, place, log_path)
-    # It is not ours to wait for: `down` ends it. Popen would complain that it still runs.
-    process.returncode = 0
+    linked.process = process
     return linked
 
 

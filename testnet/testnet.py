@@ -145,13 +145,12 @@ class Testnet:
 
     async def _end(self) -> None:
         started, self._link = self._link, None
-        if started is not None:
-            started.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
         if started is not None:
             await trio.to_thread.run_sync(link.down, self.name)
+            await trio.to_thread.run_sync(started.reap)
 
     def _tell_logs(self) -> None:
         """A test has failed: what the nodes said last is the first thing one wants to know."""

@@ -122,7 +122,7 @@ def home_options(command: F) -> F:
         if testnet is not None:
             if value is not None:
                 raise click.UsageError("--home and --testnet exclude each other")
-            return testnet_home(testnet)
+            return home_in_testnet(testnet)
         return Path(value).expanduser().absolute() if value else home_path()
 
     home = click.option(
@@ -148,15 +148,15 @@ def home_options(command: F) -> F:
 # ---- testnets: only where their state lies; what it means is theirs
 
 
-def testnet_state_path(name: str) -> Path:
+def path_of_testnet(name: str) -> Path:
     """The state file of a testnet: `mesh --testnet NAME` finds its homes here."""
     if not name or not all(char.isalnum() or char in "-_." for char in name) or len(name) > 32:
         raise UsageError(f"{name!r} is no name of a testnet: use letters, digits and dashes")
     return run_base() / "testnet" / f"{name}.json"
 
 
-def testnet_state(name: str) -> dict[str, Any]:
-    path = testnet_state_path(name)
+def read_testnet(name: str) -> dict[str, Any]:
+    path = path_of_testnet(name)
     try:
         with path.open("rb") as file:
             state = json.loads(file.read(STATE_BYTES_MAX))
@@ -169,8 +169,8 @@ def testnet_state(name: str) -> dict[str, Any]:
     return state
 
 
-def testnet_home(name: str, node: str = "submitter") -> Path:
-    nodes = testnet_state(name)["nodes"]
+def home_in_testnet(name: str, node: str = "submitter") -> Path:
+    nodes = read_testnet(name)["nodes"]
     if node not in nodes:
         raise UsageError(f"testnet {name} has no node {node!r}; it has: {', '.join(sorted(nodes))}")
     return Path(nodes[node]["home"])
