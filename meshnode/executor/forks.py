@@ -277,12 +277,11 @@ def _popen(config: ExecutorConfig, control_fd: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=worker_environment(),
+            env=_environment(),
         )
 
 
-def worker_environment() -> dict[str, str]:
-    """The environment that a zygote, and so every worker, is started with."""
+def _environment() -> dict[str, str]:
     env = {name: os.environ[name] for name in _ENVIRONMENT_KEPT if name in os.environ}
     source = str(Path(meshnode.__path__[0]).parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (source, env.get("PYTHONPATH"))))
