@@ -2,7 +2,7 @@
 
 Everything comes from fixed seeds, and Ed25519 signs the same way every time, so the files are the
 same to the byte wherever they are made; a test makes them anew and compares. Another
-implementation needs nothing but these files: docs/spec/meshnode.md section 12 says how to read
+implementation needs nothing but these files: docs/spec/meshnode.md section 13 says how to read
 them.
 """
 
@@ -184,6 +184,24 @@ def merkle_file() -> dict[str, Any]:
             if path:
                 short = {**good, "what": "a node less", "path": good["path"][:-1], "holds": False}
                 proofs.append(short)
+    one, two = (hashlib.sha256(name).digest() for name in (b"one", b"two"))
+    pair, path = merkle.root([one, two]), merkle.proof([one, two], 1)
+    for what, leaf, index, size, nodes, tree in (
+        ("size 1 for the second of two", two, 0, 1, path, pair),
+        ("size 2 for the only one", one, 0, 2, [], merkle.root([one])),
+        ("size 2 for the only one, from its end", one, 1, 2, [], merkle.root([one])),
+    ):
+        proofs.append(
+            {
+                "what": what,
+                "leaf": leaf.hex(),
+                "index": index,
+                "size": size,
+                "path": [node.hex() for node in nodes],
+                "root": tree.hex(),
+                "holds": False,
+            }
+        )
     return {"trees": trees, "proofs": proofs}
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from meshnode.protocol import messages, objects
+from meshnode.protocol.reasons import Reason
 from meshnode.protocol.rule import (
     Bstr,
     Code,
@@ -42,6 +43,8 @@ SIGNED: dict[str, tuple[type[Any], str]] = {
     objects.T_ACCEPT: (objects.Acceptance, ""),  # whose channel it is says who
 }
 EDGES = (0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, UINT_MAX)
+# Of every group one: a new reason must not change the vectors of objects that do not name it.
+REASONS = (Reason.OK, Reason.BAD_FRAME, Reason.PRICE, Reason.BUSY, Reason.DONE, Reason.WAITS_BIDS)
 TEXTS = ("", "a", "cpu", "Größe", "電池", "x" * 600)
 
 
@@ -54,7 +57,7 @@ def draw(kind: Any, rng: random.Random) -> Any:
     if isinstance(kind, Int):
         return rng.choice([*EDGES, -1, -24, -25, -UINT_MAX - 1])
     if isinstance(kind, Code):
-        return rng.choice(list(kind.enum))
+        return rng.choice(REASONS if kind.enum is Reason else list(kind.enum))
     if isinstance(kind, Bstr):
         size = kind.size if kind.size is not None else min(kind.most, rng.choice((0, 1, 23, 300)))
         return rng.randbytes(size)

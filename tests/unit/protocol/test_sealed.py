@@ -19,6 +19,7 @@ from meshnode.protocol.sealed import seal, unseal
 from meshnode.protocol.types import (
     FRAME_BYTES_MAX,
     PART_BYTES_MAX,
+    SEALED_BYTES_MAX,
     TEXT_BYTES_MAX,
     Account,
     Digest,
@@ -110,6 +111,20 @@ def test_a_typ_is_a_domain() -> None:
         unseal(relabelled)
 
 
+def test_an_envelope_ends_at_64_kib() -> None:
+    head = encode({1: -19, 4: KEY.peer, 16: objects.T_TOKEN})
+
+    def envelope(payload: bytes) -> bytes:
+        signature = KEY.sign(encode(["Signature1", head, b"", payload]))
+        return b"\xd2" + encode([head, {}, payload, signature])
+
+    room = SEALED_BYTES_MAX - len(envelope(bytes(60_000))) + 60_000
+    whole = envelope(bytes(room))
+    assert len(whole) == SEALED_BYTES_MAX and unseal(whole).payload == bytes(room)
+    with pytest.raises(RemoteProtocolError):
+        unseal(envelope(bytes(room + 1)))
+
+
 def test_what_is_too_large_is_our_own_fault() -> None:
     spans = tuple(objects.Span(1 << 31, 1 << 31) for _ in range(64))
     dispute = objects.Dispute(1 << 60, Reason.MISMATCH, 1 << 60, spans)
@@ -141,8 +156,9 @@ def test_text_is_counted_in_bytes_and_ours_is_cut_at_a_character() -> None:
 
 
 def test_shared_references_cannot_unfold() -> None:
-    """120 bytes that cbor2's own decoders for tags 28 and 29 make into 8^12 items."""
-    levels, width = 12, 8
+    """Some 200 bytes that cbor2's own decoders for tags 28 and 29 make into 8^8 items: ten seconds
+    here, and eight times that with every level more."""
+    levels, width = 8, 8
     items = [bytes.fromhex("d81c8101")]
     items += [
         bytes.fromhex("d81c") + bytes([0x80 | width]) + bytes([0xD8, 0x1D, level]) * width
