@@ -22,6 +22,7 @@ from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Dispute, Method, Receipt, 
 from .outbox import Outbox, row
 from .reasons import Reason
 from .sealed import Sealed
+from .shelf import Shelf
 from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
 
@@ -51,11 +52,14 @@ class Pending:
 
 
 class AcceptanceDesk:
-    def __init__(self, outbox: Outbox, agreements: Agreements, audit: Audit, jobs: Jobs) -> None:
+    def __init__(
+        self, outbox: Outbox, agreements: Agreements, audit: Audit, jobs: Jobs, shelf: Shelf
+    ) -> None:
         self._out = outbox
         self._agreements = agreements
         self._audit = audit
         self._jobs = jobs
+        self._shelf = shelf
         self.channels: dict[Digest, RequesterChannel] = {}
         self._pending: dict[Digest, Pending] = {}
         self._due_mono_ms: int | None = None
@@ -157,7 +161,9 @@ class AcceptanceDesk:
         return foreign, Reason.DUPLICATE
 
     def flush(self) -> None:
+        """Accept what was taken; its results are stored first, by order of the persists."""
         self._due_mono_ms = None
+        self._shelf.flush()
         pending, self._pending = self._pending, {}
         for channel_digest, entry in pending.items():
             channel = self.channels[channel_digest]

@@ -233,13 +233,14 @@ class Job:
         self.tasks[task.task_id] = task
         return task
 
-    def gaps(self) -> list[tuple[int, int]]:
+    def gaps(self, units_max: int) -> list[tuple[int, int]]:
         """Units below `fresh` that belong to no task: their record was lost with a crash."""
         gaps: list[tuple[int, int]] = []
         at = 0
         for task in sorted(self.tasks.values(), key=lambda task: task.first):
-            if task.first > at:
-                gaps.append((at, task.first - at))
+            while at < task.first:
+                gaps.append((at, min(units_max, task.first - at)))
+                at += gaps[-1][1]
             at = max(at, task.end)
         return gaps
 

@@ -118,7 +118,7 @@ class Jobs:
             if found is not None:
                 self._restore_result(found, result)
         for job in by_job.values():
-            for first, count in job.gaps():
+            for first, count in job.gaps(self._out.limits.lease_units_max):
                 self.by_task[job.task(first, count).task_id] = job
             for task in job.tasks.values():
                 while task.missing < task.end and job.source_of[task.missing]:

@@ -123,8 +123,10 @@ class Node:
         self.agreements = Agreements(self._out, restored)
         self.provider = Provider(self._out, self.agreements, self.book)
         self.jobs = Jobs(self._out)
-        self.acceptances = AcceptanceDesk(self._out, self.agreements, audit, self.jobs)
         self.requester = Requester(self._out, self.agreements, self.book, placement, self.jobs)
+        self.acceptances = AcceptanceDesk(
+            self._out, self.agreements, audit, self.jobs, self.requester.shelf
+        )
         self._seen: dict[bytes, None] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Tick: lambda _: None,

@@ -25,7 +25,8 @@ class Owner:
         self._out = outbox
         self.classes: WorkerClasses | None = None
         self.budget = _NO_BUDGET
-        self.draining: Reason | None = None
+        self.draining: Reason | None = None  # for good
+        self.recalled: Reason | None = None  # until the readings allow work again
         self.unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
 
@@ -58,6 +59,8 @@ class Owner:
             return Reason.NOT_PROVIDING
         if self.draining is not None:
             return self.draining
+        if self.recalled is not None:
+            return self.recalled
         now = self._out.now.unix_ms
         if self.consent is None or not (
             self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms

@@ -263,7 +263,7 @@ class Provider:
         self._start_ready()
 
     def _start_ready(self) -> None:
-        if self.owner.draining is not None:
+        if self.owner.draining is not None or self.owner.recalled is not None:
             return
         running = sum(g.stage is Stage.RUNNING for g in self.leases.values())
         for granted in list(self.leases.values()):
@@ -473,7 +473,7 @@ class Provider:
 
     def on_recall(self, reason: Reason, grace_ms: int) -> None:
         """The driver is back: stop everything first, then tell who waits."""
-        self.owner.draining = reason
+        self.owner.recalled = reason
         for granted in list(self.leases.values()):
             if granted.requester in self.presence.peers_up:
                 self._out.send(
@@ -563,6 +563,8 @@ class Provider:
     def on_budget(self, event: BudgetRead) -> None:
         changed = event != self.owner.budget
         self.owner.budget = event
+        if event.may_run and self.owner.recalled is not None:
+            self.owner.recalled, changed = None, True
         if changed:
             self.presence.changed(now=True)
 

@@ -57,6 +57,7 @@ from .outbox import Outbox
 from .placement import Car, GossipPlacement, Need, Placement, run_units
 from .reasons import Reason
 from .sealed import Sealed
+from .shelf import Shelf
 from .types import (
     Durability,
     JobId,
@@ -108,6 +109,7 @@ class Requester:
         self._placement = placement
         self._gossip = GossipPlacement()
         self._intake = Intake()
+        self.shelf = Shelf(outbox)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
 
     # ---- jobs
@@ -154,6 +156,7 @@ class Requester:
         self.jobs.end(job, state, reason)
         if job.order.durable:
             record = self.jobs.record(job)
+            self.shelf.flush()
             self._out.persist((record,), Durability.PROCESS, lambda: self.jobs.say(job))
         else:
             self.jobs.say(job)
@@ -246,12 +249,14 @@ class Requester:
         sealed = self._out.seal(offer, T_OFFER)
         after = None
         if job.order.durable:
+            # A first attempt needs no wait: after a crash the same task and number can only mean
+            # the same run. A later number means another run, and must never be used twice.
             record = TaskRecord(
                 job.digest, task.first, task.count, task.attempt, peer, first, count
             )
-            after = self._out.persist(
-                (record,), Durability.PROCESS, None, lambda: self._disk_full(job)
-            )
+            self.shelf.add(record, None, lambda: self._disk_full(job))
+            if task.attempt:
+                after = self.shelf.flush()
         frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
         if any(arg.inline for arg in job.spec.args):
             frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
@@ -507,7 +512,9 @@ class Requester:
             record = ResultRecord(
                 job.digest, first, count, attempt.number, attempt.peer, digests, whole
             )
-            self._out.persist((record,), Durability.PROCESS, stored, lambda: self._disk_full(job))
+            self.shelf.add(record, stored, lambda: self._disk_full(job))
+            if job.taken == job.spec.units:
+                self.shelf.flush()
         self._out.notify(
             job.job_id,
             "units",
@@ -612,6 +619,9 @@ class Requester:
     def deadline(self) -> int | None:
         dues: list[int] = []
         limits = self._out.limits
+        shelf = self.shelf.deadline()
+        if shelf is not None:
+            dues.append(shelf)
         for job in self.jobs.running.values():
             dues.append(job.deadline_mono_ms)
             for task_id in job.live:
@@ -632,6 +642,7 @@ class Requester:
 
     def tick(self) -> None:
         now = self._out.now.mono_ms
+        self.shelf.tick()
         self.fleet.tick()
         for job in list(self.jobs.running.values()):
             if job.deadline_mono_ms <= now:
