@@ -47,7 +47,7 @@ from .driver import Driver
 from .firstrun import load_identity, read_network
 from .home import blobs_path, check_home, run_dir, socket_path
 from .running import TMP_NAME, RunningNode
-from .vehicle_watch import watch_vehicle
+from .vehicle_watch import open_vehicle, watch_vehicle
 from .wire import SOCKET_NAME
 
 DRAIN_POLL_S: Final = 0.05
@@ -104,8 +104,11 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         driver.post(AddrsKnown(tuple(overlay.addrs)))
         nursery.start_soon(node.tell_blobs_held)
         if executor is not None:
-            nursery.start_soon(watch_vehicle, config.vehicle, identity, driver.post)
             executor.probe()
+        if executor is not None and identity.policy is not None:
+            # Without a policy there is nothing to spend, and the machine says why.
+            vehicle = node.vehicle = open_vehicle(config.vehicle)
+            nursery.start_soon(watch_vehicle, vehicle, identity.policy, clock, driver.post)
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
 

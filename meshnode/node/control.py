@@ -11,7 +11,6 @@ into the socket in the task in which its last unit arrives: a switch fewer each.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -71,25 +70,32 @@ class _Client:
         }
 
     async def serve(self) -> None:
-        buffer = wire.FrameBuffer()
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._write)
-                while True:
-                    try:
-                        received = self._sock.recv(_RECEIVE_BYTES)
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_readable(self._sock.fileno())
-                        continue
-                    if not received:
-                        break
-                    for request in buffer.feed(received):
-                        self._take(request, nursery)
+                await self._read(nursery)
                 nursery.cancel_scope.cancel()
         finally:
             for drop in list(self._drops.values()):
                 drop()
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        """Until the client hangs up, or turns out to be none."""
+        buffer = wire.FrameBuffer()
+        while True:
+            try:
+                received = self._sock.recv(_RECEIVE_BYTES)
+                requests = buffer.feed(received)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock.fileno())
+                continue
+            except (OSError, LocalProtocolError):
+                return
+            if not received:
+                return
+            for request in requests:
+                self._take(request, nursery)
 
     # ---- requests
 
@@ -354,8 +360,7 @@ async def _serve(sock: socket.socket, node: RunningNode) -> None:
             sock.setblocking(False)
             if not _is_own_user(sock) or node.clients > wire.CLIENTS_MAX:
                 return
-            with contextlib.suppress(LocalProtocolError, OSError):  # no client of ours, or gone
-                await _Client(node, sock).serve()
+            await _Client(node, sock).serve()
     finally:
         node.clients -= 1
 

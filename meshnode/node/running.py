@@ -31,6 +31,7 @@ from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer
 from meshnode.protocol.view import JobView, View
+from meshnode.vehicle.sim import SimVehicle
 
 from . import status
 from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
@@ -87,6 +88,7 @@ class RunningNode:
         self.stopping = trio.Event()
         """Set by `stop`: whoever owns the node drains it and ends it."""
         self.clients = 0
+        self.vehicle: SimVehicle | None = None
         self._machine = machine
         self._clock = clock
         self._request_ids = itertools.count(1)

@@ -20,6 +20,7 @@ from meshnode.ledger.load import signed_objects
 from meshnode.node.app import open_node
 from meshnode.node.running import RunningNode
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
+from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import JobId
 
 from .node_kit import make_home, node_config, noop_order
@@ -142,3 +143,16 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     assert done.returncode == LocalResource.exit_code
     assert done.stderr.startswith("meshnode: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_driver_comes_back_and_leaves_again(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        await own.call(noop_order(1, durable=False))
+        assert car.vehicle is not None
+        car.vehicle.change(moving=True)
+        await until(lambda: car.view().may_run is Reason.DRIVING)
+        job_id = await own.submit(noop_order(2))
+        car.vehicle.change(moving=False)
+        assert (await own.wait(job_id)).state == "done"
+
+    with_two_nodes(tmp_path, test)
