@@ -23,6 +23,7 @@ from meshnode.node.home import home_path, run_base
 
 JSON_VERSION: Final = 1
 STATE_BYTES_MAX: Final = 1 << 20
+TESTNET_META: Final = "meshnode.cli.testnet"
 ENTRY_POINTS: Final = "meshnode.commands"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,6 +123,7 @@ def home_options(command: F) -> F:
         if testnet is not None:
             if value is not None:
                 raise click.UsageError("--home and --testnet exclude each other")
+            ctx.meta[TESTNET_META] = testnet
             return home_in_testnet(testnet)
         return Path(value).expanduser().absolute() if value else home_path()
 

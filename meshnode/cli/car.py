@@ -1,0 +1,313 @@
+"""`meshnode`: the car's own command: make its home, run its node, look at it, give consent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from meshnode.errors import Unreachable
+
+from . import frame
+from .found import (
+    account_of_text,
+    describe,
+    how_to_join,
+    network_of,
+    now_ms,
+    put_standing,
+    write_config,
+)
+from .frame import Late, LateGroup, enter
+
+if TYPE_CHECKING:
+    from meshnode.node.founding import ConsentTerms, PolicyTerms
+    from meshnode.protocol.types import Digest
+
+_COMMANDS = {
+    "init": Late("meshnode.cli.car:init", "Make this machine a car of a network."),
+    "run": Late("meshnode.cli.car:run_node", "Run the node until it is stopped."),
+    "status": Late("meshnode.cli.car:status", "Show the node: work, budget, peers."),
+    "consent": Late("meshnode.cli.car:consent", "Consent by an account that lives elsewhere."),
+}
+_PLUGGED = {"plugged": 0, "battery": 1, "surplus": 2}
+
+
+@click.group(
+    "meshnode",
+    cls=LateGroup,
+    late=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: meshnode init --new garage && meshnode run",
+)
+@click.version_option(package_name="meshnode", prog_name="meshnode")
+def meshnode() -> None:
+    """Let this car compute for a mesh while it is parked, within the limits you set.
+
+    The driver comes first: work stops when the car is taken. Exit codes: 0 ok, 2 usage,
+    5 verification, 7 unreachable, 8 local resource.
+    """
+
+
+_TERMS: tuple[Any, ...] = (
+    click.option(
+        "--soc-floor",
+        type=click.IntRange(0, 100),
+        default=30,
+        show_default=True,
+        metavar="PERCENT",
+        help="Never work below this charge.",
+    ),
+    click.option("--day-wh", type=click.IntRange(0), default=5_000, show_default=True),
+    click.option("--watt-max", type=click.IntRange(0), default=300, show_default=True),
+    click.option(
+        "--power",
+        type=click.Choice(list(_PLUGGED)),
+        default="plugged",
+        show_default=True,
+        help="Work only when plugged in, also from the battery, or only on surplus.",
+    ),
+    click.option(
+        "--submitters",
+        type=click.Choice(["mine", "fleet", "network"]),
+        default="fleet",
+        show_default=True,
+        help="Whose work may run here: this account's, the operator's too, or everybody's.",
+    ),
+    click.option(
+        "--operator", metavar="HEX", help="The account that runs the fleet; else your own."
+    ),
+    click.option(
+        "--accept-notice",
+        is_flag=True,
+        help="Say yes to the notice without being asked; for scripts.",
+    ),
+)
+
+
+def owner_terms(command: Any) -> Any:
+    """What the owner allows: policy and consent in the words of a person."""
+    for option in _TERMS:
+        command = option(command)
+    return command
+
+
+def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
+    from meshnode.node import founding
+    from meshnode.protocol.objects import Submitters
+
+    policy = founding.PolicyTerms(
+        soc_floor_permille=given["soc_floor"] * 10,
+        day_wh=given["day_wh"],
+        watt_max=given["watt_max"],
+        plugged_rule=_PLUGGED[given["power"]],
+        submitters=Submitters[given["submitters"].upper()],
+    )
+    purposes = founding.PURPOSES_DEFAULT
+    if given["power"] == "battery":
+        purposes |= founding.PURPOSE_ENERGY_BATTERY
+    return policy, founding.ConsentTerms(account_of_text(given["operator"]), purposes=purposes)
+
+
+def ask_notice(accepted: bool) -> Digest | None:
+    """Show the notice and hear the person's yes; None without one."""
+    from meshnode.node import founding
+
+    if accepted:
+        return founding.NOTICE_DIGEST
+    frame.talk(founding.NOTICE)
+    if not click.get_text_stream("stdin").isatty():
+        frame.talk("nobody is here to say yes: without --accept-notice the car computes nothing")
+        return None
+    if click.confirm("Do you consent?", err=True):
+        return founding.NOTICE_DIGEST
+    frame.talk("the car joins and computes nothing; run the command again to consent")
+    return None
+
+
+@click.command(epilog="Example: meshnode init --genesis garage.mesh --soc-floor 40")
+@how_to_join
+@owner_terms
+@click.option(
+    "--listen", multiple=True, metavar="ADDR", help="Multiaddr to listen on; kept in config.toml."
+)
+@frame.home_options
+@frame.json_option
+def init(
+    home: Path,
+    genesis: Path | None,
+    new: str | None,
+    kind: str,
+    allow_test: bool,
+    join: tuple[str, ...],
+    cell: str | None,
+    account_text: str | None,
+    listen: tuple[str, ...],
+    **given: Any,
+) -> None:
+    """Make this machine a car of a network: keys, mandate, your policy and your consent.
+
+    You are shown what you agree to and asked. Doing it again keeps the keys and replaces policy
+    and consent.
+    """
+    from meshnode.node import firstrun
+
+    network = network_of(home, genesis, new, kind, allow_test)
+    policy, consent_terms = terms_of(given)
+    account = account_of_text(account_text)
+    elsewhere = account is not None
+    notice = None if elsewhere else ask_notice(given["accept_notice"])
+    stands = firstrun.init_car(
+        home,
+        network,
+        now_ms=now_ms(),
+        notice_accepted=notice,
+        policy=policy,
+        consent=consent_terms,
+        account=account,
+    )
+    write_config(home, {"listen": list(listen), "bootstrap": list(join), "cell": cell})
+    put_standing(stands, home)
+    if new is not None:
+        frame.talk(f"others join with --genesis {home / firstrun.GENESIS_FILE}")
+    if elsewhere:
+        frame.talk("next: meshnode consent request -o request.mesh")
+
+
+@click.command("run", epilog="Example: meshnode run --join /ip4/10.0.0.7/tcp/4001/p2p/ID")
+@click.option("--listen", multiple=True, metavar="ADDR", help="Instead of config.toml's.")
+@click.option(
+    "--join",
+    multiple=True,
+    metavar="ADDR",
+    envvar="MESH_JOIN",
+    show_envvar=True,
+    help="Besides config.toml's and the genesis'.",
+)
+@click.option("--slots", type=click.IntRange(0, 64), help="Runs at a time.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]),
+    default="WARNING",
+    show_default=True,
+    envvar="MESH_LOG_LEVEL",
+    show_envvar=True,
+)
+@frame.home_options
+@frame.json_option
+def run_node(
+    home: Path, listen: tuple[str, ...], join: tuple[str, ...], slots: int | None, log_level: str
+) -> None:
+    """Run the node of this home until Ctrl-C or SIGTERM; leases in work get ten seconds.
+
+    With --json a line on stdout says when it is ready, and its addresses.
+    """
+    from meshnode.node import __main__ as process
+    from meshnode.node import firstrun
+
+    stands = firstrun.standing(home)
+    line = ["--home", str(home), "--role", "car" if stands.car else "submitter"]
+    for address in listen:
+        line += ["--listen", address]
+    for address in join:
+        line += ["--join", address]
+    if slots is not None:
+        line += ["--slots", str(slots)]
+    line += ["--log-level", log_level]
+    if frame.face().json:
+        line += ["--ready-fd", str(os.dup(1))]
+    else:
+        frame.talk(f"{frame.ident(stands.node.peer)} runs in {stands.network.genesis.name}")
+    code = process.run(line)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+@click.command(epilog="Example: meshnode status --json")
+@frame.home_options
+@frame.json_option
+def status(home: Path) -> None:
+    """Show the node of this home: may it work, what runs, who is there, how long papers hold."""
+    from meshnode.client import connect
+    from meshnode.node import firstrun
+
+    stands = firstrun.standing(home)
+    try:
+        with connect(home) as mesh:
+            found: dict[str, Any] | None = mesh.status()
+    except Unreachable:
+        found = None
+    if frame.face().json:
+        papers = {
+            "mandate_until_ms": stands.mandate_until_ms,
+            "consent_until_ms": stands.consent_until_ms,
+        }
+        running = found is not None
+        frame.put_json({"home": home, "running": running, "papers": papers, "node": found})
+        return
+    click.echo(f"node      {frame.ident(stands.node.peer)}")
+    click.echo(f"network   {stands.network.genesis.name} ({stands.network.ident.hex()})")
+    if found is None:
+        click.echo("state     does not run; start it: meshnode run")
+        return
+    why = found["may_run"]
+    click.echo(f"state     runs since {found['up_s']} s (pid {found['pid']})")
+    click.echo(f"work      {'may run' if not why['code'] else why['text']}")
+    click.echo(f"slots     {found['slots_free']} of {found['slots']} free")
+    click.echo(f"peers     {found['peers_up']} connected, {found['cars_known']} cars known")
+    for address in found["addrs"]:
+        click.echo(f"address   {address}")
+    for lease in found["leases"]:
+        done = f"{lease['done']} of {lease['count']}"
+        click.echo(f"lease     {lease['kernel']} {lease['stage']} {done}")
+
+
+@click.group(epilog="Example: meshnode consent request -o request.mesh")
+def consent() -> None:
+    """Consent by an account whose key is not on this machine: request, sign there, install."""
+
+
+@consent.command(epilog="Example: meshnode consent request -o request.mesh")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE"
+)
+@owner_terms
+@frame.home_options
+def request(out: Path, home: Path, **given: Any) -> None:
+    """Write the file that the account's owner signs with `mesh account sign`."""
+    from meshnode.node import armor, firstrun
+
+    policy, terms = terms_of(given)
+    notice = ask_notice(given["accept_notice"])
+    blocks = firstrun.consent_request(
+        home, now_ms=now_ms(), notice_accepted=notice, policy=policy, consent=terms
+    )
+    armor.write_file(out, blocks, "sign with: mesh account sign FILE -o ANSWER")
+    for draft in firstrun.read_request(blocks, str(out)).drafts:
+        frame.talk(f"asks for: {describe(draft)}")
+    frame.talk(
+        f"wrote {out}; where the account key is: mesh account sign {out.name} -o answer.mesh"
+    )
+
+
+@consent.command(epilog="Example: meshnode consent install answer.mesh")
+@click.argument("answer", type=click.Path(dir_okay=False, path_type=Path))
+@frame.home_options
+@frame.json_option
+def install(answer: Path, home: Path) -> None:
+    """Check the account's answer and put it in force; the node reads it at its next start."""
+    from meshnode.node import armor, firstrun
+
+    blocks = armor.read_file(answer)
+    stands = firstrun.consent_install(home, blocks, str(answer), now_ms=now_ms())
+    put_standing(stands, home)
+
+
+def main() -> NoReturn:
+    enter(meshnode, "meshnode")
+
+
+if __name__ == "__main__":
+    main()
