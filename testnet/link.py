@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import meshnode
 from meshnode.cli.frame import path_of_testnet, read_testnet
@@ -26,7 +26,7 @@ from meshnode.errors import LocalResource, MeshError, TimedOut, UsageError
 from meshnode.node.home import run_base
 
 from . import procfs
-from .warden import STOP_S_MAX, last_line, remove_files
+from .warden import STOP_S_MAX, remove_files
 
 WARDEN_S_MAX: Final = 60.0
 """From the start of a warden to its socket: the imports of libp2p on a cold disk."""
@@ -127,8 +127,8 @@ def start_warden(
         command += ["--lifeline", str(lifeline)]
     if not zygote:
         command.append("--no-zygote")
-    log_path = place / "warden.log"
-    with log_path.open("wb") as log:
+    # Kept open: a warden that fails removes its folder, and its last words are what one needs.
+    with (place / "warden.log").open("w+b") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -139,7 +139,7 @@ def start_warden(
             env=environment(),
             cwd="/",
         )
-    linked = _await_warden(name, process, place, log_path)
+        linked = _await_warden(name, process, place, log)
     linked.process = process
     return linked
 
@@ -151,7 +151,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def _await_warden(name: str, process: subprocess.Popen[bytes], place: Path, log_path: Path) -> Link:
+def _await_warden(name: str, process: subprocess.Popen[bytes], place: Path, log: BinaryIO) -> Link:
     deadline_s = time.monotonic() + WARDEN_S_MAX
     while time.monotonic() < deadline_s:
         with contextlib.suppress(MeshError):
@@ -160,7 +160,9 @@ def _await_warden(name: str, process: subprocess.Popen[bytes], place: Path, log_
             process.wait(0.02)
         except subprocess.TimeoutExpired:
             continue
-        text = last_line(log_path)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+        text = said[-1] if said else "it said nothing"
         shutil.rmtree(place, ignore_errors=True)
         raise LocalResource(f"the testnet {name} could not start: {text}")
     process.kill()

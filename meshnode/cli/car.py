@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -118,7 +119,7 @@ def ask_notice(accepted: bool) -> Digest | None:
     if accepted:
         return founding.NOTICE_DIGEST
     frame.talk(founding.NOTICE)
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         frame.talk("nobody is here to say yes: without --accept-notice the car computes nothing")
         return None
     if click.confirm("Do you consent?", err=True):
