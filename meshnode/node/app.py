@@ -18,8 +18,8 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -54,8 +54,21 @@ DRAIN_POLL_S: Final = 0.05
 IDLE_POLL_S: Final = 1.0
 CLOSE_S_MAX: Final = 10.0
 """From the end of draining to the end of the process; then it ends the hard way."""
+SWITCH_S: Final = 0.000_2
 
 log = logging.getLogger("meshnode.node")
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """The journal's thread gives the interpreter back soon. With Python's default of 5 ms a commit
+    that fell into a call made it 5 ms longer: warm calls had a median of 4.5 ms instead of 2."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @asynccontextmanager
@@ -64,6 +77,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
     check_home(home)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_quick_switches())
         journal = await stack.enter_async_context(
             open_journal(home, jobs_bytes_max=config.storage.jobs_bytes_max)
         )

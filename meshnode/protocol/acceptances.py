@@ -25,6 +25,13 @@ from .sealed import Sealed
 from .shelf import Shelf
 from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
+DISPUTE_RUNS_MAX = 64
+
+
+def _range(receipt: Receipt) -> tuple[int, int]:
+    first, size = receipt.work.units
+    return first, first + size
+
 
 class Audit(Protocol):
     """What convinced the requester. Verification comes in here."""
@@ -97,7 +104,7 @@ class AcceptanceDesk:
             channel = self.channels[receipt.channel] = RequesterChannel(
                 entered.agreement, entered.digest
             )
-        reason = channel.check(receipt)
+        reason = channel.check(receipt, sealed.digest, self._out.now.unix_ms)
         if reason is Reason.DUPLICATE:
             # said again after a reconnect: our acceptance was lost, so it is said again too
             if channel.last_acceptance is not None and receipt.channel not in self._pending:
@@ -105,6 +112,9 @@ class AcceptanceDesk:
             return
         if reason is not Reason.OK:
             self._out.counters[f"receipt_{reason.name.lower()}"] += 1
+            if reason is Reason.EQUIVOCATION:  # two signatures, one place: kept as the proof it is
+                self._out.persist((row(sealed),), Durability.POWER)
+                self._out.notify(peer, "equivocation", channel=receipt.channel, seq=receipt.seq)
             self._decline(peer, sealed.digest, reason)
             return
         self._take(channel, receipt, sealed)
@@ -124,7 +134,10 @@ class AcceptanceDesk:
         pending.seq, pending.receipt = receipt.seq, digest
         pending.rows.append(row(sealed))
         if withheld:
-            runs = spans(withheld)[:64]
+            runs = spans(withheld)
+            if len(runs) > DISPUTE_RUNS_MAX:  # more than an acceptance can name: all of it
+                withheld = list(range(*_range(receipt)))
+                withheld_nano, runs = amount, spans(withheld)
             pending.disputes.append(Dispute(receipt.seq, reason, withheld_nano, runs))
         if job is not None:
             first = receipt.work.units.first

@@ -16,7 +16,7 @@ from .objects import T_AGREEMENT, T_MANDATE, Agreement, Mandate, Rate, Role
 from .outbox import Outbox, Restored, row
 from .reasons import Reason
 from .sealed import Sealed, unseal
-from .types import CLOCK_SKEW_MS_MAX, Digest, Durability, Lane, Peer
+from .types import CLOCK_SKEW_MS_MAX, MANDATE_MS_MAX, Digest, Durability, Lane, Peer
 
 ASK_TIMEOUT_MS = 5_000
 FREE_RATES = (Rate(0, 0, 1),)
@@ -40,6 +40,8 @@ def read_mandate(wire: bytes, peer: Peer, role: Role, outbox: Outbox) -> Sealed 
         return Reason.OTHER_NETWORK
     if sealed.kid != mandate.account or mandate.peer != peer or not mandate.roles & role:
         return Reason.NOT_YOURS
+    if mandate.not_after_ms - mandate.not_before_ms > MANDATE_MS_MAX:
+        return Reason.EXPIRED
     if not mandate.not_before_ms - CLOCK_SKEW_MS_MAX <= now < mandate.not_after_ms:
         return Reason.EXPIRED
     return sealed

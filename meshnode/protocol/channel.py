@@ -12,6 +12,7 @@ honest node sign two objects for one place.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ from .objects import NO_METERS, Acceptance, Agreement, Measured, Rate, Receipt, 
 from .outbox import Identity
 from .reasons import Reason
 from .sealed import Sealed
-from .types import UINT_MAX, Digest
+from .types import CLOCK_SKEW_MS_MAX, UINT_MAX, Digest
+
+DIGESTS_MAX = 4096  # receipts whose digest is remembered, to tell a repetition from a second one
 
 
 def add_meters(totals: Measured, slice_: Measured) -> Measured:
@@ -132,11 +135,14 @@ class RequesterChannel:
         self.total_nano = 0
         self.withheld_nano = 0
         self.period_end_ms = 0
+        self.digests: OrderedDict[int, Digest] = OrderedDict()  # of the latest receipts, by seq
         self.last_acceptance: bytes | None = None
 
-    def check(self, receipt: Receipt) -> Reason:
+    def check(self, receipt: Receipt, digest: Digest, now_unix_ms: int) -> Reason:
         """Form, order and arithmetic; what the work is worth is the requester's to say."""
         agreement = self.agreement
+        if receipt.network != agreement.network:
+            return Reason.OTHER_NETWORK
         if (
             receipt.provider != agreement.provider
             or receipt.requester != agreement.requester
@@ -145,8 +151,14 @@ class RequesterChannel:
             or receipt.channel != self.digest
         ):
             return Reason.NOT_YOURS
-        if receipt.seq != self.next_seq:
-            return Reason.DUPLICATE if receipt.seq < self.next_seq else Reason.GAP
+        if receipt.seq > self.next_seq:
+            return Reason.GAP
+        if receipt.seq < self.next_seq:
+            same = self.digests.get(receipt.seq, digest) == digest
+            return Reason.DUPLICATE if same else Reason.EQUIVOCATION
+        start_ms, end_ms = receipt.period_ms
+        if not start_ms <= end_ms <= now_unix_ms + CLOCK_SKEW_MS_MAX:
+            return Reason.CLOCK_SKEW
         if receipt.previous != self.previous:
             return Reason.EQUIVOCATION
         totals = add_meters(self.totals, receipt.meters)
@@ -167,3 +179,6 @@ class RequesterChannel:
         self.total_nano = receipt.total_nano
         self.withheld_nano += withheld_nano
         self.period_end_ms = receipt.period_ms[1]
+        self.digests[receipt.seq] = digest
+        if len(self.digests) > DIGESTS_MAX:
+            self.digests.popitem(last=False)

@@ -425,7 +425,8 @@ class Node:
             if obj.typ == T_RECEIPT:
                 sealed = unseal(obj.sealed)
                 receipt = sealed.open(Receipt, T_RECEIPT)
-                receipts.setdefault(receipt.channel, {})[receipt.seq] = (receipt, sealed)
+                # the first stands; a second for the same place is kept as proof, not as chain
+                receipts.setdefault(receipt.channel, {}).setdefault(receipt.seq, (receipt, sealed))
             elif obj.typ == T_ACCEPT:
                 sealed = unseal(obj.sealed)
                 acceptance = sealed.open(Acceptance, T_ACCEPT)

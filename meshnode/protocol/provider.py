@@ -82,7 +82,7 @@ class Provider:
         self._by_fetch: dict[int, tuple[Granted, BlobRef, int, int]] = {}
         self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
         self._admits: dict[int, Digest] = {}
-        self._admitted: OrderedDict[Digest, int] = OrderedDict()  # job -> kFLOP a unit
+        self._admitted: OrderedDict[Digest, int] = OrderedDict()  # artifact -> kFLOP a unit
         self._part_sends: OrderedDict[int, tuple[LeaseId, int]] = OrderedDict()
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
@@ -191,10 +191,10 @@ class Provider:
 
     def _prepare(self, granted: Granted) -> None:
         job = granted.offer.job
-        if granted.job_digest not in self._admitted:
+        if job.artifact not in self._admitted:
             exec_id = self._out.mint()
-            self._admits[exec_id] = granted.job_digest
-            remember(self._admitted, granted.job_digest, 0, 1024)
+            self._admits[exec_id] = job.artifact
+            remember(self._admitted, job.artifact, 0, 1024)
             self._out.add(Admit(exec_id, exec_spec(job, granted.job_digest, 1)))
         run = granted.offer.run
         for arg in job.args:
@@ -290,9 +290,9 @@ class Provider:
     # ---- what the executor says
 
     def on_admitted(self, event: Admitted) -> None:
-        job_digest = self._admits.pop(event.exec_id, None)
-        if job_digest is not None:
-            self._admitted[job_digest] = event.kflop_per_unit
+        artifact = self._admits.pop(event.exec_id, None)
+        if artifact is not None:
+            self._admitted[artifact] = event.kflop_per_unit
 
     def on_units(self, event: UnitsDone) -> None:
         granted = self._by_exec.get(event.exec_id)
@@ -320,7 +320,10 @@ class Provider:
         if refused is not None:  # the admission itself was refused
             self._admitted.pop(refused, None)
             for lease in list(self.leases.values()):
-                if lease.job_digest == refused and lease.stage in (Stage.WAITING, Stage.READY):
+                if lease.offer.job.artifact == refused and lease.stage in (
+                    Stage.WAITING,
+                    Stage.READY,
+                ):
                     self._end(lease, event.reason, event.text)
             return
         granted = self._by_exec.pop(event.exec_id, None)
@@ -368,7 +371,7 @@ class Provider:
         entered = self._agreements.as_provider(granted.offer.channel, granted.requester)
         if entered is None:
             return
-        kflop = self._admitted.get(granted.job_digest, 0)
+        kflop = self._admitted.get(granted.offer.job.artifact, 0)
         self.receipts.add(
             granted, entered, consent.digest, policy.digest, kflop, self.owner.budget.watt_max
         )

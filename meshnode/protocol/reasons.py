@@ -7,6 +7,7 @@ reused; docs/spec/meshnode.cddl lists them and a test keeps the two equal.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 
 class Reason(IntEnum):
@@ -14,7 +15,7 @@ class Reason(IntEnum):
 
     text: str
 
-    def __new__(cls, code: int, text: str) -> Reason:
+    def __new__(cls, code: int, text: str) -> Self:
         member = int.__new__(cls, code)
         member._value_ = code
         member.text = text

@@ -488,8 +488,15 @@ class Requester:
         while task.missing < task.end and job.source_of[task.missing]:
             task.missing += 1
         job.last_sign_mono_ms = self._out.now.mono_ms
+        if attempt.live and attempt.next_unit == attempt.end:
+            # Its end is only said after this; the next run need not wait for that.
+            attempt.step(Step.RETURNED)
+            self._leave(job, attempt)
+            self.jobs.note(job, attempt)
         for first, taken in outputs:
             self._taken(job, attempt, first, taken)
+        if not attempt.live:
+            self.pump(job)
 
     def _time(self, job: Job, attempt: Attempt) -> None:
         done = attempt.next_unit - attempt.first
@@ -542,21 +549,14 @@ class Requester:
         job, task, attempt = found
         if attempt.next_unit - attempt.first < ended.units_done:
             return  # parts are missing; the car sends them, and this, again
-        if attempt.next_unit == attempt.end:
-            attempt.step(Step.RETURNED)
-            self._leave(job, attempt)
-            self.jobs.note(job, attempt)
-        else:
-            reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
-            if reason is Reason.FAILED_BY_JOB:
-                task.failures += 1
-            if reason in UNSUITED:
-                job.unsuited[peer] = reason
-                job.refusals[reason] += 1
-            self._out.notify(
-                job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer
-            )
-            self._lose(job, attempt, reason)
+        reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
+        if reason is Reason.FAILED_BY_JOB:
+            task.failures += 1
+        if reason in UNSUITED:
+            job.unsuited[peer] = reason
+            job.refusals[reason] += 1
+        self._out.notify(job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer)
+        self._lose(job, attempt, reason)
         self.pump(job)
 
     def on_heartbeat(self, peer: Peer, beat: Heartbeat) -> None:

@@ -121,7 +121,7 @@ class Writer:
         )
         sealed = sealed_by(self.key, receipt, T_RECEIPT)
         self.provider.minted(receipt, sealed)
-        assert self.requester.check(receipt) is Reason.OK
+        assert self.requester.check(receipt, sealed.digest, NOW_MS) is Reason.OK
         self.requester.take(receipt, sealed.digest, 0)
         self.rows.append(row(sealed))
         return sealed.digest
