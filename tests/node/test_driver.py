@@ -239,17 +239,26 @@ def test_a_flood_of_one_source_gives_way() -> None:
     script = Script()
 
     async def test(rig: Rig) -> None:
+        begun = trio.Event()
+
+        def react(event: Event) -> list[Effect]:
+            begun.set()
+            return []
+
+        script.react = react
+
+        async def recall() -> None:
+            await begun.wait()
+            rig.driver.post(Recall(Reason.DRIVING, 0))
+
         async with trio.open_nursery() as nursery:
-
-            async def recall() -> None:
-                rig.driver.post(Recall(Reason.DRIVING, 0))
-
-            for number in range(1024):
-                rig.sources.arrive.send_nowait(rtt(number))
             nursery.start_soon(recall)
             await trio.testing.wait_all_tasks_blocked()
+            for number in range(1024):
+                rig.sources.arrive.send_nowait(rtt(number))
+            await trio.testing.wait_all_tasks_blocked()
         place = script.heard.index(Recall(Reason.DRIVING, 0))
-        assert place <= 2 * BATCH_MAX
+        assert place <= 2 * BATCH_MAX  # which of two ready tasks trio runs first is chance
         flood = [event for event in script.heard if isinstance(event, RttMeasured)]
         assert flood == [rtt(number) for number in range(1024)]
 
@@ -260,6 +269,7 @@ def test_ticks_come_when_they_are_due_and_not_before() -> None:
     script = Script()
 
     async def test(rig: Rig) -> None:
+        await trio.testing.wait_all_tasks_blocked()
         clock = SystemClock()
         ticked = trio.Event()
         script.due = clock.now().mono_ms + 60_000
