@@ -321,5 +321,6 @@ class Driver:
         except MeshError as error:
             reason = getattr(error, "reason", Reason.BLOB_MISSING)
             return BlobFailed(effect.fetch_id, effect.ref.blob_id, reason)
+        self.counters["blob_bytes_fetched"] += fetched
         self.on_fetched(effect.ref)
         return BlobReady(effect.fetch_id, effect.ref, fetched)
