@@ -17,6 +17,7 @@ instead it is dropped, and the machine, which hears of it, knows what it had pro
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -187,12 +188,7 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """Handle `event` now; from inside the handling of another, right after that one."""
-        if isinstance(event, Recall | Persisted | PersistFailed):
-            self._urgent.append(event)
-        elif len(self._queue) >= QUEUE_MAX:
-            raise LocalProtocolError(f"{QUEUE_MAX} events were posted while one was in hand")
-        else:
-            self._queue.append(event)
+        self._put(event)
         self._drain()
 
     async def durable(self) -> None:
@@ -216,12 +212,19 @@ class Driver:
 
     async def _pump(self, source: trio.MemoryReceiveChannel[Event]) -> None:
         async for event in source:
-            self.post(event)
-            try:
+            self._put(event)
+            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
                 for _ in range(BATCH_MAX - 1):
-                    self.post(source.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel):
-                continue
+                    self._put(source.receive_nowait())
+            self._drain()
+
+    def _put(self, event: Event) -> None:
+        if isinstance(event, Recall | Persisted | PersistFailed):
+            self._urgent.append(event)
+        elif len(self._queue) >= QUEUE_MAX:
+            raise LocalProtocolError(f"{QUEUE_MAX} events were posted while one was in hand")
+        else:
+            self._queue.append(event)
 
     def _drain(self) -> None:
         if self._busy or not self.started.is_set():
