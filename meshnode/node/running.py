@@ -25,7 +25,8 @@ from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.load import read_results
 from meshnode.protocol.codec import digest
 from meshnode.protocol.effects import JobRecord, Notice
-from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Recall, Submit
+from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Meet, Recall, Submit
+from meshnode.protocol.identity import peer_of_text
 from meshnode.protocol.job import array_bytes, make_spec, spec_bytes
 from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
@@ -169,6 +170,13 @@ class RunningNode:
     def cancel(self, job_id: JobId) -> None:
         self.driver.post(Cancel(job_id))
 
+    def meet(self, addr: str) -> None:
+        """Connect to the peer behind a multiaddress that ends in /p2p/ID."""
+        _, found, name = addr.rpartition("/p2p/")
+        if not found:
+            raise UsageError(f"{addr} does not end in /p2p/ and a peer id")
+        self.driver.post(Meet(peer_of_text(name), (addr,)))
+
     async def jobs(self) -> list[dict[str, Any]]:
         """All jobs of this home, oldest first."""
         past = await trio.to_thread.run_sync(status.ended_jobs, self.home, limiter=self._reads)
@@ -268,7 +276,10 @@ class RunningNode:
     def adopt(self, records: Sequence[JobRecord]) -> None:
         """Jobs of an earlier process go on: their blobs stay here until they end."""
         for record in records:
-            order = status.order_of_record(record)
+            try:
+                order = status.order_of_record(record)
+            except MeshError:  # the machine leaves it alone too
+                continue
             job_id = JobId(record.job_digest[:16])
             self._orders[job_id] = order
             for ref in _blobs_of(order):

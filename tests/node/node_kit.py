@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from pathlib import Path
 
 import numpy as np
 
-from jaxkernels import host, registry
+from jaxkernels import host
 from meshnode import config
-from meshnode.client.orders import Note, Terms, make_order
+from meshnode.client.orders import Note, Terms, inline_args, make_order
+from meshnode.ledger.blobs import blob_id_of
 from meshnode.node import firstrun
 from meshnode.protocol.events import JobOrder
+from meshnode.protocol.types import CHUNK_BYTES, BlobRef
 
 SEED = 7
 KERNEL = "bench.noop@1"
@@ -40,10 +43,19 @@ def node_config(
     return dataclasses.replace(preset, node=node, limits=limits)
 
 
+def stacked(units: int) -> host.Array:
+    """Inputs of bench.noop."""
+    return np.arange(units * 16, dtype=np.float32).reshape(units, 16)
+
+
 def noop_order(units: int, *, durable: bool = True, label: str = "") -> JobOrder:
-    info = registry.get(KERNEL)
-    arg = info.args[0]
-    array = np.arange(units * int(np.prod(arg.shape)), dtype=arg.dtype).reshape(units, *arg.shape)
-    prepared = host.prepare(KERNEL, array)
+    """Inline if it is small, else by the reference of a blob that the test must put."""
+    prepared = host.prepare(KERNEL, stacked(units))
+    blobs = {}
+    if not inline_args(prepared):
+        content = prepared.args[0].array.tobytes()
+        pieces = [content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES)]
+        digests = [hashlib.sha256(piece).digest() for piece in pieces]
+        blobs[0] = BlobRef(blob_id_of(len(content), digests), len(content))
     note = Note(KERNEL, dict(prepared.context), label)
-    return make_order(prepared, {}, Terms(durable=durable), note)
+    return make_order(prepared, blobs, Terms(durable=durable), note)

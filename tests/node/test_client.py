@@ -187,6 +187,12 @@ def test_a_peer_that_is_no_client_is_hung_up_on(mesh: Mesh, home: Path) -> None:
     assert mesh.hello()["version"] == 1
 
 
+def test_the_client_loads_neither_trio_nor_libp2p_nor_jax() -> None:
+    code = "import sys, meshnode.client, meshnode.client.background; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"trio", "libp2p", "jax"} & set(done.stdout.split())
+
+
 def test_no_node_is_said(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no node runs"):
         connect(tmp_path)

@@ -23,7 +23,7 @@ from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import JobId
 
-from .node_kit import make_home, node_config, noop_order
+from .node_kit import make_home, node_config, noop_order, stacked
 
 WITHIN_S = 60.0
 
@@ -58,7 +58,7 @@ def test_a_job_a_call_and_their_receipts(tmp_path: Path) -> None:
         result = await own.result(job_id)
         assert result.ended.state == "done"
         (out,) = split_outputs(result.packed, order.outs, order.units)
-        want = np.arange(40 * 16, dtype=np.float32).reshape(40, 16) + 1
+        want = stacked(40) + 1
         assert np.array_equal(out, want)
 
         packed = await own.call(noop_order(1, durable=False))
@@ -102,6 +102,28 @@ def test_a_node_alone_says_that_nobody_is_there(tmp_path: Path) -> None:
                 assert (await own.explain(job_id))[0]["text"]
                 with pytest.raises(UsageError, match="knows no job"):
                     await own.wait(JobId(bytes(16)))
+
+    trio.run(main)
+
+
+def test_a_job_goes_on_when_its_node_is_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = make_home(tmp_path, "submitter", car=False)
+        order = noop_order(400)  # too much to be inline
+        assert not order.inline
+        with trio.fail_after(WITHIN_S):
+            async with open_node(home, node_config(car=False)) as own:
+                ref = await own.put_bytes(stacked(400).tobytes())
+                assert order.args[0].blob == ref
+                job_id = await own.submit(order)
+            car_home = make_home(tmp_path, "car-0", car=True)
+            async with (
+                open_node(car_home, node_config(car=True)) as car,
+                open_node(home, node_config(car=False, join=car.addrs)) as own,
+            ):
+                result = await own.result(job_id)
+        (out,) = split_outputs(result.packed, order.outs, order.units)
+        assert np.array_equal(out, stacked(400) + 1)
 
     trio.run(main)
 
