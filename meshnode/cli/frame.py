@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from meshnode.errors import LocalResource, MeshError, UsageError
 from meshnode.node.home import home_path, run_base
@@ -24,6 +25,7 @@ from meshnode.node.home import home_path, run_base
 JSON_VERSION: Final = 1
 STATE_BYTES_MAX: Final = 1 << 20
 TESTNET_META: Final = "meshnode.cli.testnet"
+WHERE_META: Final = "meshnode.cli.where"
 ENTRY_POINTS: Final = "meshnode.commands"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,16 +117,25 @@ def json_option(command: F) -> F:
     return option(command)
 
 
+def where() -> str:
+    """The options that lead another command line to the same node."""
+    return str(click.get_current_context().meta.get(WHERE_META, ""))
+
+
 def home_options(command: F) -> F:
     """--home and --testnet; the command gets `home: Path`."""
 
     def chosen(ctx: click.Context, _: click.Parameter, value: str | None) -> Path:
         testnet = ctx.params.pop("testnet", None)
-        if testnet is not None:
-            if value is not None:
-                raise click.UsageError("--home and --testnet exclude each other")
+        home_said = ctx.get_parameter_source("home") is ParameterSource.COMMANDLINE
+        testnet_said = ctx.get_parameter_source("testnet") is ParameterSource.COMMANDLINE
+        if home_said and testnet_said:
+            raise click.UsageError("--home and --testnet exclude each other")
+        if testnet is not None and not home_said:  # what is typed beats what the shell exports
             ctx.meta[TESTNET_META] = testnet
+            ctx.meta[WHERE_META] = f" --testnet {testnet}" if testnet_said else ""
             return home_in_testnet(testnet)
+        ctx.meta[WHERE_META] = f" --home {value}" if home_said else ""
         return Path(value).expanduser().absolute() if value else home_path()
 
     home = click.option(
@@ -231,14 +242,12 @@ def run(group: click.Command, name: str, argv: Sequence[str] | None = None) -> i
     """Run a command line; its exit status. Every expected end is one line on stderr."""
     shown = Face()
     try:
-        group.main(
+        code = group.main(
             None if argv is None else list(argv),
             prog_name=name,
             standalone_mode=False,
             obj=shown,
         )
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except click.UsageError as error:
         context = error.ctx.command_path if error.ctx else name
         return _failed(shown, f"{error.format_message()} See `{context} --help`.", "UsageError", 2)
@@ -255,11 +264,11 @@ def run(group: click.Command, name: str, argv: Sequence[str] | None = None) -> i
         return 141
     except Exception as error:
         # jaxkernels stands on its own and does not import our tree; its errors have a code too.
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
+        known = getattr(error, "exit_code", None)
+        if not isinstance(known, int):
             raise
-        return _failed(shown, str(error), type(error).__name__, code)
-    return 0
+        return _failed(shown, str(error), type(error).__name__, known)
+    return code if isinstance(code, int) else 0  # click gives back what `Exit` carried
 
 
 def _failed(shown: Face, text: str, kind: str, code: int) -> int:

@@ -130,7 +130,8 @@ def logs(job_id: str, keep: bool, home: Path) -> None:
             _log(notice)
         if not keep:
             return
-        frame.face().return_line = f"the job goes on; return: mesh logs {ident.hex()[:8]} --follow"
+        back = f"mesh logs {ident.hex()[:8]} --follow{frame.where()}"
+        frame.face().return_line = f"the job goes on; return: {back}"
         for notice in mesh.watch(ident):
             _log(notice)
 

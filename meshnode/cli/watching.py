@@ -80,8 +80,8 @@ def progress(what: str, unit: str = "units") -> Iterator[Progress]:
 
 
 def return_line(command: str, job_id: bytes, out: Path | None) -> str:
-    where = "" if out is None else f" -o {out}"
-    return f"the job goes on; return: {command} {job_id.hex()[:8]}{where}"
+    to = "" if out is None else f" -o {out}"
+    return f"the job goes on; return: {command} {job_id.hex()[:8]}{to}{frame.where()}"
 
 
 def follow(
@@ -96,7 +96,7 @@ def follow(
         except TimedOut:
             raise TimedOut(
                 f"job {job_id.hex()[:8]} was not done within {timeout_s:g} s; it goes on: "
-                f"{command} {job_id.hex()[:8]}"
+                f"{command} {job_id.hex()[:8]}{frame.where()}"
             ) from None
         return
     what = f"job {job_id.hex()[:8]}"
