@@ -242,6 +242,14 @@ class AddrsKnown:
 
 
 @dataclass(frozen=True, slots=True)
+class Meet:
+    """Somebody named a peer and where it is: connect to it."""
+
+    peer: Peer
+    addrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlobsHeld:
     """Blobs and artifacts this node holds whole; for the advert and for placement by locality."""
 
@@ -274,5 +282,6 @@ Event: TypeAlias = (
     | Cancel
     | Drain
     | AddrsKnown
+    | Meet
     | BlobsHeld
 )

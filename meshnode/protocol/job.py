@@ -150,7 +150,7 @@ class Task:
     missing: int
     attempt: int = -1  # highest number used
     tries: int = 0  # refusals and silences in a row
-    failures: int = 0  # times the kernel itself failed
+    failures: int = 0  # runs in a row that ended without a unit
     live: Attempt | None = None
     state: BlobRef | None = None  # checkpoint handed over
     step: int | None = None

@@ -22,7 +22,7 @@ from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
 from .agreement import Agreements
 from .channel import RequesterChannel
-from .effects import Block, Effect, Join
+from .effects import Block, Dial, Effect, Join
 from .events import (
     AddrsKnown,
     Admitted,
@@ -37,6 +37,7 @@ from .events import (
     ExecEnded,
     FrameIn,
     GossipIn,
+    Meet,
     PeerDown,
     PeerUp,
     Persisted,
@@ -152,6 +153,7 @@ class Node:
             Cancel: lambda e: self.requester.cancel(e.job_id),
             BlobsHeld: lambda e: self.provider.on_blobs(e.blob_ids),
             AddrsKnown: self._on_addrs,
+            Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
         }
         self._messages: dict[type, Callable[[Peer, Any], None]] = {
             messages.Hello: self._on_hello,

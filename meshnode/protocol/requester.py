@@ -86,6 +86,11 @@ UNSUITED = frozenset(
         Reason.NO_WORKER,
     }
 )
+# Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.
+BLAMELESS = frozenset(
+    {Reason.STOPPED_BY_OWNER, Reason.STOPPED_BY_REQUESTER, Reason.SHUTDOWN, Reason.PEER_DOWN}
+)
+ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
 DEADLINE_UNIX_MS = 600_000  # an offer's own expiry, far above its time-out: clocks differ
 ENDED_JOBS_MAX = 256
@@ -175,7 +180,7 @@ class Requester:
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
         job.drop_whole()
-        if not job.to_place():
+        if not job.to_place() or self.fleet.backoff.get(peer, 0) > self._out.now.mono_ms:
             return
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
@@ -300,7 +305,7 @@ class Requester:
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
-        if not job.to_place():
+        if not job.to_place() or self.fleet.backoff.get(peer, 0) > self._out.now.mono_ms:
             return
         job.waiting.backoff_ms = 0
         task = self._next_run(job, self.fleet.cars(job))
@@ -550,11 +555,13 @@ class Requester:
         if attempt.next_unit - attempt.first < ended.units_done:
             return  # parts are missing; the car sends them, and this, again
         reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
-        if reason is Reason.FAILED_BY_JOB:
-            task.failures += 1
+        job.refusals[reason] += 1
         if reason in UNSUITED:
             job.unsuited[peer] = reason
-            job.refusals[reason] += 1
+        elif reason not in BLAMELESS:
+            # Doubling, so that a run that cannot succeed here does not spin between two peers.
+            task.failures = 1 if attempt.next_unit > attempt.first else task.failures + 1
+            self.fleet.leave_alone(peer, self._out.limits.backoff_ms << task.failures)
         self._out.notify(job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer)
         self._lose(job, attempt, reason)
         self.pump(job)
@@ -606,10 +613,9 @@ class Requester:
             return
         if task.missing >= task.end:
             return
-        if task.failures >= KERNEL_FAILURES_MAX:
-            self._finish(job, JobState.FAILED, Reason.FAILED_BY_JOB)
-            return
-        if task.attempt >= 65_000:
+        kernel_failed = reason is Reason.FAILED_BY_JOB
+        most = KERNEL_FAILURES_MAX if kernel_failed else self._out.limits.attempts_max
+        if task.failures >= most or task.attempt >= ATTEMPTS_MAX:
             self._finish(job, JobState.FAILED, reason)
             return
         job.retry.append(task)

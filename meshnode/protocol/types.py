@@ -158,8 +158,8 @@ class Limits:
     result_keep_ms: int = 86_400_000
     """How long a car keeps results that nobody has accepted."""
     result_keep_bytes_max: int = 256 << 20
-    attempts_max: int = 8
-    """Attempts of a task that end in failure of the job itself before the job fails."""
+    attempts_max: int = 6
+    """Runs of a task that fail in a row, without one unit done, before the job fails."""
     job_deadline_ms: int = 24 * 3_600_000
     nobody_ms: int = 15_000
     """A job for which no car comes forward for so long fails; its explanation says why."""

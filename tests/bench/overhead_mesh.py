@@ -17,7 +17,6 @@ import trio
 from jaxkernels import host
 from meshnode.client.orders import Note, Terms, make_order, split_outputs
 from meshnode.node.running import RunningNode
-from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import BlobRef
 

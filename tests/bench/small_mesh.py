@@ -51,6 +51,18 @@ def start_car(folder: Path, name: str, join: tuple[str, ...]) -> Car:
     return Car(name, process, tuple(ready["addrs"]))
 
 
+def submitter_config(join: tuple[str, ...]) -> config.NodeConfig:
+    preset = config.submitter()
+    node = dataclasses.replace(
+        preset.node,
+        provides=False,
+        listen=("/ip4/127.0.0.1/tcp/0",),
+        bootstrap=join,
+        cell="bench",
+    )
+    return dataclasses.replace(preset, node=node)
+
+
 @asynccontextmanager
 async def small_mesh(cars: int) -> AsyncIterator[tuple[RunningNode, list[Car]]]:
     """A submitter and its cars, all of them connected and with a worker class known."""
@@ -62,15 +74,8 @@ async def small_mesh(cars: int) -> AsyncIterator[tuple[RunningNode, list[Car]]]:
             started.append(start_car(folder, f"car-{number}", join))
         home = folder / "submitter"
         firstrun.init_seeded(home, SEED, "submitter", car=False, now_ms=time.time_ns() // 1_000_000)
-        preset = config.submitter()
-        node = dataclasses.replace(
-            preset.node,
-            provides=False,
-            listen=("/ip4/127.0.0.1/tcp/0",),
-            bootstrap=tuple(addr for car in started for addr in car.addrs),
-            cell="bench",
-        )
-        async with open_node(home, dataclasses.replace(preset, node=node)) as own:
+        addrs = tuple(addr for car in started for addr in car.addrs)
+        async with open_node(home, submitter_config(addrs)) as own:
             await until(lambda: len(usable_cars(own)) >= cars, READY_S_MAX)
             yield own, started
     finally:
@@ -91,7 +96,7 @@ def usable_cars(own: RunningNode) -> list[bytes]:
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
     with trio.fail_after(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody wakes a bench
             await trio.sleep(0.02)
 
 

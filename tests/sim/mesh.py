@@ -189,6 +189,7 @@ class Mesh:
         self._lane_clock: dict[tuple[str, str], int] = {}
         self.unit_ms = KERNEL_MS
         self.fail_kernel = False
+        self.fail_reason = Reason.FAILED_BY_JOB
         self.queue_full = 0.0  # chance that a result frame finds its queue full
         self.partitioned: set[frozenset[str]] = set()
 
@@ -409,7 +410,7 @@ class Mesh:
         """The virtual worker: output of unit i is i as 64 bytes; parts of up to 4 units."""
         run, done = effect.run, 0
         if self.fail_kernel:
-            failed = ev.ExecEnded(effect.exec_id, Reason.FAILED_BY_JOB, ev.Meters(), "boom")
+            failed = ev.ExecEnded(effect.exec_id, self.fail_reason, ev.Meters(), "boom")
             self.at(self.unit_ms, lambda: self.feed_life(site, life, failed))
             return
         while done < run.count:

@@ -226,6 +226,16 @@ def test_a_kernel_that_fails_twice_fails_the_job() -> None:
     assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.FAILED_BY_JOB)
 
 
+def test_a_run_that_always_fails_backs_off_and_gives_up() -> None:
+    mesh = mesh_of(2, 2)
+    mesh.fail_kernel, mesh.fail_reason = True, Reason.BLOB_MISSING
+    submit(mesh, order(4))
+    assert mesh.run(lambda: ended(mesh))
+    assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.BLOB_MISSING)
+    assert len(job_of(mesh).history) <= 4 * mesh.limits.attempts_max
+    assert mesh.now_ms > 4 * mesh.limits.backoff_ms, "it did not spin"
+
+
 def test_nobody_there_says_so() -> None:
     mesh = mesh_of(0, 2)
     submit(mesh, order(20))
