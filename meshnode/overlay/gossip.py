@@ -70,6 +70,17 @@ class MeshPubsub(Pubsub):
             )
         await super().run()
 
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        # Stock writes the hello with the topics of now, and lists the peer only once that write is
+        # through: a topic joined meanwhile is announced to everybody else, and to this peer never.
+        said = set(self.topic_ids)
+        await super()._handle_new_peer(peer_id)
+        queue = self.peer_queues.get(peer_id)
+        if queue is not None:
+            for topic in said ^ set(self.topic_ids):
+                packet, option = self._build_announce_rpc(topic, subscribe=topic in self.topic_ids)
+                self._enqueue_or_retry_announce(peer_id, queue, packet, option)
+
     async def push_msg(self, msg_forwarder: ID, msg: Any) -> None:
         if GOSSIP_BUDGET in self._guards and not self._admits(msg_forwarder, msg):
             return
