@@ -180,7 +180,7 @@ class Requester:
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
         job.drop_whole()
-        if not job.to_place() or self.fleet.backoff.get(peer, 0) > self._out.now.mono_ms:
+        if not job.to_place():
             return
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
