@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -129,7 +130,7 @@ async def _feeder(
     config: OverlayConfig,
     folder: Path,
     network: NetworkId,
-    task_status: trio.TaskStatus[Overlay] = trio.TASK_STATUS_IGNORED,
+    task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
     folder.mkdir()  # noqa: ASYNC240 - a bench has no other task to hold up
     async with open_overlay(config, BlobStore(folder, bytes_max=1 << 20)) as overlay:
