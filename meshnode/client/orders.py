@@ -89,10 +89,14 @@ class Note:
 
 
 def inline_args(prepared: host.Prepared) -> frozenset[int]:
-    """Which arguments travel in frames: the smallest, as long as all of them stay small."""
+    """Which arguments travel in frames: the smallest mapped ones, as long as all stay small.
+
+    A constant is a blob, however small: a worker reads it once, for all runs.
+    """
     chosen: set[int] = set()
     total = 0
-    for number, arg in sorted(enumerate(prepared.args), key=lambda pair: pair[1].array.nbytes):
+    mapped = [(number, arg) for number, arg in enumerate(prepared.args) if arg.mapped]
+    for number, arg in sorted(mapped, key=lambda pair: pair[1].array.nbytes):
         total += arg.array.nbytes
         if total > INLINE_BYTES_MAX:
             break

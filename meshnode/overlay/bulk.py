@@ -48,6 +48,9 @@ PIECE_BYTES: Final = 65_519 - 12
 """One yamux frame and one Noise packet; between two of them control frames get their turn."""
 RUN_CHUNKS_MAX: Final = 4
 """Chunks of one request: enough to hide a round trip, few enough to share among holders."""
+BUSY_PAUSE_S: Final = 0.1
+BUSY_PAUSE_S_MAX: Final = 1.6
+"""Before a busy holder is asked again; doubles, and ends with the fetch's deadline."""
 REQUEST: Final = struct.Struct(">B32sII")
 _MANIFEST_HEAD: Final = struct.Struct(">BQI")
 _CHUNK_HEAD: Final = struct.Struct(">BI")
@@ -207,6 +210,10 @@ class _Gone(Exception):
     """This holder does not have it, or not now."""
 
 
+class _Busy(Exception):
+    """This holder serves as many as it may; it has not said that it lacks the blob."""
+
+
 class _Liar(Exception):
     """This holder's bytes do not match their digest."""
 
@@ -236,6 +243,7 @@ class Fetch:
         self._moved = trio.Event()
         self._lied = False
         self._disk: str | None = None
+        self._pause_s = BUSY_PAUSE_S
         self.bytes_fetched = 0
 
     async def run(
@@ -274,32 +282,48 @@ class Fetch:
 
     async def _fetch_manifest(self, waiting: deque[Peer]) -> None:
         """From the nearest holder that has it; one that lied about it is not asked again."""
-        for holder in list(waiting):
-            try:
-                pipe = await self._open(holder)
+        busy = True
+        while busy:
+            busy = False
+            for holder in list(waiting):
                 try:
-                    digests = await self._read_manifest(pipe)
-                finally:
-                    await _close(pipe)
-            except _Liar:
-                self._lied = True
-                waiting.remove(holder)
-                continue
-            except Exception as error:  # noqa: BLE001 - the next holder may do better
-                log.info("no manifest: %r", error)
-                continue
-            try:
-                self._chunks.begin(self._ref, digests)
-            except OSError as error:
-                raise BlobDiskFull(f"the blob could not be kept: {error.strerror}") from None
-            return
+                    pipe = await self._open(holder)
+                    try:
+                        digests = await self._read_manifest(pipe)
+                    finally:
+                        await _close(pipe)
+                except _Liar:
+                    self._lied = True
+                    waiting.remove(holder)
+                    continue
+                except _Busy:
+                    busy = True
+                    continue
+                except Exception as error:  # noqa: BLE001 - the next holder may do better
+                    log.info("no manifest: %r", error)
+                    continue
+                self._begin(digests)
+                return
+            if busy:
+                await self._pause()
         raise BlobCorrupt if self._lied else BlobMissing
+
+    def _begin(self, digests: tuple[bytes, ...]) -> None:
+        try:
+            self._chunks.begin(self._ref, digests)
+        except OSError as error:
+            raise BlobDiskFull(f"the blob could not be kept: {error.strerror}") from None
+
+    async def _pause(self) -> None:
+        """Many cars that start on one job ask its submitter at once: most of them must wait."""
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, BUSY_PAUSE_S_MAX)
+        await trio.sleep(pause_s)
 
     async def _read_manifest(self, pipe: _Pipe) -> tuple[bytes, ...]:
         await pipe.write(REQUEST.pack(MANIFEST, self._ref.blob_id, 0, 0))
         status = (await pipe.read(1))[0]
         if status != HERE:
-            raise _Gone
+            raise _Busy if status == BUSY else _Gone
         rest = await pipe.read(_MANIFEST_HEAD.size - 1)
         _, size, count = _MANIFEST_HEAD.unpack(b"\0" + rest)
         if size != self._ref.size or count != chunks_of(size):
@@ -326,6 +350,9 @@ class Fetch:
                 self._lied = True
                 self._counters["blob_liars"] += 1
                 log.warning("a holder's chunk does not match its digest")
+            except _Busy:
+                await self._pause()
+                waiting.append(holder)
             except _NoRoom as error:
                 self._disk = str(error)
                 self._queue.clear()
@@ -385,7 +412,7 @@ class Fetch:
             if status == NOT_HERE:
                 return False
             if status != HERE:
-                raise _Gone
+                raise _Busy if status == BUSY else _Gone
             (length,) = struct.unpack(">I", await pipe.read(4))
             if length != _chunk_size(size, run[0]):
                 raise _Liar

@@ -205,17 +205,35 @@ def test_holder_that_is_not_connected_is_dialled(tmp_path: Path) -> None:
     trio.run(main)
 
 
-def test_busy_server_says_so_and_serves_later(tmp_path: Path) -> None:
+def test_a_busy_holder_is_asked_again_until_the_deadline(tmp_path: Path) -> None:
     async def main() -> None:
         async with overlays("ab", tmp_path, blob_serves_max=1) as (a, b):
             await connect(a, b)
             ref = store(b).add(CONTENT)
             b.server._serving[None] += 1
-            with pytest.raises(BlobMissing):
-                await fetch(a, ref, b)
+            with pytest.raises(BlobLate):
+                await fetch(a, ref, b, seconds=0.5)
             assert b.counters["blob_busy"] >= 1
-            b.server._serving.clear()
-            assert await fetch(a, ref, b) == len(CONTENT)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fetch, a, ref, b)
+                before = b.counters["blob_busy"]
+                await until(lambda: b.counters["blob_busy"] > before)
+                b.server._serving.clear()
+            assert store(a).content(ref) == CONTENT
+
+    trio.run(main)
+
+
+def test_more_fetches_than_a_holder_serves_at_once_all_arrive(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with overlays("ab", tmp_path, blob_serves_max=2) as (a, b):
+            await connect(a, b)
+            refs = [store(b).add(CONTENT[at:]) for at in range(6)]
+            async with trio.open_nursery() as nursery:
+                for ref in refs:
+                    nursery.start_soon(fetch, a, ref, b)
+            assert all(store(a).content(ref) == CONTENT[at:] for at, ref in enumerate(refs))
+            assert b.counters["blob_busy"] >= 1
 
     trio.run(main)
 
