@@ -7,11 +7,11 @@ Decides nothing about placement; `requester` does.
 from __future__ import annotations
 
 from ..errors import MeshError
-from .attempt import Attempt
+from .attempt import Attempt, Step
 from .codec import decode
-from .effects import JobRecord
+from .effects import JobRecord, TaskRecord
 from .events import JobOrder
-from .job import Job, JobState, Task, spec_bytes
+from .job import Job, JobState, Past, Task, spec_bytes
 from .objects import JobSpec
 from .order import order_note, order_of
 from .outbox import Outbox, Restored, RestoredResult
@@ -98,6 +98,7 @@ class Jobs:
     def restore(self, restored: Restored) -> None:
         """Jobs, tasks and results of before; what is missing waits to be tried again."""
         by_job: dict[Digest, Job] = {}
+        runs: list[tuple[Job, Task, TaskRecord]] = []
         for record in restored.jobs:
             try:
                 spec = decode_map(JobSpec, decode(record.spec), closed=True)
@@ -113,6 +114,7 @@ class Jobs:
                 task.attempt = entry.attempt
                 found.fresh = max(found.fresh, entry.first + entry.count)
                 self.by_task[task.task_id] = found
+                runs.append((found, task, entry))
         for result in restored.results:
             found = by_job.get(result.job_digest)
             if found is not None:
@@ -127,6 +129,33 @@ class Jobs:
                     job.retry.append(task)
             if job.state is not JobState.RUNNING:
                 del self.running[job.job_id]
+        for job, task, entry in runs:
+            self._restore_attempt(job, task, entry)
+
+    def _restore_attempt(self, job: Job, task: Task, entry: TaskRecord) -> None:
+        """The newest attempt of before: nobody waits for it now, but its car may have gone on, and
+        what it brings must have a place, or its receipt could not be checked."""
+        if entry.peer is None:
+            return
+        attempt = Attempt(
+            task.task_id,
+            entry.attempt,
+            entry.peer,
+            entry.run_first,
+            entry.run_count,
+            job.add_source(task.task_id, entry.attempt, entry.peer),
+            now_mono_ms=self._out.now.mono_ms,
+            offer_timeout_ms=0,
+        )
+        attempt.next_unit = min(max(task.missing, attempt.first), attempt.end)
+        if attempt.next_unit == attempt.end:
+            attempt.step(Step.GRANTED)
+            attempt.step(Step.RETURNED)
+        else:
+            attempt.step(Step.LOST)
+            attempt.reason = Reason.LEASE_LOST
+        job.attempts[task.task_id, entry.attempt] = attempt
+        job.history.append(Past(attempt, task))
 
     def _restore_result(self, job: Job, result: RestoredResult) -> None:
         task = next((t for t in job.tasks.values() if t.first <= result.first < t.end), None)

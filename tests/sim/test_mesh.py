@@ -168,6 +168,8 @@ def test_a_submitter_that_dies_and_comes_back_loses_no_unit_and_accepts_none_twi
     mesh.rest(3_000)
     assert job_of(mesh).state is JobState.DONE
     assert_whole(mesh, 300)
+    once = accepted_units(mesh.sites["submitter"])
+    assert sorted(once) == list(range(300)), "every car lives, so all work is accepted"
 
 
 @pytest.mark.parametrize("seed", [*range(20), 124, 146, 177, 202, 206])
