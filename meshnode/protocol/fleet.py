@@ -15,7 +15,32 @@ from .job import Job
 from .objects import Advert
 from .outbox import Outbox
 from .placement import Car
+from .reasons import Reason
 from .types import Peer
+
+# Refusals that another minute will not mend: the car is left out of this job for good.
+UNSUITED = frozenset(
+    {
+        Reason.OTHER_NETWORK,
+        Reason.NOT_PROVIDING,
+        Reason.SUBMITTER,
+        Reason.PRICE,
+        Reason.CURRENCY,
+        Reason.BLOCKED,
+        Reason.LEASE_LENGTH,
+        Reason.MEMORY,
+        Reason.UNKNOWN_ARTIFACT,
+        Reason.KERNEL_SPEC,
+        Reason.JAX_WINDOW,
+        Reason.TOO_LARGE,
+        Reason.NO_CONSENT,
+        Reason.NO_WORKER,
+    }
+)
+# Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.
+BLAMELESS = frozenset(
+    {Reason.STOPPED_BY_OWNER, Reason.STOPPED_BY_REQUESTER, Reason.SHUTDOWN, Reason.PEER_DOWN}
+)
 
 
 class Fleet:

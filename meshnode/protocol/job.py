@@ -244,6 +244,11 @@ class Job:
             at = max(at, task.end)
         return gaps
 
+    def why_nobody(self) -> Reason:
+        """The commonest refusal that no waiting would mend says more than 'nobody'."""
+        lasting = Counter(self.unsuited.values())
+        return lasting.most_common(1)[0][0] if lasting else Reason.NOBODY
+
     def add_source(self, task_id: TaskId, attempt: int, peer: Peer) -> int:
         self.sources.append((task_id, attempt, peer))
         return len(self.sources)

@@ -17,7 +17,7 @@ from .order import order_note, order_of
 from .outbox import Outbox, Restored, RestoredResult
 from .reasons import Reason
 from .rule import decode_map
-from .types import Digest, JobId, LeaseId, TaskId
+from .types import Digest, JobId, LeaseId, Peer, TaskId
 
 ENDED_JOBS_MAX = 256  # ended jobs kept for late receipts and `mesh show`
 
@@ -94,6 +94,14 @@ class Jobs:
             count=attempt.count,
             done=attempt.next_unit - attempt.first,
         )
+
+    def live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
+        return [
+            (job, task)
+            for job in self.running.values()
+            for task in [job.tasks[task_id] for task_id in sorted(job.live)]
+            if task.live is not None and task.live.peer == peer
+        ]
 
     def restore(self, restored: Restored) -> None:
         """Jobs, tasks and results of before; what is missing waits to be tried again."""

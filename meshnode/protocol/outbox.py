@@ -7,10 +7,10 @@ the simulator and in a replay.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from . import messages
 from .effects import (
@@ -38,6 +38,9 @@ from .types import (
     Rng,
     Signer,
 )
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +162,11 @@ class Outbox:
 
 def row(sealed: Sealed) -> SignedObject:
     return SignedObject(sealed.digest, sealed.typ, sealed.wire)
+
+
+def remember(table: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """A bounded memory: the oldest entry goes."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > most:
+        table.popitem(last=False)

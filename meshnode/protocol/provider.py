@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TypeVar
 
 from ..errors import MeshError
 from .advert import AdvertBook
 from .agreement import Agreements
 from .codec import digest
+from .delivery import Delivery
 from .effects import Admit, FetchBlob, HeldRecord, StartExec, StopExec
 from .events import (
     Admitted,
@@ -22,13 +22,12 @@ from .events import (
     BlobReady,
     BudgetRead,
     ExecEnded,
-    SendFailed,
     UnitsDone,
     WorkerClasses,
 )
 from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
-from .lease import Granted, Stage, exec_spec, parts
-from .messages import Assign, CancelTask, Ended, Handoff, Heartbeat, Inputs, Refuse
+from .lease import Granted, Stage, exec_spec
+from .messages import Assign, CancelTask, Handoff, Heartbeat, Inputs, Refuse
 from .objects import (
     T_LEASE,
     T_OFFER,
@@ -36,7 +35,7 @@ from .objects import (
     Lease,
     Offer,
 )
-from .outbox import Outbox
+from .outbox import Outbox, remember
 from .owner import Owner
 from .presence import Presence
 from .reasons import Reason
@@ -56,12 +55,6 @@ from .types import (
 FETCH_MS_MAX = 600_000
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
-PARTS_KNOWN_MAX = 8192
-BURST_BYTES_MAX = 1 << 20  # of parts handed to the control stream at once
-RESEND_MS = 50
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class Provider:
@@ -69,13 +62,13 @@ class Provider:
         self._out = outbox
         self._agreements = agreements
         self._book = book
-        self.receipts = ReceiptDesk(outbox, self._up, self._unsent)
         self.owner = Owner(outbox)
         self.presence = Presence(outbox, self.owner, self._working)
         self.leases: dict[LeaseId, Granted] = {}  # not ended
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
+        self.delivery = Delivery(outbox, self.presence, self.leases, self.ended)
+        self.receipts = ReceiptDesk(outbox, self.delivery.up, self.delivery.unsent)
         self._ended_bytes = 0
-        self._unsaid: set[LeaseId] = set()  # ended, but not all of it is with the requester
         self._away: dict[Peer, int] = {}  # requester with ended leases here -> away since
         self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
         self._by_exec: dict[int, Granted] = {}
@@ -83,7 +76,6 @@ class Provider:
         self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
         self._admits: dict[int, Digest] = {}
         self._admitted: OrderedDict[Digest, int] = OrderedDict()  # artifact -> kFLOP a unit
-        self._part_sends: OrderedDict[int, tuple[LeaseId, int]] = OrderedDict()
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
     def _working(self) -> int:
@@ -100,7 +92,7 @@ class Provider:
         key = (peer, TaskId(task[:16]), offer.attempt)
         known = self._by_key.get(key)
         if known is not None:  # the same offer again: say the same, run nothing twice
-            self._say_again(known)
+            self.delivery.say_again(known)
             return
         reason = self._admission(peer, sealed, offer, token)
         if reason is Reason.OK and key in self._gone:
@@ -313,7 +305,7 @@ class Provider:
         granted.digests += [hashlib.sha256(output).digest() for output in outputs]
         granted.meters = event.meters
         granted.beat_mono_ms = self._out.now.mono_ms
-        self._say(granted)
+        self.delivery.say(granted)
 
     def on_exec_ended(self, event: ExecEnded) -> None:
         refused = self._admits.pop(event.exec_id, None)
@@ -349,12 +341,12 @@ class Provider:
         del self.leases[granted.lease_id]
         self.ended[granted.lease_id] = granted
         self._ended_bytes += granted.outputs_bytes
-        self._unsaid.add(granted.lease_id)
+        self.delivery.unsaid.add(granted.lease_id)
         granted.reason = reason
         granted.text = text[:200]
         for fetch_id in granted.fetches:
             self._by_fetch.pop(fetch_id, None)
-        self._say(granted)
+        self.delivery.say(granted)
         if granted.done > granted.receipted and self.owner.consent is not None:
             self._receipt(granted)
         elif not granted.unsettled:
@@ -378,86 +370,12 @@ class Provider:
 
     # ---- talking to the requester
 
-    def _say(self, granted: Granted) -> None:
-        """Hand what is new to the control stream; the rest waits if its queue is full."""
-        peer = granted.requester
-        if peer not in self.presence.peers_up or granted.resend_mono_ms is not None:
-            return  # it gets them when it comes back, or when there is room
-        burst = 0
-        for part in parts(
-            granted.lease_id,
-            granted.offer.run.first + granted.sent,
-            granted.outputs[granted.sent :],
-        ):
-            if burst >= BURST_BYTES_MAX:
-                self._say_later(granted)
-                return
-            burst += sum(map(len, part.outputs))
-            send_id = self._out.send(peer, Lane.RESULT, part)
-            unit = part.first - granted.offer.run.first
-            remember(self._part_sends, send_id, (granted.lease_id, unit), PARTS_KNOWN_MAX)
-            if part.piece is None:
-                granted.sent = unit + len(part.outputs)
-            elif part.piece[0] + len(part.outputs[0]) == part.piece[1]:
-                granted.sent = unit + 1
-        if granted.ended and not granted.said_end:
-            granted.said_end = True
-            self._unsaid.discard(granted.lease_id)
-            self._send_ended(granted)
-
-    def _up(self, peer: Peer) -> bool:
-        return peer in self.presence.peers_up
-
-    def _unsent(self, peer: Peer) -> bool:
-        return peer in self.presence.peers_up and any(
-            granted.requester == peer and granted.sent < granted.done for granted in self._to_say()
-        )
-
-    def _to_say(self) -> list[Granted]:
-        return [*self.leases.values(), *(self.ended[i] for i in self._unsaid if i in self.ended)]
-
     def _find(self, lease_id: LeaseId) -> Granted | None:
         return self.leases.get(lease_id) or self.ended.get(lease_id)
 
     def _of(self, peer: Peer) -> list[Granted]:
         every = (*self.leases.values(), *self.ended.values())
         return [granted for granted in every if granted.requester == peer]
-
-    def _say_later(self, granted: Granted) -> None:
-        granted.resend_mono_ms = self._out.now.mono_ms + RESEND_MS
-
-    def _send_ended(self, granted: Granted) -> None:
-        ended = Ended(
-            granted.lease_id,
-            granted.reason,
-            granted.done,
-            granted.meters.device_ms,
-            granted.meters.wall_ms,
-            granted.text or None,
-        )
-        send_id = self._out.send(granted.requester, Lane.RESULT, ended)
-        known = (granted.lease_id, granted.done)
-        remember(self._part_sends, send_id, known, PARTS_KNOWN_MAX)
-
-    def on_send_failed(self, event: SendFailed) -> None:
-        """A part did not get into the queue: from its unit on, everything goes again."""
-        lease_id, unit = self._part_sends.pop(event.send_id, (None, 0))
-        granted = self._find(lease_id) if lease_id is not None else None
-        if granted is not None and event.reason is Reason.QUEUE_FULL:
-            granted.sent = min(granted.sent, unit)
-            granted.said_end = False
-            if granted.ended:
-                self._unsaid.add(granted.lease_id)
-            self._say_later(granted)
-
-    def _say_again(self, granted: Granted) -> None:
-        self._out.send(granted.requester, Lane.CONTROL, granted.wire)
-        granted.sent = 0
-        granted.said_end = False
-        granted.resend_mono_ms = None
-        if granted.ended:
-            self._unsaid.add(granted.lease_id)
-        self._say(granted)
 
     def on_cancel(self, peer: Peer, cancel: CancelTask) -> None:
         for granted in list(self.leases.values()):
@@ -497,7 +415,7 @@ class Provider:
         self._away.pop(peer, None)
         for granted in self._of(peer):
             granted.asked_out_mono_ms = None
-            self._say_again(granted)
+            self.delivery.say_again(granted)
         self.receipts.peer_ready(peer)
 
     def peer_down(self, peer: Peer) -> None:
@@ -526,7 +444,7 @@ class Provider:
     def _forget(self, granted: Granted) -> None:
         if self.ended.pop(granted.lease_id, None) is not None:
             self._ended_bytes -= granted.outputs_bytes
-        self._unsaid.discard(granted.lease_id)
+        self.delivery.unsaid.discard(granted.lease_id)
         self._by_key.pop(granted.key, None)
         remember(self._gone, granted.key, granted.reason, ENDED_KEYS_MAX)
         if granted.stored:
@@ -591,11 +509,10 @@ class Provider:
             dues.append(receipts)
         keep_ms = self._out.limits.result_keep_ms
         dues += [since + keep_ms for since in self._away.values()]
-        for granted in self._to_say():
-            if granted.resend_mono_ms is not None:
-                dues.append(granted.resend_mono_ms)
-            if not granted.ended:
-                dues.append(self._live_due(granted))
+        dues += map(self._live_due, self.leases.values())
+        resend = self.delivery.deadline()
+        if resend is not None:
+            dues.append(resend)
         return min(dues, default=None)
 
     @staticmethod
@@ -613,11 +530,9 @@ class Provider:
                 for granted in self._of(peer):
                     if granted.ended:
                         self._forget(granted)
-        for granted in self._to_say():
-            if granted.resend_mono_ms is not None and granted.resend_mono_ms <= mono:
-                granted.resend_mono_ms = None
-                self._say(granted)
-            if granted.ended or self._live_due(granted) > mono:
+        self.delivery.tick()
+        for granted in list(self.leases.values()):
+            if self._live_due(granted) > mono:
                 continue
             if granted.asked_out_mono_ms is not None:
                 self._stop(granted, Reason.PEER_DOWN, 0)
@@ -676,14 +591,6 @@ class Provider:
             granted.asked_out_mono_ms = self._out.now.mono_ms
             self.ended[granted.lease_id] = granted
             self._ended_bytes += granted.outputs_bytes
-            self._unsaid.add(granted.lease_id)
+            self.delivery.unsaid.add(granted.lease_id)
             self._away[granted.requester] = self._out.now.mono_ms
             self._by_key[granted.key] = granted
-
-
-def remember(table: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """A bounded memory: the oldest entry goes."""
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > most:
-        table.popitem(last=False)

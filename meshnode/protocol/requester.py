@@ -8,8 +8,6 @@ taken once and accepted once.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .advert import AdvertBook
 from .agreement import Agreements
 from .announcing import Announcer
@@ -17,14 +15,13 @@ from .attempt import Attempt, State, Step
 from .codec import digest
 from .effects import ResultRecord, TaskRecord
 from .events import SendFailed, Submit
-from .fleet import Fleet
+from .fleet import BLAMELESS, UNSUITED, Fleet
 from .intake import Intake
 from .job import (
     Job,
     JobState,
     Past,
     Task,
-    input_root,
     make_spec,
     run_inline,
     spec_bytes,
@@ -44,15 +41,13 @@ from .messages import (
 )
 from .objects import (
     T_LEASE,
-    T_OFFER,
     T_TOKEN,
     Advert,
     Lease,
-    Offer,
-    OfferKind,
     Span,
     Token,
 )
+from .offering import seal_offer
 from .outbox import Outbox
 from .placement import Car, GossipPlacement, Need, Placement, run_units
 from .reasons import Reason
@@ -67,32 +62,8 @@ from .types import (
     TaskId,
 )
 
-# Refusals that another minute will not mend: the car is left out of this job for good.
-UNSUITED = frozenset(
-    {
-        Reason.OTHER_NETWORK,
-        Reason.NOT_PROVIDING,
-        Reason.SUBMITTER,
-        Reason.PRICE,
-        Reason.CURRENCY,
-        Reason.BLOCKED,
-        Reason.LEASE_LENGTH,
-        Reason.MEMORY,
-        Reason.UNKNOWN_ARTIFACT,
-        Reason.KERNEL_SPEC,
-        Reason.JAX_WINDOW,
-        Reason.TOO_LARGE,
-        Reason.NO_CONSENT,
-        Reason.NO_WORKER,
-    }
-)
-# Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.
-BLAMELESS = frozenset(
-    {Reason.STOPPED_BY_OWNER, Reason.STOPPED_BY_REQUESTER, Reason.SHUTDOWN, Reason.PEER_DOWN}
-)
 ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
-DEADLINE_UNIX_MS = 600_000  # an offer's own expiry, far above its time-out: clocks differ
 ENDED_JOBS_MAX = 256
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
 
@@ -226,32 +197,11 @@ class Requester:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
         assert entered is not None, "a car without agreement is never chosen"
-        identity, now, limits = self._out.identity, self._out.now, self._out.limits
+        now, limits = self._out.now, self._out.limits
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
         inline = run_inline(job.spec, job.order.inline, first, count)
-        offer = Offer(
-            1,
-            identity.network,
-            identity.peer,
-            peer,
-            "offer",
-            job.spec,
-            Span(task.first, task.count),
-            task.attempt,
-            Span(first, count),
-            input_root(job.spec, job.digest, inline, first, count),
-            0,
-            OfferKind.RETRY if task.attempt else OfferKind.FIRST,
-            entered.digest,
-            limits.lease_ms,
-            now.unix_ms + DEADLINE_UNIX_MS,
-            0,
-            task.state,
-            task.step,
-            None if token is None else token.digest,
-        )
-        sealed = self._out.seal(offer, T_OFFER)
+        sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
         after = None
         if job.order.durable:
             # A first attempt needs no wait: after a crash the same task and number can only mean
@@ -317,7 +267,7 @@ class Requester:
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.peers_up.setdefault(peer, 0)
         self.fleet.backoff.pop(peer, None)
-        for _, task in self._live_at(peer):
+        for _, task in self.jobs.live_at(peer):
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
@@ -330,7 +280,7 @@ class Requester:
         self.fleet.peers_up.pop(peer, None)
         self._bids.pop(peer, None)
         now = self._out.now.mono_ms
-        for job, task in self._live_at(peer):
+        for job, task in self.jobs.live_at(peer):
             attempt = task.live
             assert attempt is not None
             if attempt.state is State.OFFERED:
@@ -344,7 +294,7 @@ class Requester:
     def dial_failed(self, peer: Peer) -> None:
         """Nobody answers at its address: what it held is lost now, not after the grace."""
         self.fleet.leave_alone(peer, self._out.limits.backoff_ms)
-        for job, task in self._live_at(peer):
+        for job, task in self.jobs.live_at(peer):
             if task.live is not None and task.live.lost_since_mono_ms is not None:
                 self._lose(job, task.live, Reason.PEER_DOWN)
         if not self.fleet.mine[peer]:
@@ -373,14 +323,6 @@ class Requester:
                 if advert.budget.may_run:
                     del job.unsuited[advert.peer]
         self.pump_all()
-
-    def _live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
-        return [
-            (job, task)
-            for job in self.jobs.running.values()
-            for task in [job.tasks[task_id] for task_id in sorted(job.live)]
-            if task.live is not None and task.live.peer == peer
-        ]
 
     # ---- what cars answer
 
@@ -433,7 +375,7 @@ class Requester:
 
     def on_send_failed(self, event: SendFailed) -> None:
         """An offer never left: the task goes elsewhere at once."""
-        for job, task in self._live_at(event.peer):
+        for job, task in self.jobs.live_at(event.peer):
             attempt = task.live
             if (
                 attempt is not None
@@ -661,7 +603,7 @@ class Requester:
             if job.live:
                 job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
             elif job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
-                self._finish(job, JobState.FAILED, self._why_nobody(job))
+                self._finish(job, JobState.FAILED, job.why_nobody())
                 continue
             self.pump(job)
 
@@ -678,11 +620,6 @@ class Requester:
             cancel = CancelTask(attempt.task_id, attempt.number, Reason.SUPERSEDED)
             self._out.send(attempt.peer, Lane.URGENT, cancel)
         self._lose(job, attempt, reason)
-
-    def _why_nobody(self, job: Job) -> Reason:
-        """The commonest refusal that no waiting would mend says more than 'nobody'."""
-        lasting = Counter(job.unsuited.values())
-        return lasting.most_common(1)[0][0] if lasting else Reason.NOBODY
 
     # ---- after a restart
 
