@@ -17,10 +17,20 @@ from meshnode.protocol.types import Digest
 from .schema import JOBS, LEDGER, open_reader
 
 READ_ROWS = 64  # rows in memory at once while iterating
+ENDED_MS_MAX = 86_400_000  # as long as cars keep results that nobody has accepted
+ENDED_JOBS_MAX = 32  # the newest; each costs the machine 37 bytes a unit
+
+# Ended jobs of late come back too: receipts for their last units may still be on their way.
+_WANTED = """(
+    SELECT job_digest FROM job WHERE state = :running UNION ALL
+    SELECT job_digest FROM (
+        SELECT job_digest FROM job WHERE state <> :running AND ended_ms > :ended_after
+        ORDER BY ended_ms DESC LIMIT :ended_max))"""
 
 
 def load(home: Path, now_unix_ms: int) -> Restored:
-    """All signed objects, running jobs with tasks and results (without outputs), held results.
+    """All signed objects, jobs that run or lately ended with tasks and results (without outputs),
+    held results.
 
     In the order in which they were stored. Held results past their expiry stay out.
     """
@@ -30,32 +40,35 @@ def load(home: Path, now_unix_ms: int) -> Restored:
         return Restored(signed=signed)
     try:
         jobs.execute("BEGIN")  # one snapshot for the four tables
-        running = "(SELECT job_digest FROM job WHERE state = ?)"
-        state = (int(JobState.RUNNING),)
+        which = {
+            "running": int(JobState.RUNNING),
+            "ended_after": now_unix_ms - ENDED_MS_MAX,
+            "ended_max": ENDED_JOBS_MAX,
+        }
         return Restored(
             signed=signed,
             jobs=tuple(
                 JobRecord(*row)
                 for row in jobs.execute(
                     "SELECT job_digest, spec, request, state, reason FROM job"
-                    " WHERE state = ? ORDER BY rowid",
-                    state,
+                    f" WHERE job_digest IN {_WANTED} ORDER BY rowid",
+                    which,
                 )
             ),
             tasks=tuple(
                 TaskRecord(*row)
                 for row in jobs.execute(
                     "SELECT job_digest, first, count, attempt, peer, run_first, run_count"
-                    f" FROM task WHERE job_digest IN {running} ORDER BY job_digest, first, count",
-                    state,
+                    f" FROM task WHERE job_digest IN {_WANTED} ORDER BY job_digest, first, count",
+                    which,
                 )
             ),
             results=tuple(
                 RestoredResult(*row)
                 for row in jobs.execute(
                     "SELECT job_digest, first, count, attempt, peer, digests"
-                    f" FROM result WHERE job_digest IN {running} ORDER BY job_digest, first",
-                    state,
+                    f" FROM result WHERE job_digest IN {_WANTED} ORDER BY job_digest, first",
+                    which,
                 )
             ),
             held=tuple(

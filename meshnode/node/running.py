@@ -27,7 +27,7 @@ from meshnode.protocol.codec import digest
 from meshnode.protocol.effects import JobRecord, Notice
 from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Meet, Recall, Submit
 from meshnode.protocol.identity import peer_of_text
-from meshnode.protocol.job import array_bytes, make_spec, spec_bytes
+from meshnode.protocol.job import JobState, array_bytes, make_spec, spec_bytes
 from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer
@@ -276,6 +276,8 @@ class RunningNode:
     def adopt(self, records: Sequence[JobRecord]) -> None:
         """Jobs of an earlier process go on: their blobs stay here until they end."""
         for record in records:
+            if record.state != JobState.RUNNING:
+                continue
             try:
                 order = status.order_of_record(record)
             except MeshError:  # the machine leaves it alone too

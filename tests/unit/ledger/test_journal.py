@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,14 @@ from hypothesis import strategies as st
 from meshnode.errors import LocalProtocolError, LocalResource
 from meshnode.ledger import journal as journal_module
 from meshnode.ledger.journal import Journal, open_journal
-from meshnode.ledger.load import job_records, load, read_results, signed_objects
+from meshnode.ledger.load import (
+    ENDED_JOBS_MAX,
+    ENDED_MS_MAX,
+    job_records,
+    load,
+    read_results,
+    signed_objects,
+)
 from meshnode.ledger.lock import hold_home
 from meshnode.ledger.schema import JOBS, LEDGER, open_reader, open_writer
 from meshnode.protocol.effects import (
@@ -113,14 +121,29 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     restored = load(tmp_path, now_unix_ms=1_000)
     assert restored == Restored(
         signed=(signed(1, "mesh-agreement/1"), signed(2)),
-        jobs=(job(1),),
-        tasks=(task(1, 0, attempt=1),),
-        results=tuple(RestoredResult(digest(1), first, 8, 0, PEER, bytes(32)) for first in (0, 8)),
+        jobs=(job(1), job(2, JobState.DONE)),
+        tasks=(task(1, 0, attempt=1), task(2, 0)),
+        results=tuple(
+            RestoredResult(digest(number), first, 8, 0, PEER, bytes(32))
+            for number, first in ((1, 0), (1, 8), (2, 0))
+        ),
         held=(held(1),),
     )
     assert list(read_results(tmp_path, digest(1))) == [(0, 8, b"a"), (8, 8, b"b")]
     assert list(signed_objects(tmp_path, "mesh-receipt/1")) == [signed(2)]
     assert list(job_records(tmp_path)) == [job(1), job(2, JobState.DONE)]
+
+
+def test_jobs_that_ended_long_ago_stay_on_disk(tmp_path: Path) -> None:
+    """Late receipts are checked against lately ended jobs: a day's, and a bounded number."""
+    many = [job(number, JobState.DONE) for number in range(2, ENDED_JOBS_MAX + 3)]
+    write(tmp_path, job(1), task(1, 0), job(2, JobState.DONE), task(2, 0), result(2, 0), *many)
+    now_ms = time.time_ns() // 1_000_000
+    late = load(tmp_path, now_ms)
+    assert job(1) in late.jobs and len(late.jobs) == 1 + ENDED_JOBS_MAX
+    assert load(tmp_path, now_ms + ENDED_MS_MAX + 60_000) == Restored(
+        jobs=(job(1),), tasks=(task(1, 0),)
+    )
 
 
 def test_an_empty_home_loads_as_nothing(tmp_path: Path) -> None:
@@ -378,11 +401,10 @@ def test_any_sequence_of_records_loads_as_a_plain_model_says(
                 objects.setdefault((record.digest, record.sealed), record)
     write(home, *records)
     restored = load(home, 0)
-    running = {key for key, record in jobs.items() if record.state == JobState.RUNNING}
-    assert {record.job_digest for record in restored.jobs} == running
-    assert set(restored.tasks) == {t for t in tasks.values() if t.job_digest in running}
+    assert {record.job_digest: record for record in restored.jobs} == jobs
+    assert set(restored.tasks) == {t for t in tasks.values() if t.job_digest in jobs}
     assert {(r.job_digest, r.first) for r in restored.results} == {
-        key for key in results if key[0] in running
+        key for key in results if key[0] in jobs
     }
     assert {record.attempt: record for record in restored.held} == kept
     assert restored.signed == tuple(objects.values())
