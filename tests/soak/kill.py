@@ -29,7 +29,7 @@ from jaxkernels import host, registry
 from jaxkernels.bench_spin.reference import reference as spin
 from meshnode.cli.frame import read_testnet
 from meshnode.client import Mesh, Terms
-from meshnode.errors import MeshError
+from meshnode.errors import MeshError, TimedOut
 from meshnode.ledger.load import job_records, signed_objects
 from meshnode.ledger.schema import JOBS, open_reader
 from meshnode.protocol.channel_check import Checked, accepted_units, check_objects
@@ -175,31 +175,61 @@ def right_units(sent: list[Sent], mesh: Mesh) -> list[int]:
 # ---- the ledgers
 
 
+@dataclass(frozen=True)
+class Ledgers:
+    """Both sides at one moment."""
+
+    mine: Checked
+    theirs: dict[str, Checked]
+
+    @classmethod
+    def read(cls, net: Testnet) -> Ledgers:
+        theirs = {name: check_objects(signed_objects(net.home(name))) for name in net.cars}
+        return cls(check_objects(signed_objects(net.home())), theirs)
+
+
 async def check_ledgers(net: Testnet, sent: list[Sent], outcome: Outcome) -> None:
     """Once both sides agree: every history holds, each unit is accepted once, none is missing."""
     excused = outcome.victim if outcome.victim != SUBMITTER else None
-    with suppress(MeshError):
-        await net.wait(partial(settled, net, sent, excused), SETTLE_S_MAX, "receipts are settled")
-    mine = check_objects(signed_objects(net.home()))
-    theirs = {name: check_objects(signed_objects(net.home(name))) for name in net.cars}
-    for name, checked in (("submitter", mine), *theirs.items()):
+    ledgers = await settled(net, sent, excused)
+    for name, checked in (("submitter", ledgers.mine), *ledgers.theirs.items()):
         outcome.violations += [f"ledger of {name}: {found.text}" for found in checked.findings]
     for job in sent:
-        accepted = accepted_of(mine, job.job_id)
+        accepted = accepted_of(ledgers.mine, job.job_id)
         outcome.accepted += len(accepted)
-        doubled = [unit for unit, count in accepted.items() if count > 1]
-        outcome.twice += len(doubled)
-        if doubled:
-            outcome.violations.append(f"units accepted twice: {doubled[:8]}")
-        seen = sum((accepted_of(checked, job.job_id) for checked in theirs.values()), Counter())
+        outcome.unpaid += len(without_receipt(net, job, accepted, None))
+        seen = sum(
+            (accepted_of(checked, job.job_id) for checked in ledgers.theirs.values()), Counter()
+        )
         if seen != accepted:
             apart = sorted((seen - accepted) + (accepted - seen))
             outcome.violations.append(f"the two sides do not agree on units {apart[:8]}")
-        unpaid = without_receipt(net, job, accepted, None)
-        outcome.unpaid += len(unpaid)
         if missing := without_receipt(net, job, accepted, excused):
             outcome.violations.append(f"units never accepted: {missing[:8]} of {len(missing)}")
-    outcome.violations += open_receipts(mine, theirs)
+    # Of all jobs: what an earlier seed left open may have been settled only now.
+    for record in job_records(net.home()):
+        again = [u for u, n in accepted_of(ledgers.mine, record.job_digest[:16]).items() if n > 1]
+        outcome.twice += len(again)
+        if again:
+            outcome.violations.append(f"units accepted twice: {again[:8]}")
+    outcome.violations += open_receipts(ledgers)
+
+
+async def settled(net: Testnet, sent: list[Sent], excused: str | None) -> Ledgers:
+    """The ledgers when every receipt is answered and every unit has one; or when time is up."""
+    ledgers = Ledgers.read(net)
+
+    def look() -> bool:
+        nonlocal ledgers
+        ledgers = Ledgers.read(net)
+        return not open_receipts(ledgers) and not any(
+            without_receipt(net, job, accepted_of(ledgers.mine, job.job_id), excused)
+            for job in sent
+        )
+
+    with suppress(TimedOut):
+        await net.wait(look, SETTLE_S_MAX, "receipts are settled")
+    return ledgers
 
 
 def accepted_of(checked: Checked, job_id: bytes) -> Counter[int]:
@@ -239,11 +269,11 @@ def sources(home: Path, job_digest: bytes) -> list[tuple[int, int, bytes]]:
         jobs.close()
 
 
-def open_receipts(mine: Checked, theirs: dict[str, Checked]) -> list[str]:
+def open_receipts(ledgers: Ledgers) -> list[str]:
     """Receipts that a car signed and that were not answered by an acceptance it has."""
-    here = {chain.digest: chain for chain in mine.chains}
+    here = {chain.digest: chain for chain in ledgers.mine.chains}
     found: list[str] = []
-    for name, checked in theirs.items():
+    for name, checked in ledgers.theirs.items():
         for chain in checked.chains:
             top = max(chain.receipts, default=-1)
             known = here.get(chain.digest)
@@ -254,15 +284,6 @@ def open_receipts(mine: Checked, theirs: dict[str, Checked]) -> list[str]:
                     f"{chain.accepted_seq}; the submitter accepted up to {reached}"
                 )
     return found
-
-
-def settled(net: Testnet, sent: list[Sent], excused: str | None) -> bool:
-    mine = check_objects(signed_objects(net.home()))
-    for job in sent:
-        if without_receipt(net, job, accepted_of(mine, job.job_id), excused):
-            return False
-    theirs = {name: check_objects(signed_objects(net.home(name))) for name in net.cars}
-    return not open_receipts(mine, theirs)
 
 
 # ---- evidence
