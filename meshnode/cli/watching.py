@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INLINE_ROWS_MAX: Final = 1 << 20
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
-ENDED_BADLY: Final = frozenset({"lost", "failed", "refused"})
+ENDED_BADLY: Final = frozenset({"lost"})
 
 
 class Progress(Protocol):
