@@ -190,51 +190,53 @@ class Demo:
         sentence = f"{len(rows)} passages agree with NumPy in float64: {worst:.1e}"
         self.checks.hold(worst <= INFO.tolerance, f"{sentence} <= {INFO.tolerance:.0e}")
 
-    def _unsigned(self, job: dict[str, Any]) -> set[int]:
-        """Units taken from the killed car, which may have died before it signed for them."""
-        dead = self.net.peer(self.killed) if self.killed else b""
-        mine = [a for a in job["attempts"] if a["peer"] == dead]
-        return {unit for a in mine for unit in range(a["first"], a["first"] + a["done"])}
-
     async def check_receipts(self, job: dict[str, Any]) -> Counter[bytes]:
         """Every receipt holds; every unit stands in one that is accepted, but for units that came
         from the killed car in its last moment: it cannot sign for them any more, nor be paid."""
-        from meshnode.ledger.load import signed_objects
-        from meshnode.node.firstrun import read_network
-        from meshnode.protocol.channel_check import accepted_units, check_objects
-
-        home, units = self.net.home(), job["units"]
         orphans = self._unsigned(job)
+        due = set(range(job["units"])) - orphans
 
-        async def accepted() -> bool:
-            return bool((await self.job(job["job_id"]))["accepted"] >= units - len(orphans))
+        async def settled() -> bool:
+            _, paid = await trio.to_thread.run_sync(self._ledger, job["job_id"])
+            return due <= paid.keys()
 
         try:
-            await self.net.wait(accepted, RECEIPTS_S_MAX, "every unit is in an accepted receipt")
+            await self.net.wait(settled, RECEIPTS_S_MAX, "every unit is in an accepted receipt")
         except TimedOut as error:
             talk(f"  {error}")
-        network = read_network(home).ident
-        checked = await trio.to_thread.run_sync(
-            lambda: check_objects(signed_objects(home), network)
-        )
+        checked, paid = await trio.to_thread.run_sync(self._ledger, job["job_id"])
         for finding in checked.findings:
             talk(f"  {finding.reason.name}: {finding.text}")
-        receipts: Counter[bytes] = Counter()
-        paid: Counter[int] = Counter()
-        for chain in checked.chains:
-            for seq, (receipt, _) in chain.receipts.items():
-                receipts[receipt.provider] += 1
-                if receipt.work.job_id == job["job_id"] and seq <= chain.accepted_seq:
-                    paid.update(accepted_units(chain, seq))
+        receipts: Counter[bytes] = Counter(
+            receipt.provider
+            for chain in checked.chains
+            for receipt, _ in chain.receipts.values()
+            if receipt.work.job_id == job["job_id"]
+        )
         count = checked.receipts
         self.checks.hold(not checked.findings, f"{count} receipts verify, signatures and chains")
-        missing = set(range(units)) - set(paid)
+        missing = set(range(job["units"])) - paid.keys()
         whole = missing <= orphans and set(paid.values()) == {1}
-        sentence = f"{len(paid)} of {units} units stand in one accepted receipt each"
+        sentence = f"{len(paid)} of {job['units']} units stand in one accepted receipt each"
         if missing:
             sentence += f", {len(missing)} came just before {self.killed} died and are not paid"
         self.checks.hold(whole, sentence)
         return receipts
+
+    def _ledger(self, job_id: bytes) -> tuple[Checked, Counter[int]]:
+        """Thread: the submitter's ledger checked from scratch, and the job's settled units."""
+        from meshnode.ledger.load import signed_objects
+        from meshnode.node.firstrun import read_network
+        from meshnode.protocol.channel_check import accepted_units, check_objects
+
+        home = self.net.home()
+        checked = check_objects(signed_objects(home), read_network(home).ident)
+        paid: Counter[int] = Counter()
+        for chain in checked.chains:
+            for seq, (receipt, _) in chain.receipts.items():
+                if receipt.work.job_id == job_id and seq <= chain.accepted_seq:
+                    paid.update(accepted_units(chain, seq))
+        return checked, paid
 
     def _unsigned(self, job: dict[str, Any]) -> set[int]:
         """Units that the killed car returned: some of their receipts died with it."""
