@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -27,6 +27,8 @@ from meshnode.overlay.host import MeshHost, build_host, id_of
 from meshnode.protocol.events import DialFailed, PeerDown, PeerUp, RttMeasured
 from meshnode.protocol.types import Peer
 from tests.node.overlay_kit import MemoryChunks
+
+from .node import TOPIC
 
 START_S = 40.0
 PULSE_S = 6.0
@@ -46,11 +48,32 @@ class Target:
         return parts[1], int(parts[3])
 
 
+class Watched(Protocol):
+    """A target of this machine, which can be measured and asked."""
+
+    topic: str
+
+    @property
+    def dead(self) -> bool: ...
+
+    def rss_mb(self) -> float: ...
+
+    def tell(self, **command: Any) -> None: ...
+
+    async def ask(self, wanted: str, **command: Any) -> Any: ...
+
+
+def rss_mb_of(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 @dataclass
 class OwnNode:
-    """The target when it is ours: a child process that can be asked and measured."""
+    """The target when it is ours: a child process that takes commands."""
 
     process: subprocess.Popen[str]
+    topic: str = TOPIC
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -58,14 +81,16 @@ class OwnNode:
         return self.process.poll() is not None
 
     def rss_mb(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return rss_mb_of(self.process.pid)
 
-    async def ask(self, wanted: str, **command: Any) -> Any:
-        """Send a command; the value of the next line that has the wanted field."""
+    def tell(self, **command: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()
+
+    async def ask(self, wanted: str, **command: Any) -> Any:
+        """Send a command; the value of the next line that has the wanted field."""
+        self.tell(**command)
         return await self.told(wanted)
 
     async def told(self, wanted: str) -> Any:
@@ -121,13 +146,19 @@ class Scene:
     """One attack on one target."""
 
     def __init__(
-        self, target: Target, node: OwnNode | None, lock_dir: Path, stack: AsyncExitStack
+        self, target: Target, node: Watched | None, lock_dir: Path, stack: AsyncExitStack
     ) -> None:
         self.target = target
         self.node = node
         self.lock_dir = lock_dir
         self._stack = stack
         self._witness: Overlay | None = None
+
+    @property
+    def topic(self) -> str:
+        """The gossip topic that the target has joined."""
+        assert self.node is not None
+        return self.node.topic
 
     async def hostile(self) -> MeshHost:
         """A host whose id is smaller than the target's, so that it may open control streams."""
@@ -197,7 +228,7 @@ async def hostile_host(lock_dir: Path, below: Peer) -> AsyncIterator[MeshHost]:
 
 
 @asynccontextmanager
-async def scene(target: Target, node: OwnNode | None = None) -> AsyncIterator[Scene]:
+async def scene(target: Target, node: Watched | None = None) -> AsyncIterator[Scene]:
     with tempfile.TemporaryDirectory() as lock_dir:
         async with AsyncExitStack() as stack:
             yield Scene(target, node, Path(lock_dir), stack)

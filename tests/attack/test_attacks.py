@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from .attacks import ATTACKS, Attack
+from .during_job import during_job
 from .scene import own_node
 from .trial import SURVIVED, judge, try_without
 
@@ -38,3 +39,15 @@ def test_survived_with_all_guards(attack: Attack) -> None:
 def test_succeeds_without_its_guards(attack: Attack) -> None:
     """Otherwise the guard is for nothing, or the attack is none."""
     assert trio.run(try_without, attack) not in (SURVIVED, None)
+
+
+@pytest.mark.long
+def test_a_job_finishes_on_a_car_under_attack() -> None:
+    names = {"protocol_name_not_utf8", "frame_flood", "gossip_flood"}
+    picked = [attack for attack in ATTACKS if attack.name in names]
+    rows: list[dict[str, object]] = []
+    outcome = trio.run(during_job, picked, rows.append)
+    assert outcome["job"] == "finished" and outcome["receipts"] == "hold" and outcome["ok"]
+    assert {row["name"]: (row["on"], row["guarded"]) for row in rows} == dict.fromkeys(
+        names, ("car", SURVIVED)
+    )

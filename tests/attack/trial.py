@@ -7,14 +7,14 @@ from typing import Any
 import trio
 
 from .attacks import Attack
-from .scene import OwnNode, Scene, Target, own_node, scene
+from .scene import Scene, Target, Watched, own_node, scene
 
 ATTACK_S = 90.0
 DYING_S = 8.0
 SURVIVED = "survived"
 
 
-async def judge(attack: Attack, target: Target, node: OwnNode | None) -> str:
+async def judge(attack: Attack, target: Target, node: Watched | None) -> str:
     """survived, killed, wedged or breached; never raises on what the target does."""
     verdict = "wedged"
     # Around the scene, not in it: hosts that an attack opens live as long as the scene.
