@@ -28,7 +28,7 @@ FOLDERS: tuple[tuple[str, int, int], ...] = (
     ("kernels", 180, 300),
     ("node", 120, 300),
     ("processes", 300, 900),
-    ("attack", 180, 600),
+    ("attack", 240, 900),
     ("interop", 60, 600),
     ("bench", 0, 900),
     ("soak", 0, 1200),
