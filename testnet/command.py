@@ -7,10 +7,10 @@ Found by `mesh` through the entry point group `meshnode.commands`. The work is i
 from __future__ import annotations
 
 import signal
-import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -18,6 +18,7 @@ from meshnode.cli import frame
 from meshnode.errors import MeshError, UsageError
 
 LOG_LINES_MAX = 10_000
+FOLLOW_S = 0.1
 NAME = click.option(
     "--name",
     default="default",
@@ -212,11 +213,13 @@ def restart(node: str, name: str) -> None:
         frame.talk(f"{node} (pid {row['pid']}): ready")
 
 
-@testnet.command(epilog="Example: mesh testnet logs car-3 -n 50")
+@testnet.command(epilog="Example: mesh testnet logs car-3 --follow")
 @NODE
 @click.option("-n", "lines", type=click.IntRange(1, LOG_LINES_MAX), default=100, show_default=True)
+@click.option("-f", "--follow", "keep", is_flag=True, help="Go on until the testnet ends.")
 @NAME
-def logs(node: str, lines: int, name: str) -> None:
+@frame.json_option
+def logs(node: str, lines: int, keep: bool, name: str) -> None:
     """Show the newest lines of a node's log; `warden` and `zygote` have one too."""
     from collections import deque
 
@@ -225,9 +228,30 @@ def logs(node: str, lines: int, name: str) -> None:
     path = folder / "warden.log" if node == "warden" else folder / "log" / f"{node}.log"
     if node not in (*state["nodes"], "warden", "zygote"):
         raise UsageError(f"testnet {name} has no node {node!r}")
+    as_json = frame.face().json
+    if keep and as_json:
+        raise UsageError("--follow and --json exclude each other")
     try:
         with path.open(errors="replace") as file:
-            for line in deque(file, lines):
-                sys.stdout.write(line)
+            newest = deque(file, lines)
+            if as_json:
+                fields = {"node": node, "log": path, "lines": [line.rstrip() for line in newest]}
+                frame.put_json({"name": name, **fields})
+                return
+            for line in newest:
+                click.echo(line, nl=False)
+            if keep:
+                _follow(file, (state["pid"], state["start_ticks"]))
     except FileNotFoundError:
-        frame.talk(f"{node} has no log yet")
+        raise UsageError(f"{node} has no log yet; it will be {path}") from None
+
+
+def _follow(file: TextIO, warden: tuple[int, int]) -> None:
+    """What is written from now on; nothing wakes a reader of a file but time."""
+    from . import procfs
+
+    pause = threading.Event()
+    while procfs.alive(*warden):
+        for line in file:
+            click.echo(line, nl=False)
+        pause.wait(FOLLOW_S)

@@ -90,6 +90,7 @@ def test_kernels_models_testnets_as_json() -> None:
         ("models-list", ["models", "list"], "meshnode.cli.mesh"),
         ("testnet-ls", ["ls"], "testnet"),
         ("testnet-status", ["status", "--name", NAME], "testnet"),
+        ("testnet-logs", ["logs", "warden", "--name", NAME], "testnet"),
         ("testnet-node", ["freeze", "car-1", "--name", NAME], "testnet"),
         ("testnet-node", ["thaw", "car-1", "--name", NAME], "testnet"),
     ):
