@@ -24,6 +24,7 @@ from meshnode.node.home import home_path, run_base
 
 JSON_VERSION: Final = 1
 STATE_BYTES_MAX: Final = 1 << 20
+GROUP_META: Final = "meshnode.cli.group_testnet"
 TESTNET_META: Final = "meshnode.cli.testnet"
 WHERE_META: Final = "meshnode.cli.where"
 ENTRY_POINTS: Final = "meshnode.commands"
@@ -129,6 +130,9 @@ def home_options(command: F) -> F:
         testnet = ctx.params.pop("testnet", None)
         home_said = ctx.get_parameter_source("home") is ParameterSource.COMMANDLINE
         testnet_said = ctx.get_parameter_source("testnet") is ParameterSource.COMMANDLINE
+        before = ctx.meta.get(GROUP_META)  # `mesh --testnet NAME COMMAND`
+        if before is not None and not testnet_said:
+            testnet, testnet_said = before, True
         if home_said and testnet_said:
             raise click.UsageError("--home and --testnet exclude each other")
         if testnet is not None and not home_said:  # what is typed beats what the shell exports

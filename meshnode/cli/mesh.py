@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from .frame import ENTRY_POINTS, Late, LateGroup, enter
+from .frame import ENTRY_POINTS, GROUP_META, Late, LateGroup, enter
 
 _COMMANDS = {
     "init": Late("meshnode.cli.found:mesh_init", "Make this machine a submitter of a network."),
@@ -34,13 +34,17 @@ _COMMANDS = {
     epilog="Example: mesh map embed.minilm@1 corpus.txt -o vectors.npy",
 )
 @click.version_option(package_name="meshnode", prog_name="mesh")
-def mesh() -> None:
+@click.option("--testnet", metavar="NAME", help="Use the submitter of a running testnet.")
+@click.pass_context
+def mesh(ctx: click.Context, testnet: str | None) -> None:
     """Run work on parked cars.
 
     Results go to stdout or to the file you name, everything else to stderr. Exit codes: 0 ok,
     1 task failed or refused, 2 usage, 3 no suitable node, 4 timeout, 5 verification, 6 budget,
     7 unreachable, 8 local resource, 130 detached.
     """
+    if testnet is not None:
+        ctx.meta[GROUP_META] = testnet
 
 
 def main() -> NoReturn:

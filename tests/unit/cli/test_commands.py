@@ -250,3 +250,10 @@ def test_every_schema_is_of_the_kind_that_is_checked() -> None:
         schema = json.loads(path.read_text())
         assert schema["properties"]["version"] == {"const": 1} and "version" in schema["required"]
         assert not [p for p in json_shape.problems({}, schema) if "the schema uses" in p]
+
+
+def test_the_testnet_may_stand_before_the_command_too(capfd: pytest.CaptureFixture[str]) -> None:
+    before = run(capfd, "--testnet", "nowhere", "peers")
+    after = run(capfd, "peers", "--testnet", "nowhere")
+    assert before == after
+    assert "there is no testnet 'nowhere'" in before[2]
