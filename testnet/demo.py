@@ -63,6 +63,7 @@ class Demo:
         self.checks = checks
         self.model = model
         self.killed = ""
+        self.killed_lease: dict[str, Any] = {}
         self.killed_bytes = 0  # fetched by it until then: nobody can ask it afterwards
 
     # ---- jobs
@@ -88,12 +89,13 @@ class Demo:
                 if job["state"] != "running":
                     break
                 if kill and not self.killed and job["accepted"] >= KILL_AT * job["units"]:
-                    victim = self._holder(job)
-                    if victim:
+                    lease = self._lease_in_work(job)
+                    if lease is not None:
+                        victim = self.net.name_of(lease["peer"])
                         share = f"{100 * job['accepted'] // job['units']} %"
                         shown.say(f"{share} accepted: SIGKILL to {victim}, which holds a lease")
                         self.killed_bytes = await self.fetched_bytes(victim)
-                        self.killed = victim
+                        self.killed, self.killed_lease = victim, lease
                         await self.net.kill(victim)
                 await trio.sleep(0.1)
         if job["state"] != "done":
@@ -107,16 +109,14 @@ class Demo:
                 name, text = self.net.name_of(a["peer"]), a["reason"]["text"]
                 talk(f"  units {a['first']} to {a['first'] + a['count'] - 1} on {name}: {text}")
 
-    def _holder(self, job: dict[str, Any]) -> str:
-        """The car that has most left of a lease in work: some units are back, not all; else ""."""
-        holders = [
+    def _lease_in_work(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        """The attempt with most left of those of which some units are back, and not all."""
+        running = [
             attempt
             for attempt in job["attempts"]
             if attempt["state"] == "leased" and 0 < attempt["done"] < attempt["count"]
         ]
-        if not holders:
-            return ""
-        return self.net.name_of(max(holders, key=lambda a: a["count"] - a["done"])["peer"])
+        return max(running, key=lambda a: a["count"] - a["done"], default=None)
 
     async def fetched_bytes(self, name: str) -> int:
         status = await self.net.call(lambda mesh: mesh.status(), name)
@@ -139,27 +139,21 @@ class Demo:
     # ---- checks
 
     def check_attempts(self, job: dict[str, Any]) -> None:
-        """A task of the killed car was finished by a later attempt on another one."""
-        dead = self.net.peer(self.killed) if self.killed else b""
-        lost = {
-            a["task"]: a["attempt"]
-            for a in job["attempts"]
-            if a["peer"] == dead and a["state"] == "lost"
-        }
-        again = [
-            a
-            for a in job["attempts"]
-            if a["state"] == "returned"
-            and a["peer"] != dead
-            and a["attempt"] > lost.get(a["task"], a["attempt"])
-        ]
+        """The task whose lease died was finished by a later attempt on another car."""
         self.checks.hold(bool(self.killed), "a car that held a running lease was killed")
-        said = ", ".join(
+        lost = self.killed_lease
+        again = [
             f"units {a['first']} to {a['first'] + a['count'] - 1} by attempt {a['attempt']} on "
             f"{self.net.name_of(a['peer'])}"
-            for a in again[:2]
-        )
-        self.checks.hold(bool(again), f"what {self.killed} lost was done again: {said or 'no'}")
+            for a in job["attempts"]
+            if lost
+            and a["task"] == lost["task"]
+            and a["attempt"] > lost["attempt"]
+            and a["peer"] != lost["peer"]
+            and a["state"] == "returned"
+        ]
+        said = ", ".join(again) or "nobody"
+        self.checks.hold(bool(again), f"what {self.killed} left of its lease was done: {said}")
 
     def check_weights(self, job: dict[str, Any], fetched: dict[str, int]) -> None:
         """Every car that worked has fetched as much as the weights."""
