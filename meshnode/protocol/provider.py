@@ -306,6 +306,8 @@ class Provider:
         granted.meters = event.meters
         granted.beat_mono_ms = self._out.now.mono_ms
         self.delivery.say(granted)
+        if granted.done < run.size and self.receipts.interval_over(granted):
+            self._receipt(granted)
 
     def on_exec_ended(self, event: ExecEnded) -> None:
         refused = self._admits.pop(event.exec_id, None)

@@ -157,7 +157,8 @@ class ReceiptDesk:
         return energy
 
     def interval_over(self, granted: Granted) -> bool:
-        return self._out.now.unix_ms - granted.receipted_unix_ms >= RECEIPT_SPAN_MS_MAX
+        interval_ms = min(self._out.limits.receipt_interval_ms, RECEIPT_SPAN_MS_MAX)
+        return self._out.now.unix_ms - granted.receipted_unix_ms >= interval_ms
 
     def flush(self) -> None:
         """Sign, store and send all that waits."""

@@ -153,6 +153,9 @@ class Limits:
     """Units of a lease are guided so that it lasts about so long at the measured rate."""
     receipt_delay_ms: int = 250
     """Receipts wait so long for company: one group commit, at most 1 s behind the result."""
+    receipt_interval_ms: int = 2_000
+    """Units of a running lease are receipted this often (the protocol allows 60 s): what a car has
+    not signed for when it dies, nobody can accept."""
     unaccepted_receipts_max: int = 256
     """Open receipts per channel before a provider grants no further lease."""
     result_keep_ms: int = 86_400_000
