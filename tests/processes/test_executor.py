@@ -591,8 +591,7 @@ def test_the_first_offer_starts_the_zygote_and_idleness_ends_it(house: House) ->
         assert isinstance(admitted, Admitted) and admitted.exec_id == 1
         got = await complete(executor, house.noop())
         assert got.end.reason is Reason.DONE
-        await gone(descendants())
-        assert descendants() == []
+        await true(lambda: descendants() == [])  # ended and reaped
         assert (await complete(executor, house.noop())).end.reason is Reason.DONE
 
     with_executor(house, body)
