@@ -52,6 +52,25 @@ class Fleet:
         self.mine: Counter[Peer] = Counter()  # live attempts of ours per car
         self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
         self._dialled: dict[Peer, int] = {}
+        self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
+
+    def met(self, peer: Peer) -> None:
+        self.peers_up.setdefault(peer, 0)
+        self.backoff.pop(peer, None)
+        self._in_vain = None
+
+    def met_nobody(self, reason: Reason) -> None:
+        """A peer could not be dialled, or turned out to belong to another network: then it takes
+        no more calls from us, and the first reason is the one to tell."""
+        if self._in_vain is not Reason.OTHER_NETWORK:
+            self._in_vain = reason
+
+    def why_nobody(self, job: Job) -> Reason:
+        """What the job itself has met, else why nobody was met at all."""
+        reason = job.why_nobody()
+        if reason is Reason.NOBODY and not self.peers_up and self._in_vain is not None:
+            return self._in_vain
+        return reason
 
     def leave_alone(self, peer: Peer, wait_ms: int) -> None:
         self.backoff[peer] = self._out.now.mono_ms + wait_ms

@@ -85,6 +85,7 @@ from .types import (
 from .view import View, look
 
 BLOCK_MS = 60_000
+PARTING_MS = 500  # for our hello to arrive before we hang up on who belongs elsewhere
 ANNOUNCES_SEEN_MAX = 4096
 EARLY_FRAMES_MAX = 256
 
@@ -119,6 +120,7 @@ class Node:
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
         self.peers: dict[Peer, PeerState] = {}
+        self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
         self.agreements = Agreements(self._out, restored)
@@ -205,7 +207,12 @@ class Node:
         return self._out.take()
 
     def deadline_mono_ms(self) -> int | None:
-        dues = (self.provider.deadline(), self.requester.deadline(), self.acceptances.deadline())
+        dues = (
+            self.provider.deadline(),
+            self.requester.deadline(),
+            self.acceptances.deadline(),
+            min(self._parting.values(), default=None),
+        )
         return min((due for due in dues if due is not None), default=None)
 
     def view(self, now: Now) -> View:
@@ -219,6 +226,9 @@ class Node:
         for peer in self.book.expire(self._out.now):
             self._out.counters["adverts_expired"] += 1
             del peer
+        now_ms = self._out.now.mono_ms
+        for peer in [peer for peer, at in self._parting.items() if at <= now_ms]:
+            self._block(peer, Reason.OTHER_NETWORK)
         self.provider.tick()
         self.requester.tick()
         self.acceptances.tick()
@@ -255,7 +265,9 @@ class Node:
         state = self.peers[peer]
         if hello.network != self.identity.network:
             self._out.notify(b"", "other_network", peer=peer, network=hello.network)
-            self._block(peer, Reason.OTHER_NETWORK)
+            self.requester.fleet.met_nobody(Reason.OTHER_NETWORK)
+            # Not at once: our own hello is under way, and tells its user what went wrong.
+            self._parting[peer] = self._out.now.mono_ms + PARTING_MS
             return
         if PROTOCOL_VERSION not in hello.versions:
             self._block(peer, Reason.VERSION)
@@ -277,6 +289,7 @@ class Node:
 
     def _gone(self, peer: Peer) -> None:
         del self.peers[peer]
+        self._parting.pop(peer, None)
         self.agreements.forget(peer)
         self.provider.peer_down(peer)
         self.requester.peer_down(peer)
@@ -299,7 +312,7 @@ class Node:
 
     def _on_frame(self, event: FrameIn) -> None:
         state = self.peers.get(event.peer)
-        if state is None:
+        if state is None or event.peer in self._parting:
             return
         try:
             self._dispatch(state, event.frame)

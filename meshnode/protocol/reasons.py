@@ -33,7 +33,7 @@ class Reason(IntEnum):
     # ---- who are you
     OTHER_NETWORK = (
         1,
-        "the peer belongs to another network; check --network or the genesis file",
+        "the peer belongs to another network; check its address and the genesis file",
     )
     VERSION = 2, "the peer speaks no protocol version that this node speaks"
     BAD_FRAME = 3, "the peer sent a frame that the protocol does not allow"
@@ -95,7 +95,7 @@ class Reason(IntEnum):
     GAP = 82, "the receipt chain has a gap"
     EQUIVOCATION = 83, "two different objects were signed for one place in the chain"
     QUEUE_FULL = 84, "the peer reads too slowly; the queue to it is full"
-    UNREACHABLE = 85, "the peer could not be dialled"
+    UNREACHABLE = 85, "nobody answers at the address; check --join and that a node runs there"
     SHUTDOWN = 86, "the node is shutting down"
     STORAGE = 87, "this machine's disk refused a write or cannot keep up"
     # ---- why it waits (explain)

@@ -265,8 +265,7 @@ class Requester:
     # ---- peers
 
     def peer_ready(self, peer: Peer) -> None:
-        self.fleet.peers_up.setdefault(peer, 0)
-        self.fleet.backoff.pop(peer, None)
+        self.fleet.met(peer)
         for _, task in self.jobs.live_at(peer):
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
@@ -293,6 +292,7 @@ class Requester:
 
     def dial_failed(self, peer: Peer) -> None:
         """Nobody answers at its address: what it held is lost now, not after the grace."""
+        self.fleet.met_nobody(Reason.UNREACHABLE)
         self.fleet.leave_alone(peer, self._out.limits.backoff_ms)
         for job, task in self.jobs.live_at(peer):
             if task.live is not None and task.live.lost_since_mono_ms is not None:
@@ -603,7 +603,7 @@ class Requester:
             if job.live:
                 job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
             elif job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
-                self._finish(job, JobState.FAILED, job.why_nobody())
+                self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
                 continue
             self.pump(job)
 

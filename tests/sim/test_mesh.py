@@ -10,7 +10,7 @@ from meshnode.protocol.job import Job, JobState
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, NetworkId
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, NetworkId, Peer
 
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site, output_of
 
@@ -245,12 +245,29 @@ def test_nobody_there_says_so() -> None:
     assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.NOBODY)
 
 
+def test_who_meets_nobody_is_told_why() -> None:
+    for event, reason in (
+        (ev.DialFailed(Peer(bytes(38)), Reason.UNREACHABLE), Reason.UNREACHABLE),
+        (None, Reason.OTHER_NETWORK),
+    ):
+        mesh = Mesh(3)
+        site = mesh.add("submitter", REQUEST)
+        mesh.add("car-0", PROVIDE, network=NetworkId(b"othernet"))
+        if event is None:
+            mesh.connect_all()
+        else:
+            mesh.feed(site, event)
+        submit(mesh, order(20))
+        assert mesh.run(lambda mesh=mesh: ended(mesh))  # type: ignore[misc]
+        assert job_of(mesh).reason is reason
+
+
 def test_another_network_is_refused() -> None:
     mesh = Mesh(3)
     mesh.add("submitter", REQUEST)
     mesh.add("car-0", PROVIDE, network=NetworkId(b"othernet"))
     mesh.connect_all()
-    mesh.rest(100)
+    mesh.rest(1_000)
     assert not mesh.sites["submitter"].links
     said = [n.kind for site in mesh.sites.values() for _, n in site.notices]
     assert "other_network" in said
@@ -277,6 +294,19 @@ def test_the_same_seed_gives_the_same_trace() -> None:
         return mesh.trace
 
     assert trace() == trace()
+
+
+def test_a_long_lease_is_receipted_while_it_runs() -> None:
+    mesh = mesh_of(1, 3)
+    mesh.unit_ms = 200
+    submit(mesh, order(64, unit_ms_hint=200, lease_units_max=64))
+    assert mesh.run(lambda: job_of(mesh).stored >= 40)
+    (past,) = [p for p in job_of(mesh).history if p.attempt.live][:1]
+    mesh.crash(mesh.by_peer[past.attempt.peer].name)
+    mesh.rest(1_000)
+    signed = len(accepted_units(mesh.sites["submitter"]))
+    late = (mesh.limits.receipt_interval_ms + mesh.limits.receipt_delay_ms) // mesh.unit_ms
+    assert signed >= job_of(mesh).stored - late - 8
 
 
 def test_results_are_stored_before_they_are_accepted() -> None:
