@@ -124,7 +124,7 @@ def make_order(
         prepared.units,
         terms.nonce or secrets.token_bytes(16),
         inline=b"".join(inline),
-        unit_ms_hint=int(info.unit_ms_hint),
+        unit_ms_hint=float(info.unit_ms_hint),
         wall_ms_max=int(terms.wall_s_max * 1000),
         memory_mb_max=terms.memory_mb_max,
         lease_units_max=terms.lease_units_max,

@@ -124,7 +124,7 @@ def order_of(fields: dict[str, Any]) -> JobOrder:
             int(fields["units"]),
             bytes(fields["nonce"]),
             inline=bytes(fields["inline"]),
-            unit_ms_hint=int(fields["unit_ms_hint"]),
+            unit_ms_hint=float(fields["unit_ms_hint"]),
             wall_ms_max=int(fields["wall_ms_max"]),
             memory_mb_max=int(fields["memory_mb_max"]),
             lease_units_max=int(fields["lease_units_max"]),

@@ -204,7 +204,7 @@ class JobOrder:
     units: int
     nonce: bytes  # 16 bytes; the same order with the same nonce is the same job
     inline: bytes = b""
-    unit_ms_hint: int = 0  # how long one unit lasts on this class, 0 if unknown
+    unit_ms_hint: float = 0.0  # how long one unit lasts on a car, 0 if unknown
     wall_ms_max: int = 60_000  # of one unit
     memory_mb_max: int = 2_048
     lease_units_max: int = 0  # most units a lease may carry; 0 leaves it to the guided size

@@ -210,7 +210,7 @@ class Job:
         self.source_of = array("I", bytes(4 * self.spec.units))
         self.digests = bytearray(32 * self.spec.units)
         self.accepted = bytearray(self.spec.units)
-        self.unit_ms = float(self.order.unit_ms_hint)
+        self.unit_ms = self.order.unit_ms_hint
 
     def to_place(self) -> bool:
         return self.state is JobState.RUNNING and (bool(self.retry) or self.fresh < self.spec.units)

@@ -22,7 +22,7 @@ def order_note(order: JobOrder) -> bytes:
     return encode(
         [
             order.inline,
-            order.unit_ms_hint,
+            int(order.unit_ms_hint * 1000),
             order.lease_units_max,
             order.policy,
             list(order.cars),
@@ -44,7 +44,7 @@ def order_of(spec: JobSpec, note: bytes) -> JobOrder:
         spec.units,
         spec.nonce,
         inline,
-        hint,
+        hint / 1000,
         spec.unit_wall_ms_max,
         spec.memory_mb_max,
         most,
