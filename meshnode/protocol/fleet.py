@@ -66,11 +66,20 @@ class Fleet:
             self._in_vain = reason
 
     def why_nobody(self, job: Job) -> Reason:
-        """What the job itself has met, else why nobody was met at all."""
+        """What cars said to the job, else what they say of themselves, else why none was met."""
         reason = job.why_nobody()
-        if reason is Reason.NOBODY and not self.peers_up and self._in_vain is not None:
-            return self._in_vain
-        return reason
+        if reason is not Reason.NOBODY:
+            return reason
+        own = self._out.identity.peer
+        said = Counter(
+            self._unfit(job, peer, known.advert)
+            for peer, known in self.book.cars.items()
+            if peer != own
+        )
+        del said[Reason.OK], said[Reason.NOBODY]
+        if said:
+            return said.most_common(1)[0][0]
+        return self._in_vain if self._in_vain is not None and not self.peers_up else reason
 
     def leave_alone(self, peer: Peer, wait_ms: int) -> None:
         self.backoff[peer] = self._out.now.mono_ms + wait_ms
@@ -95,7 +104,7 @@ class Fleet:
         cars: list[Car] = []
         for peer, known in self.book.cars.items():
             advert = known.advert
-            if peer == self._out.identity.peer or not self._suits(job, peer, advert):
+            if peer == self._out.identity.peer or self._unfit(job, peer, advert) is not Reason.OK:
                 continue
             if self.backoff.get(peer, 0) > now.mono_ms:
                 continue
@@ -120,15 +129,21 @@ class Fleet:
             )
         return cars
 
-    def _suits(self, job: Job, peer: Peer, advert: Advert) -> bool:
-        if not advert.budget.may_run or peer in job.unsuited or not advert.classes:
-            return False
+    def _unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
+        """Why this car is not even asked, by what it says of itself; OK if it is."""
         if job.order.cars and peer not in job.order.cars:
-            return False
+            return Reason.NOBODY
+        if peer in job.unsuited:
+            return job.unsuited[peer]
+        if not advert.budget.may_run:
+            return advert.budget.reason
+        if not advert.classes:
+            return Reason.NO_WORKER
         unit_ms = job.unit_ms or job.order.unit_ms_hint
         if unit_ms > advert.budget.lease_s_max * 1000:
-            return False
-        return job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
+            return Reason.LEASE_LENGTH
+        fits = job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
+        return Reason.OK if fits else Reason.MEMORY
 
     def dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         now = self._out.now.mono_ms

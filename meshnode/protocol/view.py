@@ -121,7 +121,7 @@ def look(node: Node, now: Now) -> View:
             for state in node.peers.values()
         ),
         tuple(_car(node, peer, now) for peer in node.book.cars),
-        tuple(job_view(job) for job in node.jobs.all.values()),
+        tuple(job_view(job, _waits_for(node, job)) for job in node.jobs.all.values()),
         tuple(
             LeaseView(
                 g.lease_id,
@@ -160,10 +160,16 @@ def _car(node: Node, peer: Peer, now: Now) -> CarView:
     )
 
 
-def job_view(job: Job) -> JobView:
-    waits = None
-    if job.to_place():
-        waits = Reason.WAITS_BIDS if job.waiting.announce_id else Reason.WAITS_SLOT
+def _waits_for(node: Node, job: Job) -> Reason | None:
+    if not job.to_place():
+        return None
+    why = Reason.NOBODY if job.live else node.requester.fleet.why_nobody(job)
+    if why is not Reason.NOBODY:
+        return why
+    return Reason.WAITS_BIDS if job.waiting.announce_id else Reason.WAITS_SLOT
+
+
+def job_view(job: Job, waits: Reason | None) -> JobView:
     return JobView(
         job.job_id,
         job.spec.kernel,
