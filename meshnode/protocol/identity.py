@@ -8,6 +8,8 @@ of ours can be one of libp2p's: COSE's "Signature1" text separates them.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import nacl.exceptions
 import nacl.signing
 
@@ -42,9 +44,14 @@ def public_key(kid: bytes) -> bytes:
     raise RemoteProtocolError("key id is neither a peer id nor an account")
 
 
+@lru_cache(maxsize=1024)
+def _verify_key(kid: bytes) -> nacl.signing.VerifyKey:
+    return nacl.signing.VerifyKey(public_key(kid))
+
+
 def verify(kid: bytes, message: bytes, signature: bytes) -> bool:
     try:
-        nacl.signing.VerifyKey(public_key(kid)).verify(message, signature)
+        _verify_key(kid).verify(message, signature)
     except (nacl.exceptions.BadSignatureError, ValueError):
         return False
     return True

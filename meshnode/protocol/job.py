@@ -13,6 +13,7 @@ from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 from .attempt import Attempt
 from .codec import digest_of, encode
@@ -97,6 +98,7 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
     )
 
 
+@lru_cache(maxsize=64)  # every offer of a job asks for it, on both sides
 def spec_bytes(spec: JobSpec) -> bytes:
     return encode(encode_map(spec))
 
