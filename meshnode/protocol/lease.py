@@ -7,24 +7,37 @@ them again when it comes back, and nothing is computed twice on this car.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
-from .effects import ArgSource, ExecSpec
+from ..errors import MeshError
+from .codec import digest
+from .effects import ArgSource, ExecSpec, HeldRecord
 from .events import Meters
+from .job import spec_bytes
+from .job import task_digest as digest_of_task
 from .messages import Part
-from .objects import JobSpec, Lease, Offer
+from .objects import T_LEASE, T_OFFER, JobSpec, Lease, Offer
 from .reasons import Reason
+from .sealed import unseal
 from .types import (
     LEASE_UNITS_MAX,
     PART_BYTES_MAX,
     BlobRef,
     Digest,
     LeaseId,
+    Now,
     Peer,
     TaskId,
 )
+
+FETCH_MS_MAX = 600_000
+FETCH_LATE_MS = 5_000  # past its deadline a fetch that says nothing is taken for failed
+INPUTS_MS_MAX = 10_000  # inline inputs follow their offer; a slot does not wait longer for them
+LEASE_COST_BYTES = 4096  # of an ended lease beside its outputs: offer, lease, tables
+UNIT_COST_BYTES = 160  # of a kept unit beside its bytes: its digest and two objects
 
 
 class Stage(Enum):
@@ -147,12 +160,57 @@ class Granted:
     def ended(self) -> bool:
         return self.stage is Stage.ENDED
 
+    @property
+    def kept_bytes(self) -> int:
+        """What it costs to keep an ended lease, units without a byte included."""
+        return LEASE_COST_BYTES + self.outputs_bytes + UNIT_COST_BYTES * self.done
+
+    @property
+    def patience_mono_ms(self) -> int | None:
+        """Until when it may wait for its inputs: a slot stands behind it."""
+        if self.stage is not Stage.WAITING:
+            return None
+        if self.inline_wanted and self.inline is None:
+            return self.granted_mono_ms + INPUTS_MS_MAX
+        return self.granted_mono_ms + FETCH_MS_MAX + FETCH_LATE_MS
+
     def move(self, stage: Stage) -> None:
         assert stage in EDGES[self.stage], f"lease: {self.stage.value} -> {stage.value}"
         self.stage = stage
 
     def __repr__(self) -> str:
         return f"<Lease {self.lease_id.hex()[:6]} {self.stage.value} {self.done} units done>"
+
+
+def revived(record: HeldRecord, now: Now) -> Granted | None:
+    """An ended lease of before a restart, whose requester has not accepted it yet."""
+    try:
+        offer = unseal(record.offer).open(Offer, T_OFFER)
+        lease = unseal(record.lease).open(Lease, T_LEASE)
+    except MeshError:
+        return None
+    job_digest = digest(spec_bytes(offer.job))
+    granted = Granted(
+        lease,
+        record.lease,
+        offer,
+        record.offer,
+        job_digest,
+        digest_of_task(job_digest, *offer.task, offer.replica),
+        mono_ms=now.mono_ms,
+        unix_ms=now.unix_ms,
+    )
+    size = len(record.outputs) // max(1, record.count)
+    granted.outputs = [record.outputs[i * size : (i + 1) * size] for i in range(record.count)]
+    granted.outputs_bytes = len(record.outputs)
+    granted.digests = [hashlib.sha256(output).digest() for output in granted.outputs]
+    granted.receipted = record.count  # receipted before, or at its end
+    granted.stage = Stage.ENDED
+    granted.reason = Reason.of(record.reason)
+    granted.stored = True
+    granted.unsettled = 1
+    granted.asked_out_mono_ms = now.mono_ms
+    return granted
 
 
 def exec_spec(job: JobSpec, job_digest: Digest, count: int) -> ExecSpec:

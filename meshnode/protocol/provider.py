@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-from ..errors import MeshError
 from .advert import AdvertBook
 from .agreement import Agreements
 from .codec import digest
@@ -26,7 +25,7 @@ from .events import (
     WorkerClasses,
 )
 from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
-from .lease import Granted, Stage, exec_spec
+from .lease import FETCH_MS_MAX, Granted, Stage, exec_spec, revived
 from .messages import Assign, CancelTask, Handoff, Heartbeat, Inputs, Refuse
 from .objects import (
     T_LEASE,
@@ -52,7 +51,7 @@ from .types import (
     UnitRun,
 )
 
-FETCH_MS_MAX = 600_000
+HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
 
@@ -74,7 +73,7 @@ class Provider:
         self._by_exec: dict[int, Granted] = {}
         self._by_fetch: dict[int, tuple[Granted, BlobRef, int, int]] = {}
         self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
-        self._admits: dict[int, Digest] = {}
+        self._admits: dict[int, Granted] = {}  # whose job the executor was asked about
         self._admitted: OrderedDict[Digest, int] = OrderedDict()  # artifact -> kFLOP a unit
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
@@ -116,7 +115,7 @@ class Provider:
             offer.run,
             sealed.digest,
             min(offer.lease_ms, limits.lease_ms),
-            min(limits.heartbeat_ms, max(1, offer.lease_ms // 3)),
+            max(HEARTBEAT_MS_MIN, min(limits.heartbeat_ms, offer.lease_ms // 3)),
             int(unit_ms * offer.run.size),
             now.unix_ms,
             offer.channel,
@@ -183,11 +182,7 @@ class Provider:
 
     def _prepare(self, granted: Granted) -> None:
         job = granted.offer.job
-        if job.artifact not in self._admitted:
-            exec_id = self._out.mint()
-            self._admits[exec_id] = job.artifact
-            remember(self._admitted, job.artifact, 0, 1024)
-            self._out.add(Admit(exec_id, exec_spec(job, granted.job_digest, 1)))
+        self._admit(granted)
         run = granted.offer.run
         for arg in job.args:
             if arg.inline:
@@ -199,6 +194,14 @@ class Provider:
         if granted.offer.state is not None:
             self._fetch(granted, granted.offer.state, 0, granted.offer.state.size)
         self._maybe_ready(granted)
+
+    def _admit(self, granted: Granted) -> None:
+        job = granted.offer.job
+        if job.artifact not in self._admitted:
+            exec_id = self._out.mint()
+            self._admits[exec_id] = granted
+            remember(self._admitted, job.artifact, 0, 1024)
+            self._out.add(Admit(exec_id, exec_spec(job, granted.job_digest, 1)))
 
     def _fetch(self, granted: Granted, ref: BlobRef, first: int, count: int) -> None:
         chunks = range(first // CHUNK_BYTES, (first + max(count, 1) - 1) // CHUNK_BYTES + 1)
@@ -235,7 +238,9 @@ class Provider:
 
     def on_inputs(self, peer: Peer, inputs: Inputs) -> None:
         granted = self._by_key.get((peer, inputs.task_id, inputs.attempt))
-        if granted is None or not granted.inline_wanted or granted.inline is not None:
+        if granted is None or granted.ended:
+            return
+        if not granted.inline_wanted or granted.inline is not None:
             return
         job, run = granted.offer.job, granted.offer.run
         root = input_root(job, granted.job_digest, inputs.values, run.first, run.size)
@@ -282,9 +287,9 @@ class Provider:
     # ---- what the executor says
 
     def on_admitted(self, event: Admitted) -> None:
-        artifact = self._admits.pop(event.exec_id, None)
-        if artifact is not None:
-            self._admitted[artifact] = event.kflop_per_unit
+        asked = self._admits.pop(event.exec_id, None)
+        if asked is not None:
+            remember(self._admitted, asked.offer.job.artifact, event.kflop_per_unit, 1024)
 
     def on_units(self, event: UnitsDone) -> None:
         granted = self._by_exec.get(event.exec_id)
@@ -296,7 +301,8 @@ class Provider:
             return  # the executor promises order; anything else would mix units up
         size = sum(array_bytes(spec) for spec in granted.offer.job.outs)
         if any(len(output) != size for output in event.outputs):
-            self._end(granted, Reason.KERNEL_SPEC, "an output has another size than promised")
+            text = "an output has another size than promised"
+            self._stop(granted, Reason.KERNEL_SPEC, 0, text)
             return
         outputs = list(event.outputs)
         granted.outputs += outputs
@@ -311,14 +317,8 @@ class Provider:
 
     def on_exec_ended(self, event: ExecEnded) -> None:
         refused = self._admits.pop(event.exec_id, None)
-        if refused is not None:  # the admission itself was refused
-            self._admitted.pop(refused, None)
-            for lease in list(self.leases.values()):
-                if lease.offer.job.artifact == refused and lease.stage in (
-                    Stage.WAITING,
-                    Stage.READY,
-                ):
-                    self._end(lease, event.reason, event.text)
+        if refused is not None:
+            self._not_admitted(refused, event)
             return
         granted = self._by_exec.pop(event.exec_id, None)
         if granted is None or granted.ended:
@@ -337,12 +337,29 @@ class Provider:
             remember(self.owner.unit_ms, artifact, 0.5 * before + 0.5 * spent, 256)
         self._end(granted, event.reason, event.text)
 
+    def _not_admitted(self, refused: Granted, event: ExecEnded) -> None:
+        """The admission itself was refused, for one job: another requester's job for the same
+        artifact may have other arguments, and is asked about by itself."""
+        artifact = refused.offer.job.artifact
+        self._admitted.pop(artifact, None)
+        waiting = [
+            lease
+            for lease in self.leases.values()
+            if lease.offer.job.artifact == artifact and lease.stage in (Stage.WAITING, Stage.READY)
+        ]
+        for lease in waiting:
+            if lease.job_digest != refused.job_digest:
+                self._admit(lease)
+        for lease in waiting:
+            if lease.job_digest == refused.job_digest and lease.lease_id in self.leases:
+                self._stop(lease, event.reason, 0, event.text)
+
     def _end(self, granted: Granted, reason: Reason, text: str) -> None:
         """The lease is over; say so, receipt what was done, give the slot to the next."""
         granted.move(Stage.ENDED)
         del self.leases[granted.lease_id]
         self.ended[granted.lease_id] = granted
-        self._ended_bytes += granted.outputs_bytes
+        self._ended_bytes += granted.kept_bytes
         self.delivery.unsaid.add(granted.lease_id)
         granted.reason = reason
         granted.text = text[:200]
@@ -353,7 +370,7 @@ class Provider:
             self._receipt(granted)
         elif not granted.unsettled:
             self._forget(granted)
-        if granted.requester not in self.presence.peers_up:
+        if granted.requester not in self.presence.peers_up and granted.lease_id in self.ended:
             self._requester_left(granted)
         self._start_ready()
         self._bound_held()
@@ -362,7 +379,8 @@ class Provider:
     def _receipt(self, granted: Granted) -> None:
         assert self.owner.consent is not None
         consent, _, policy, _ = self.owner.consent
-        entered = self._agreements.as_provider(granted.offer.channel, granted.requester)
+        # It was in force when the lease was granted; what lapsed since does not make work free.
+        entered = self._agreements.by_channel.get(granted.offer.channel)
         if entered is None:
             return
         kflop = self._admitted.get(granted.offer.job.artifact, 0)
@@ -388,11 +406,11 @@ class Provider:
             ):
                 self._stop(granted, Reason.STOPPED_BY_REQUESTER, 0)
 
-    def _stop(self, granted: Granted, reason: Reason, grace_ms: int) -> None:
+    def _stop(self, granted: Granted, reason: Reason, grace_ms: int, text: str = "") -> None:
         if granted.stage is Stage.RUNNING:
             self._by_exec.pop(granted.exec_id, None)
             self._out.add(StopExec(granted.exec_id, reason, grace_ms))
-        self._end(granted, reason, "")
+        self._end(granted, reason, text)
 
     def on_recall(self, reason: Reason, grace_ms: int) -> None:
         """The driver is back: stop everything first, then tell who waits."""
@@ -408,7 +426,11 @@ class Provider:
         self.presence.changed()
 
     def drain(self, reason: Reason) -> None:
+        """Runs in work go on; what only waits would never start, so it goes elsewhere now."""
         self.owner.draining = reason
+        for granted in list(self.leases.values()):
+            if granted.stage in (Stage.WAITING, Stage.READY):
+                self._stop(granted, Reason.STOPPED_BY_OWNER, 0)
         self.presence.changed()
 
     def peer_ready(self, peer: Peer) -> None:
@@ -445,7 +467,7 @@ class Provider:
 
     def _forget(self, granted: Granted) -> None:
         if self.ended.pop(granted.lease_id, None) is not None:
-            self._ended_bytes -= granted.outputs_bytes
+            self._ended_bytes -= granted.kept_bytes
         self.delivery.unsaid.discard(granted.lease_id)
         self._by_key.pop(granted.key, None)
         remember(self._gone, granted.key, granted.reason, ENDED_KEYS_MAX)
@@ -520,9 +542,10 @@ class Provider:
     @staticmethod
     def _live_due(granted: Granted) -> int:
         """When a live lease wants attention: its next heartbeat, or the end of our patience."""
+        due = granted.beat_mono_ms + granted.lease.heartbeat_ms
         if granted.asked_out_mono_ms is not None:
-            return granted.asked_out_mono_ms + granted.lease.lease_ms
-        return granted.beat_mono_ms + granted.lease.heartbeat_ms
+            due = granted.asked_out_mono_ms + granted.lease.lease_ms
+        return min(due, granted.patience_mono_ms or due)
 
     def tick(self) -> None:
         mono = self._out.now.mono_ms
@@ -538,6 +561,9 @@ class Provider:
                 continue
             if granted.asked_out_mono_ms is not None:
                 self._stop(granted, Reason.PEER_DOWN, 0)
+                continue
+            if (granted.patience_mono_ms or mono + 1) <= mono:
+                self._stop(granted, Reason.BLOB_MISSING, 0, "the inputs did not come")
                 continue
             self._heartbeat(granted)
             if self.receipts.interval_over(granted) and granted.done > granted.receipted:
@@ -563,36 +589,11 @@ class Provider:
         for record in held:
             if record.expires_unix_ms <= self._out.now.unix_ms:
                 continue
-            try:
-                sealed, lease_sealed = unseal(record.offer), unseal(record.lease)
-                offer, lease = sealed.open(Offer, T_OFFER), lease_sealed.open(Lease, T_LEASE)
-            except MeshError:
+            granted = revived(record, self._out.now)
+            if granted is None:
                 continue
-            job_digest = digest(spec_bytes(offer.job))
-            granted = Granted(
-                lease,
-                record.lease,
-                offer,
-                record.offer,
-                job_digest,
-                task_digest(job_digest, *offer.task, offer.replica),
-                mono_ms=self._out.now.mono_ms,
-                unix_ms=self._out.now.unix_ms,
-            )
-            size = len(record.outputs) // max(1, record.count)
-            granted.outputs = [
-                record.outputs[i * size : (i + 1) * size] for i in range(record.count)
-            ]
-            granted.outputs_bytes = len(record.outputs)
-            granted.digests = [hashlib.sha256(output).digest() for output in granted.outputs]
-            granted.receipted = record.count  # receipted before, or at its end
-            granted.stage = Stage.ENDED
-            granted.reason = Reason.of(record.reason)
-            granted.stored = True
-            granted.unsettled = 1
-            granted.asked_out_mono_ms = self._out.now.mono_ms
             self.ended[granted.lease_id] = granted
-            self._ended_bytes += granted.outputs_bytes
+            self._ended_bytes += granted.kept_bytes
             self.delivery.unsaid.add(granted.lease_id)
             self._away[granted.requester] = self._out.now.mono_ms
             self._by_key[granted.key] = granted

@@ -191,6 +191,8 @@ class Mesh:
         self.fail_kernel = False
         self.fail_reason = Reason.FAILED_BY_JOB
         self.queue_full = 0.0  # chance that a result frame finds its queue full
+        self.no_blobs = False  # no holder ever answers
+        self.refuse_kernel = ""  # the executor does not admit it
         self.partitioned: set[frozenset[str]] = set()
 
     # ---- building
@@ -339,9 +341,14 @@ class Mesh:
                 self.at(self.rng.randint(1, 6), lambda: self._persisted(site, effect, life))
             case fx.Notify():
                 site.notices.append((effect.subject, effect.notice))
+            case fx.FetchBlob() if self.no_blobs:
+                pass
             case fx.FetchBlob():
                 ready = ev.BlobReady(effect.fetch_id, effect.ref, effect.byte_count)
                 self.at(self._delay(), lambda: self.feed_life(site, life, ready))
+            case fx.Admit() if effect.spec.kernel == self.refuse_kernel:
+                refused = ev.ExecEnded(effect.exec_id, Reason.KERNEL_SPEC, ev.Meters())
+                self.at(200, lambda: self.feed_life(site, life, refused))
             case fx.Admit():
                 admitted = ev.Admitted(effect.exec_id, 7, 10)
                 self.at(1, lambda: self.feed_life(site, life, admitted))
