@@ -35,6 +35,8 @@ UNSUITED = frozenset(
         Reason.TOO_LARGE,
         Reason.NO_CONSENT,
         Reason.NO_WORKER,
+        Reason.DISK_FULL,
+        Reason.STORAGE,
     }
 )
 # Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.

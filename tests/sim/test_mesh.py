@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from meshnode.protocol import events as ev
@@ -236,6 +238,17 @@ def test_a_run_that_always_fails_backs_off_and_gives_up() -> None:
     assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.BLOB_MISSING)
     assert len(job_of(mesh).history) <= 4 * mesh.limits.attempts_max
     assert mesh.now_ms > 4 * mesh.limits.backoff_ms, "it did not spin"
+
+
+def test_a_car_whose_disk_is_full_is_not_asked_again() -> None:
+    mesh = mesh_of(2, 2)
+    mesh.fail_kernel, mesh.fail_reason = True, Reason.DISK_FULL
+    submit(mesh, order(40, lease_units_max=1))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).reason is Reason.DISK_FULL
+    tried = Counter(past.attempt.peer for past in job_of(mesh).history)
+    room = 1 + mesh.limits.leases_queued_per_slot_max
+    assert all(count <= room for count in tried.values()), "what it had, and no more"
 
 
 def test_nobody_there_says_so() -> None:
