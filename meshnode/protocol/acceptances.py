@@ -26,6 +26,8 @@ from .shelf import Shelf
 from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
 DISPUTE_RUNS_MAX = 64
+PENDING_MAX = 64  # receipts, and disputes, of one acceptance
+STORE_AGAIN_MS = 1_000  # after a full disk
 
 
 def _range(receipt: Receipt) -> tuple[int, int]:
@@ -50,6 +52,8 @@ class NoAudit:
 class Pending:
     """What the next acceptance of a channel will say."""
 
+    channel: RequesterChannel
+    total_nano: int
     seq: int
     receipt: Digest
     verdict: Verdict
@@ -69,6 +73,11 @@ class AcceptanceDesk:
         self._shelf = shelf
         self.channels: dict[Digest, RequesterChannel] = {}
         self._pending: dict[Digest, Pending] = {}
+        self._full: list[Pending] = []
+        # Signed and not durable yet: one group at a time, so that no acceptance is on the disk
+        # before the receipts that an earlier one covers.
+        self._storing: list[tuple[Pending, Sealed]] = []
+        self._store_again_mono_ms: int | None = None
         self._due_mono_ms: int | None = None
 
     def restore(self, channel: RequesterChannel, last_acceptance: bytes | None) -> None:
@@ -129,7 +138,7 @@ class AcceptanceDesk:
         pending = self._pending.get(channel.digest)
         if pending is None:
             pending = self._pending[channel.digest] = Pending(
-                receipt.seq, digest, self._audit.verdict(receipt), [], [], []
+                channel, 0, receipt.seq, digest, self._audit.verdict(receipt), [], [], []
             )
         pending.seq, pending.receipt = receipt.seq, digest
         pending.rows.append(row(sealed))
@@ -146,10 +155,12 @@ class AcceptanceDesk:
             for unit in units:
                 job.accepted[unit] = 1
         channel.take(receipt, digest, withheld_nano)
+        pending.total_nano = channel.total_nano - channel.withheld_nano
         self._out.counters["receipts_taken"] += 1
         if self._due_mono_ms is None:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
-        if len(pending.rows) >= 64 or len(pending.disputes) >= 64:
+        if len(pending.rows) >= PENDING_MAX or len(pending.disputes) >= PENDING_MAX:
+            self._full.append(self._pending.pop(channel.digest))
             self.flush()
 
     def _withheld(self, job: Job | None, receipt: Receipt) -> tuple[list[int], Reason]:
@@ -176,38 +187,60 @@ class AcceptanceDesk:
     def flush(self) -> None:
         """Accept what was taken; its results are stored first, by order of the persists."""
         self._due_mono_ms = None
+        if self._storing:
+            return  # the rest goes with the next group
         self._shelf.flush()
-        pending, self._pending = self._pending, {}
-        for channel_digest, entry in pending.items():
-            channel = self.channels[channel_digest]
+        entries = [*self._full, *self._pending.values()]
+        self._full, self._pending = [], {}
+        for entry in entries:
             acceptance = Acceptance(
                 1,
                 self._out.identity.network,
-                channel_digest,
+                entry.channel.digest,
                 entry.seq,
                 entry.receipt,
-                channel.total_nano - channel.withheld_nano,
+                entry.total_nano,
                 entry.verdict,
                 self._out.now.unix_ms,
                 None,
                 tuple(entry.disputes) or None,
             )
-            sealed = self._out.seal(acceptance, T_ACCEPT)
+            self._storing.append((entry, self._out.seal(acceptance, T_ACCEPT)))
+        self._out.counters["acceptances_signed"] += len(entries)
+        if entries:
+            self._store()
+
+    def _store(self) -> None:
+        self._store_again_mono_ms = None
+        rows = [stored for entry, sealed in self._storing for stored in (*entry.rows, row(sealed))]
+        self._out.persist(tuple(rows), Durability.POWER, self._stored, self._not_stored)
+
+    def _not_stored(self) -> None:
+        self._store_again_mono_ms = self._out.now.mono_ms + STORE_AGAIN_MS
+
+    def _stored(self) -> None:
+        accepted, self._storing = self._storing, []
+        if self._pending or self._full:
+            self._due_mono_ms = self._out.now.mono_ms
+        for entry, sealed in accepted:
+            channel = entry.channel
             channel.last_acceptance = sealed.wire
-            seq = self._out.persist((*entry.rows, row(sealed)), Durability.POWER)
             provider = channel.agreement.provider
-            self._out.send(provider, Lane.MONEY, sealed.wire, after=seq)
-            self._out.counters["acceptances_signed"] += 1
+            self._out.send(provider, Lane.MONEY, sealed.wire)
             self._out.notify(
-                provider, "accepted", channel=channel_digest, seq=entry.seq, count=len(entry.rows)
+                provider, "accepted", channel=channel.digest, seq=entry.seq, count=len(entry.rows)
             )
 
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
 
     def deadline(self) -> int | None:
-        return self._due_mono_ms
+        dues = (self._due_mono_ms, self._store_again_mono_ms)
+        return min((due for due in dues if due is not None), default=None)
 
     def tick(self) -> None:
-        if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
+        now = self._out.now.mono_ms
+        if self._store_again_mono_ms is not None and self._store_again_mono_ms <= now:
+            self._store()
+        if self._due_mono_ms is not None and self._due_mono_ms <= now:
             self.flush()

@@ -40,6 +40,7 @@ from .types import (
 
 ENERGY_ESTIMATED = 1
 ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
+STORE_AGAIN_MS = 1_000  # after a full disk
 
 _OUTCOME = {
     Reason.FAILED_BY_JOB: Outcome.FAILED_BY_JOB,
@@ -72,6 +73,10 @@ class ReceiptDesk:
         self._resend: set[Peer] = set()
         self.channels: dict[Digest, ProviderChannel] = {}
         self._waiting: list[Waiting] = []
+        # Signed and not durable yet: one group at a time, so that no receipt is ever on the disk,
+        # or with the requester, before the one that its chain hangs on.
+        self._storing: list[tuple[Peer, Sealed]] = []
+        self._store_again_mono_ms: int | None = None
         self._due_mono_ms: int | None = None
         self._watt_ms = 0  # energy of runs too short for a whole mWh is carried over
 
@@ -161,7 +166,9 @@ class ReceiptDesk:
         return self._out.now.unix_ms - granted.receipted_unix_ms >= interval_ms
 
     def flush(self) -> None:
-        """Sign, store and send all that waits."""
+        """Sign, store and send all that waits; while a group is being stored the rest waits on."""
+        if self._storing:
+            return
         every, self._waiting = self._waiting, []
         waiting: list[Waiting] = []
         for entry in every:
@@ -171,23 +178,29 @@ class ReceiptDesk:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
         if not waiting:
             return
-        minted: list[tuple[Peer, Sealed]] = []
         for entry in waiting:
             channel = entry.channel
             receipt = channel.mint(self._out.identity, *entry[1:])
             sealed = self._out.seal(receipt, T_RECEIPT)
             channel.minted(receipt, sealed)
-            minted.append((channel.agreement.requester, sealed))
-        self._out.persist(
-            tuple(row(sealed) for _, sealed in minted),
-            Durability.POWER,
-            lambda: self._send(minted),
-        )
-        self._out.counters["receipts_signed"] += len(minted)
+            self._storing.append((channel.agreement.requester, sealed))
+        self._out.counters["receipts_signed"] += len(waiting)
+        self._store()
 
-    def _send(self, minted: list[tuple[Peer, Sealed]]) -> None:
+    def _store(self) -> None:
+        self._store_again_mono_ms = None
+        rows = tuple(row(sealed) for _, sealed in self._storing)
+        self._out.persist(rows, Durability.POWER, self._stored, self._not_stored)
+
+    def _not_stored(self) -> None:
+        self._store_again_mono_ms = self._out.now.mono_ms + STORE_AGAIN_MS
+
+    def _stored(self) -> None:
         """They are durable. A requester that went and came back meanwhile must get its results
         again first; `_resend_all` has the receipts for it then."""
+        minted, self._storing = self._storing, []
+        if self._waiting:
+            self._due_mono_ms = self._out.now.mono_ms
         for requester, sealed in minted:
             up = self._up(requester)
             if up and requester not in self._resend and not self._unsent(requester):
@@ -200,6 +213,7 @@ class ReceiptDesk:
             self._due_mono_ms = self._out.now.mono_ms
 
     def _resend_all(self) -> None:
+        storing = {sealed.digest for _, sealed in self._storing}  # these follow when they are
         for peer in sorted(self._resend):
             if self._unsent(peer):
                 continue
@@ -207,7 +221,8 @@ class ReceiptDesk:
             for channel in self.channels.values():
                 if channel.agreement.requester == peer:
                     for seq in sorted(channel.open):
-                        self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
+                        if channel.open[seq].digest not in storing:
+                            self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
         if self._resend:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
@@ -235,9 +250,13 @@ class ReceiptDesk:
         )
 
     def deadline(self) -> int | None:
-        return self._due_mono_ms
+        dues = (self._due_mono_ms, self._store_again_mono_ms)
+        return min((due for due in dues if due is not None), default=None)
 
     def tick(self) -> None:
+        again = self._store_again_mono_ms
+        if again is not None and again <= self._out.now.mono_ms:
+            self._store()
         if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
             self._due_mono_ms = None
             self._resend_all()

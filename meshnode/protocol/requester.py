@@ -133,7 +133,12 @@ class Requester:
         if job.order.durable:
             record = self.jobs.record(job)
             self.shelf.flush()
-            self._out.persist((record,), Durability.PROCESS, lambda: self.jobs.say(job))
+
+            def said() -> None:
+                self.jobs.say(job)
+
+            # Also when the disk is full, which may be why it ended: somebody waits for it.
+            self._out.persist((record,), Durability.PROCESS, said, said)
         else:
             self.jobs.say(job)
 

@@ -122,6 +122,7 @@ class Disk:
     tasks: dict[tuple[Digest, int], fx.TaskRecord] = field(default_factory=dict)
     results: list[fx.ResultRecord] = field(default_factory=list)
     held: dict[tuple[bytes, bytes, int], fx.HeldRecord] = field(default_factory=dict)
+    full: bool = False
 
     def store(self, record: fx.Record) -> None:
         match record:
@@ -169,6 +170,7 @@ class Site:
     notices: list[tuple[bytes, fx.Notice]] = field(default_factory=list)
     stopped: set[int] = field(default_factory=set)
     tick_at: int | None = None
+    stored_at: int = 0
     slots: int = 1
 
 
@@ -338,7 +340,9 @@ class Mesh:
                 self.at(1, lambda: self.cut(site.name, other.name))
             case fx.Persist():
                 site.pending.add(effect.seq)
-                self.at(self.rng.randint(1, 6), lambda: self._persisted(site, effect, life))
+                # in their order, as the journal stores them
+                site.stored_at = max(site.stored_at, self.now_ms + self.rng.randint(1, 6))
+                self.at(site.stored_at - self.now_ms, lambda: self._persisted(site, effect, life))
             case fx.Notify():
                 site.notices.append((effect.subject, effect.notice))
             case fx.FetchBlob() if self.no_blobs:
@@ -406,6 +410,11 @@ class Mesh:
     def _persisted(self, site: Site, effect: fx.Persist, life: int) -> None:
         if site.life != life:
             return  # the crash came first: nothing of it is kept
+        if site.disk.full:
+            site.waiting.pop(effect.seq, None)
+            site.pending.discard(effect.seq)
+            self.feed(site, ev.PersistFailed(effect.seq, Reason.DISK_FULL))
+            return
         for record in effect.records:
             site.disk.store(record)
         site.pending.discard(effect.seq)

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from meshnode.protocol import events as ev
+from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.job import Job, JobState
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
@@ -249,6 +250,43 @@ def test_a_car_whose_disk_is_full_is_not_asked_again() -> None:
     tried = Counter(past.attempt.peer for past in job_of(mesh).history)
     room = 1 + mesh.limits.leases_queued_per_slot_max
     assert all(count <= room for count in tried.values()), "what it had, and no more"
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", ["car-0", "submitter"])
+def test_a_full_disk_leaves_no_hole_in_a_chain(seed: int, name: str) -> None:
+    """What could not be stored was not sent, and comes first once there is room."""
+    mesh = mesh_of(2, seed)
+    disk = mesh.sites[name].disk
+    submit(mesh, order(200, durable=False))
+    assert mesh.run(lambda: job_of(mesh).stored >= 20 + seed)
+    disk.full = True
+    assert mesh.run(lambda: ended(mesh))
+    mesh.cut("submitter", "car-0")
+    mesh.connect_all()
+    mesh.rest(500)
+    disk.full = False
+    mesh.rest(3_000)
+    mesh.crash(name)
+    mesh.boot(name)
+    mesh.connect_all()
+    submit(mesh, order(200, nonce=1))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(3_000)
+    for site in mesh.sites.values():
+        assert check_objects(site.disk.signed).findings == (), site.name
+        assert len(accepted_units(mesh.sites["submitter"])) == 400
+
+
+def test_a_failed_job_is_said_even_if_that_cannot_be_stored() -> None:
+    mesh = mesh_of(2, 3)
+    submit(mesh, order(200))
+    assert mesh.run(lambda: job_of(mesh).stored >= 20)
+    mesh.sites["submitter"].disk.full = True
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(100)
+    said = [dict(n.fields) for _, n in mesh.sites["submitter"].notices if n.kind == "job"]
+    assert (said[-1]["state"], said[-1]["reason"]) == ("failed", int(Reason.DISK_FULL))
 
 
 def test_nobody_there_says_so() -> None:
