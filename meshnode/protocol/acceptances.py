@@ -122,8 +122,10 @@ class AcceptanceDesk:
         if reason is not Reason.OK:
             self._out.counters[f"receipt_{reason.name.lower()}"] += 1
             if reason is Reason.EQUIVOCATION:  # two signatures, one place: kept as the proof it is
-                self._out.persist((row(sealed),), Durability.POWER)
-                self._out.notify(peer, "equivocation", channel=receipt.channel, seq=receipt.seq)
+                if not channel.equivocated:  # one proof is enough, and cannot fill the disk
+                    self._out.persist((row(sealed),), Durability.POWER)
+                    self._out.notify(peer, "equivocation", channel=receipt.channel, seq=receipt.seq)
+                channel.equivocated = True
             self._decline(peer, sealed.digest, reason)
             return
         self._take(channel, receipt, sealed)
@@ -134,7 +136,7 @@ class AcceptanceDesk:
         digest = sealed.digest
         amount = receipt.amount_nano
         size = receipt.work.units.size
-        withheld_nano = amount * len(withheld) // size if withheld and size else 0
+        withheld_nano = amount * len(withheld) // size if size else amount
         pending = self._pending.get(channel.digest)
         if pending is None:
             pending = self._pending[channel.digest] = Pending(
@@ -142,7 +144,7 @@ class AcceptanceDesk:
             )
         pending.seq, pending.receipt = receipt.seq, digest
         pending.rows.append(row(sealed))
-        if withheld:
+        if withheld or not size:  # a receipt for no units bills for nothing that came
             runs = spans(withheld)
             if len(runs) > DISPUTE_RUNS_MAX:  # more than an acceptance can name: all of it
                 withheld = list(range(*_range(receipt)))

@@ -8,6 +8,7 @@ on it. An agreement lapses with the shorter of the two mandates.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..errors import MeshError
@@ -20,6 +21,7 @@ from .types import CLOCK_SKEW_MS_MAX, MANDATE_MS_MAX, Digest, Durability, Lane, 
 
 ASK_TIMEOUT_MS = 5_000
 FREE_RATES = (Rate(0, 0, 1),)
+UNUSED_MAX = 1024  # agreements as provider under which nothing has been leased yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,10 @@ class Agreements:
         self.by_channel: dict[Digest, InForce] = {}
         self._with_provider: dict[Peer, InForce] = {}
         self._asked: dict[Peer, int] = {}  # provider -> when to stop waiting
+        self._open: set[Peer] = set()  # providers whose terms we wait for
         self._proposed: dict[Peer, Sealed] = {}  # provider -> what we signed
         self._shown: dict[Peer, Sealed] = {}  # requester -> its mandate
+        self._unused: OrderedDict[Digest, None] = OrderedDict()
         self._own = unseal(outbox.identity.mandate)
         signed: dict[Digest, set[bytes]] = {}
         for obj in restored.signed:
@@ -86,16 +90,28 @@ class Agreements:
             return None
         return found
 
+    def use(self, channel: Digest) -> None:
+        """Something is leased under it: it stays."""
+        self._unused.pop(channel, None)
+
     def ask(self, peer: Peer) -> None:
         """Start the handshake, unless it is under way."""
         now = self._out.now.mono_ms
         if self._asked.get(peer, 0) > now:
             return
         self._asked[peer] = now + ASK_TIMEOUT_MS
+        self._open.add(peer)
         self._out.send(peer, Lane.CONTROL, TermsRequest(self._own.wire))
 
     def asking(self, peer: Peer) -> bool:
         return self._asked.get(peer, 0) > self._out.now.mono_ms
+
+    def answered(self, peer: Peer) -> bool:
+        """Terms came: whether they were asked for. Each question takes one answer, because an
+        answer is signed and stored."""
+        asked = peer in self._open
+        self._open.discard(peer)
+        return asked
 
     def void(self, peer: Peer) -> None:
         """The car does not know our agreement any more; the next use asks anew."""
@@ -104,6 +120,7 @@ class Agreements:
     def forget(self, peer: Peer) -> None:
         """The connection is gone; what was half-way starts anew."""
         self._asked.pop(peer, None)
+        self._open.discard(peer)
         self._proposed.pop(peer, None)
         self._shown.pop(peer, None)
 
@@ -179,7 +196,15 @@ class Agreements:
         seq = self._out.persist(
             (row(shown), row(self._own), row(sealed), row(signed)), Durability.POWER
         )
+        if sealed.digest not in self.by_channel:
+            self._unused[sealed.digest] = None
         self._enter(InForce(agreement, sealed.digest))
+        # One showing of the mandate, one agreement; and signing alone does not fill the table: a
+        # requester whose unused agreement has gone is told NO_AGREEMENT and asks again.
+        del self._shown[peer]
+        if len(self._unused) > UNUSED_MAX:
+            oldest, _ = self._unused.popitem(last=False)
+            del self.by_channel[oldest]
         self._out.send(peer, Lane.CONTROL, signed.wire, after=seq)
 
     # ---- requester's side

@@ -136,7 +136,8 @@ class RequesterChannel:
         self.withheld_nano = 0
         self.period_end_ms = 0
         self.digests: OrderedDict[int, Digest] = OrderedDict()  # of the latest receipts, by seq
-        self.last_acceptance: bytes | None = None
+        self.last_acceptance: bytes | None = None  # the newest that is durable
+        self.equivocated = False  # the proof is stored, one is enough
 
     def check(self, receipt: Receipt, digest: Digest, now_unix_ms: int) -> Reason:
         """Form, order and arithmetic; what the work is worth is the requester's to say."""

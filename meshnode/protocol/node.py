@@ -174,7 +174,7 @@ class Node:
             messages.Decline: self._on_decline,
         }
         self._objects: dict[str, Callable[[Peer, Sealed], None]] = {
-            T_ADVERT: lambda _, sealed: self._on_advert(sealed.wire),
+            T_ADVERT: lambda peer, sealed: self._on_advert(peer, sealed),
             T_AGREEMENT: self._on_agreement,
             T_OFFER: self.provider.on_offer,
             T_LEASE: self.requester.on_lease,
@@ -363,6 +363,9 @@ class Node:
         self.agreements.on_terms_request(peer, request)
 
     def _on_terms(self, peer: Peer, terms: messages.Terms) -> None:
+        if not self.agreements.answered(peer):
+            self._out.counters["terms_unasked"] += 1
+            return
         reason = self.agreements.on_terms(peer, terms)
         if reason is not Reason.OK:
             self.requester.terms_refused(peer, reason)
@@ -384,8 +387,12 @@ class Node:
         del goodbye
         self.book.drop(peer)
 
-    def _on_advert(self, wire: bytes) -> None:
-        advert = self.book.take(wire, self._out.now)
+    def _on_advert(self, source: Peer, sealed: Sealed) -> None:
+        """A car speaks for itself: whoever wants many cars in the book needs many connections."""
+        if sealed.kid != source:
+            self._out.counters["adverts_of_others"] += 1
+            return
+        advert = self.book.take(sealed.wire, self._out.now)
         if advert is not None:
             self.requester.advert_came(advert)
 
@@ -395,17 +402,17 @@ class Node:
         try:
             sealed = unseal(event.frame)
             if sealed.typ == T_ADVERT:
-                self._on_advert(event.frame)
+                self._on_advert(event.source, sealed)
             elif sealed.typ == T_ANNOUNCE:
-                self._on_announce(sealed)
+                self._on_announce(event.source, sealed)
         except MeshError:
             self._out.counters["bad_gossip"] += 1
 
-    def _on_announce(self, sealed: Sealed) -> None:
+    def _on_announce(self, source: Peer, sealed: Sealed) -> None:
         announce = sealed.open(Announce, T_ANNOUNCE)
         now = self._out.now.unix_ms
         if (
-            sealed.kid != announce.requester
+            not source == sealed.kid == announce.requester
             or announce.network != self.identity.network
             or not now - CLOCK_SKEW_MS_MAX < announce.expires_ms <= now + 60_000 + CLOCK_SKEW_MS_MAX
             or announce.announce_id in self._seen
@@ -434,24 +441,25 @@ class Node:
 
     def _restore_channels(self) -> None:
         """Chains of both ends, from the signed objects in the order they were stored."""
-        receipts: dict[Digest, dict[int, tuple[Receipt, Sealed]]] = {}
+        receipts: dict[Digest, dict[Digest, tuple[Receipt, Sealed]]] = {}
         accepts: dict[Digest, list[tuple[Acceptance, Sealed]]] = {}
         for obj in self._restored.signed:
             if obj.typ == T_RECEIPT:
                 sealed = unseal(obj.sealed)
                 receipt = sealed.open(Receipt, T_RECEIPT)
-                # the first stands; a second for the same place is kept as proof, not as chain
-                receipts.setdefault(receipt.channel, {}).setdefault(receipt.seq, (receipt, sealed))
+                receipts.setdefault(receipt.channel, {})[sealed.digest] = (receipt, sealed)
             elif obj.typ == T_ACCEPT:
                 sealed = unseal(obj.sealed)
                 acceptance = sealed.open(Acceptance, T_ACCEPT)
                 accepts.setdefault(acceptance.channel, []).append((acceptance, sealed))
         for digest, entered in self.agreements.by_channel.items():
-            chain = [receipts.get(digest, {})[s] for s in sorted(receipts.get(digest, {}))]
+            found = receipts.get(digest, {})
             vouchers = sorted(accepts.get(digest, []), key=lambda pair: pair[0].seq)
             if entered.agreement.provider == self.identity.peer:
+                chain = sorted(found.values(), key=lambda pair: pair[0].seq)
                 self.provider.receipts.restore(entered, chain, [a for a, _ in vouchers])
             else:
+                chain = _accepted(found, vouchers[-1][0].receipt if vouchers else None)
                 channel = RequesterChannel(entered.agreement, entered.digest)
                 disputes = {
                     d.seq: d for acceptance, _ in vouchers for d in acceptance.disputes or ()
@@ -461,3 +469,15 @@ class Node:
                     channel.take(receipt, sealed.digest, dispute.withheld_nano if dispute else 0)
                     self.acceptances.mark_restored(receipt, dispute)
                 self.acceptances.restore(channel, vouchers[-1][1].wire if vouchers else None)
+
+
+def _accepted(
+    found: dict[Digest, tuple[Receipt, Sealed]], newest: Digest | None
+) -> list[tuple[Receipt, Sealed]]:
+    """The chain that ends in the receipt that we accepted last. Other receipts are here as proofs
+    against their signer: they take no place in it, whatever seq they claim."""
+    chain: list[tuple[Receipt, Sealed]] = []
+    while newest is not None and newest in found:
+        chain.append(found[newest])
+        newest = chain[-1][0].previous
+    return chain[::-1]

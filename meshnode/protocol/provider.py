@@ -131,6 +131,7 @@ class Provider:
             mono_ms=now.mono_ms,
             unix_ms=now.unix_ms,
         )
+        self._agreements.use(offer.channel)
         self.leases[lease.lease_id] = granted
         self._by_key[key] = granted
         self._out.send(peer, Lane.CONTROL, wire)

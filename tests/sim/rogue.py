@@ -18,10 +18,12 @@ from meshnode.protocol.codec import digest
 from meshnode.protocol.job import array_bytes, input_root, spec_bytes, task_digest
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
+    NO_METERS,
     T_ADVERT,
     T_AGREEMENT,
     T_LEASE,
     T_OFFER,
+    T_RECEIPT,
     Advert,
     AdvertBudget,
     AdvertClass,
@@ -31,7 +33,9 @@ from meshnode.protocol.objects import (
     Lease,
     Offer,
     OfferKind,
+    Receipt,
     Span,
+    Work,
 )
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed, seal, unseal
@@ -230,6 +234,29 @@ class Rogue:
             0,
         )
         return self.seal(replace(offer, **more), T_OFFER)
+
+    def receipt(self, channel: Digest, agreement: Agreement, work: Work, **more: Any) -> Sealed:
+        now = self.mesh.now().unix_ms
+        receipt = Receipt(
+            1,
+            NETWORK,
+            self.peer,
+            agreement.requester,
+            agreement.payee,
+            agreement.payer,
+            channel,
+            0,
+            None,
+            work,
+            NO_METERS,
+            NO_METERS,
+            0,
+            0,
+            (now, now),
+            Digest(b"\1" * 32),
+            Digest(b"\1" * 32),
+        )
+        return self.seal(replace(receipt, **more), T_RECEIPT)
 
     def task_of(self, offer: Sealed) -> TaskId:
         opened = offer.open(Offer, T_OFFER)
