@@ -34,7 +34,7 @@ from testnet import link
 from testnet.testnet import SUBMITTER, Testnet
 
 RUN_S_MAX = 60.0
-NOBODY_S = 25.0  # a job without any car is given up after 15 s
+IMPATIENT = "[limits]\nnobody_ms = 4000\n"  # a job without any car is given up sooner than in 15 s
 
 
 # ---- what the tests share
@@ -64,6 +64,7 @@ def submitter_home(folder: Path, seed: int, name: str) -> Iterator[Path]:
     """A home of the testnet of `seed`; a background node that a command started ends with it."""
     home = folder / name
     firstrun.init_seeded(home, seed, name, car=False, now_ms=time.time_ns() // 1_000_000)
+    (home / "config.toml").write_text(IMPATIENT)
     try:
         yield home
     finally:
@@ -118,7 +119,7 @@ def test_no_consent_no_work_and_the_submitter_hears_it(tmp_path: Path) -> None:
     """The car joins, is seen and computes nothing."""
 
     async def main() -> None:
-        async with Testnet(1, 7) as net:
+        async with Testnet(1, 7, configs={SUBMITTER: IMPATIENT}) as net:
             await net.kill("car-0")
             (net.home("car-0") / firstrun.CONSENT_FILE).unlink()
             await net.restart("car-0")
@@ -126,7 +127,7 @@ def test_no_consent_no_work_and_the_submitter_hears_it(tmp_path: Path) -> None:
             noop = registry.get("bench.noop@1")
             prepared = host.prepare(noop.spec, np.zeros((8, 16), np.float32))
             job_id = await net.call(lambda mesh: mesh.submit(noop, prepared))
-            ended = await net.call(lambda mesh: mesh.wait(job_id, NOBODY_S))
+            ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
             assert ended["state"] == "failed"
             said = await net.call(lambda mesh: mesh.explain(job_id))
             assert Reason.NO_CONSENT in [row["reason"] for row in said], said

@@ -122,7 +122,7 @@ async def one_seed(net: Testnet, role: str, seed: int) -> Outcome:
     pause_s = rng.uniform(0.0, PAUSE_S_MAX)
     began_s = time.monotonic()
     try:
-        await net.wait(net.all_met, RESULT_S_MAX, "the submitter knows every car")
+        await net.wait(partial(all_known, net), RESULT_S_MAX, "the submitter knows every car")
         sent = await net.call(partial(submit, seed))
         outcome.units = sum(len(job.want) for job in sent)
         await trio.sleep(outcome.kill_s)
@@ -140,6 +140,16 @@ async def one_seed(net: Testnet, role: str, seed: int) -> Outcome:
         outcome.violations.append(f"{type(error).__name__}: {error}")
     outcome.wall_s = time.monotonic() - began_s
     return outcome
+
+
+async def all_known(net: Testnet) -> bool:
+    """Has the submitter an advert of every car, ready to work? It dials them when it has work."""
+    ready = {
+        row["peer"]
+        for row in await net.call(lambda mesh: mesh.peers())
+        if row.get("car") and row["car"]["may_run"]
+    }
+    return all(net.peer(name) in ready for name in net.cars)
 
 
 # ---- the jobs
