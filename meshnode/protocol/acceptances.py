@@ -8,24 +8,27 @@ before the acceptance leaves, in groups, like the provider's.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
 from .agreement import Agreements
 from .channel import RequesterChannel
 from .effects import SignedObject
+from .events import SendFailed
 from .job import Job, spans
 from .jobs import Jobs
 from .merkle import root
 from .messages import Decline
 from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Dispute, Method, Receipt, Verdict
-from .outbox import Outbox, row
+from .outbox import Outbox, remember, row
 from .reasons import Reason
 from .sealed import Sealed
 from .shelf import Shelf
 from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
 DISPUTE_RUNS_MAX = 64
+SENDS_KNOWN_MAX = 4096
 PENDING_MAX = 64  # receipts, and disputes, of one acceptance
 STORE_AGAIN_MS = 1_000  # after a full disk
 
@@ -73,6 +76,8 @@ class AcceptanceDesk:
         self._shelf = shelf
         self.channels: dict[Digest, RequesterChannel] = {}
         self._pending: dict[Digest, Pending] = {}
+        self._sends: OrderedDict[int, RequesterChannel] = OrderedDict()
+        self._unsaid: dict[Digest, RequesterChannel] = {}  # whose acceptance found a full queue
         self._full: list[Pending] = []
         # Signed and not durable yet: one group at a time, so that no acceptance is on the disk
         # before the receipts that an earlier one covers.
@@ -117,7 +122,7 @@ class AcceptanceDesk:
         if reason is Reason.DUPLICATE:
             # said again after a reconnect: our acceptance was lost, so it is said again too
             if channel.last_acceptance is not None and receipt.channel not in self._pending:
-                self._out.send(peer, Lane.MONEY, channel.last_acceptance)
+                self._say(channel)
             return
         if reason is not Reason.OK:
             self._out.counters[f"receipt_{reason.name.lower()}"] += 1
@@ -228,10 +233,24 @@ class AcceptanceDesk:
             channel = entry.channel
             channel.last_acceptance = sealed.wire
             provider = channel.agreement.provider
-            self._out.send(provider, Lane.MONEY, sealed.wire)
+            self._say(channel)
             self._out.notify(
                 provider, "accepted", channel=channel.digest, seq=entry.seq, count=len(entry.rows)
             )
+
+    def _say(self, channel: RequesterChannel) -> None:
+        if channel.last_acceptance is not None:
+            provider = channel.agreement.provider
+            send_id = self._out.send(provider, Lane.MONEY, channel.last_acceptance)
+            remember(self._sends, send_id, channel, SENDS_KNOWN_MAX)
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """The newest stands for all before it, but nothing else would bring the last one."""
+        channel = self._sends.pop(event.send_id, None)
+        if channel is not None and event.reason is Reason.QUEUE_FULL:
+            self._unsaid[channel.digest] = channel
+            if self._due_mono_ms is None:
+                self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
@@ -245,4 +264,7 @@ class AcceptanceDesk:
         if self._store_again_mono_ms is not None and self._store_again_mono_ms <= now:
             self._store()
         if self._due_mono_ms is not None and self._due_mono_ms <= now:
+            unsaid, self._unsaid = self._unsaid, {}
+            for channel in unsaid.values():
+                self._say(channel)
             self.flush()

@@ -27,6 +27,7 @@ class Announcer:
         if waiting.until_mono_ms > now.mono_ms:
             return
         self._jobs.announced.pop(waiting.announce_id, None)
+        waiting.bidders.clear()
         waiting.announce_id = self._out.rng.randbytes(16)
         waiting.backoff_ms = min(
             max(limits.announce_backoff_ms, 2 * waiting.backoff_ms), limits.announce_backoff_ms_max

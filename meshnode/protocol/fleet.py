@@ -45,6 +45,10 @@ BLAMELESS = frozenset(
 )
 
 
+SHUNNED_MAX = 4096
+DIALS_MAX = 64  # within `redial_gap_ms`
+
+
 class Fleet:
     def __init__(self, outbox: Outbox, agreements: Agreements, book: AdvertBook) -> None:
         self._out = outbox
@@ -53,6 +57,7 @@ class Fleet:
         self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
         self.mine: Counter[Peer] = Counter()  # live attempts of ours per car
         self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
+        self._shunned: dict[Peer, int] = {}  # the same, but no advert ends it
         self._dialled: dict[Peer, int] = {}
         self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
 
@@ -86,6 +91,16 @@ class Fleet:
     def leave_alone(self, peer: Peer, wait_ms: int) -> None:
         self.backoff[peer] = self._out.now.mono_ms + wait_ms
 
+    def shun(self, peer: Peer, wait_ms: int) -> None:
+        """It took a run and brought nothing: neither a new advert nor a new connection makes that
+        undone, or a run would spin between the two at the speed of the link."""
+        if len(self._shunned) < SHUNNED_MAX:
+            self._shunned[peer] = self._out.now.mono_ms + wait_ms
+
+    def rests(self, peer: Peer) -> bool:
+        until = max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
+        return until > self._out.now.mono_ms
+
     def release(self, peer: Peer) -> None:
         """One of our attempts there is over."""
         self.mine[peer] -= 1
@@ -95,12 +110,12 @@ class Fleet:
     def tick(self) -> None:
         now = self._out.now.mono_ms
         self.backoff = {peer: until for peer, until in self.backoff.items() if until > now}
+        self._shunned = {peer: until for peer, until in self._shunned.items() if until > now}
         gap = self._out.limits.redial_gap_ms
         self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
 
     def cars(self, job: Job) -> list[Car]:
         """Cars that may take a run of this job now; starts what stands in the way for others."""
-        now = self._out.now
         limits = self._out.limits
         consts = [arg.ident[:8] for arg in job.spec.args if not arg.mapped and not arg.inline]
         cars: list[Car] = []
@@ -108,7 +123,7 @@ class Fleet:
             advert = known.advert
             if peer == self._out.identity.peer or self._unfit(job, peer, advert) is not Reason.OK:
                 continue
-            if self.backoff.get(peer, 0) > now.mono_ms:
+            if self.rests(peer):
                 continue
             if peer not in self.peers_up:
                 self.dial(peer, advert.addrs)
@@ -149,6 +164,8 @@ class Fleet:
 
     def dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         now = self._out.now.mono_ms
+        if len(self._dialled) >= DIALS_MAX and peer not in self._dialled:
+            return  # adverts name addresses that nobody has checked; the rest in a moment
         if self._dialled.get(peer, -(10**9)) + self._out.limits.redial_gap_ms <= now:
             self._dialled[peer] = now
             self._out.add(Dial(peer, addrs))

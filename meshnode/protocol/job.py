@@ -15,13 +15,23 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 
+from ..errors import MeshError
 from .attempt import Attempt
-from .codec import digest_of, encode
+from .codec import decode, digest_of, encode
 from .events import JobOrder
 from .objects import JobArg, JobSpec, Span
 from .reasons import Reason
-from .rule import encode_map
-from .types import ArraySpec, BlobRef, Digest, JobId, NetworkId, Peer, TaskId
+from .rule import decode_map, encode_map
+from .types import (
+    INLINE_BYTES_MAX,
+    ArraySpec,
+    BlobRef,
+    Digest,
+    JobId,
+    NetworkId,
+    Peer,
+    TaskId,
+)
 
 DTYPE_BYTES = {
     "bool": 1,
@@ -79,9 +89,11 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
         raise ValueError("inline bytes are left over")
     if order.units < 1 or len(order.nonce) != 16:
         raise ValueError("a job has at least one unit and a nonce of 16 bytes")
+    if len(order.inline) > INLINE_BYTES_MAX:
+        raise ValueError(f"at most {INLINE_BYTES_MAX} bytes travel inline; give the rest as blobs")
     for spec in order.outs:
         array_bytes(spec)
-    return JobSpec(
+    made = JobSpec(
         1,
         network,
         requester,
@@ -96,6 +108,11 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
         order.memory_mb_max,
         1,
     )
+    try:
+        decode_map(JobSpec, decode(encode(encode_map(made))), closed=True)
+    except (MeshError, OverflowError) as error:  # no car could read it either
+        raise ValueError(str(error)) from None
+    return made
 
 
 @lru_cache(maxsize=64)  # every offer of a job asks for it, on both sides
@@ -177,6 +194,7 @@ class Waiting:
     announce_id: bytes = b""
     until_mono_ms: int = 0
     backoff_ms: int = 0
+    bidders: set[Peer] = field(default_factory=set)  # who has bid for it
 
 
 @dataclass(slots=True)
@@ -209,7 +227,7 @@ class Job:
     pump_mono_ms: int = 0  # when to look for cars again
 
     def __post_init__(self) -> None:
-        self.source_of = array("I", bytes(4 * self.spec.units))
+        self.source_of = array("I", [0]) * self.spec.units
         self.digests = bytearray(32 * self.spec.units)
         self.accepted = bytearray(self.spec.units)
         self.unit_ms = self.order.unit_ms_hint

@@ -19,6 +19,7 @@ from .reasons import Reason
 from .rule import decode_map
 from .types import Digest, JobId, LeaseId, Peer, TaskId
 
+UNITS_HELD_MAX = 1 << 24  # of all jobs together: 37 bytes of tables each, so 620 MB
 ENDED_JOBS_MAX = 256  # ended jobs kept for late receipts and `mesh show`
 
 
@@ -50,6 +51,28 @@ class Jobs:
         task = job.cut(units)
         self.by_task[task.task_id] = job
         return task
+
+    def room_for(self, units: int) -> bool:
+        """Ended jobs make room, the oldest first."""
+        held = sum(job.spec.units for job in self.all.values())
+        for old in list(self.all.values()):
+            if held + units <= UNITS_HELD_MAX:
+                break
+            if old.state is not JobState.RUNNING:
+                held -= old.spec.units
+                self.drop(old)
+        return held + units <= UNITS_HELD_MAX
+
+    def bind(self, attempt: Attempt, lease_id: LeaseId) -> bool:
+        """The lease carries the attempt, and no other does; False if the id is another car's."""
+        known = self.by_lease.get(lease_id)
+        if known is not None and known is not attempt:
+            return False
+        if attempt.lease_id is not None:
+            self.by_lease.pop(attempt.lease_id, None)
+        attempt.lease_id = lease_id
+        self.by_lease[lease_id] = attempt
+        return True
 
     def enter(self, spec: JobSpec, job_digest: Digest, order: JobOrder) -> Job:
         now = self._out.now.mono_ms
@@ -110,9 +133,10 @@ class Jobs:
         for record in restored.jobs:
             try:
                 spec = decode_map(JobSpec, decode(record.spec), closed=True)
+                order = order_of(spec, record.request)
             except MeshError:
                 continue
-            job = self.enter(spec, record.job_digest, order_of(spec, record.request))
+            job = self.enter(spec, record.job_digest, order)
             job.state, job.reason = JobState(record.state), Reason.of(record.reason)
             by_job[record.job_digest] = job
         for entry in restored.tasks:

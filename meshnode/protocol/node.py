@@ -432,6 +432,8 @@ class Node:
     def _on_send_failed(self, event: SendFailed) -> None:
         self._out.counters[f"send_failed_{event.reason.name.lower()}"] += 1
         self.provider.delivery.on_send_failed(event)
+        self.provider.receipts.on_send_failed(event)
+        self.acceptances.on_send_failed(event)
         self.requester.on_send_failed(event)
 
     def _on_persist_failed(self, event: PersistFailed) -> None:

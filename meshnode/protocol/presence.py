@@ -51,6 +51,7 @@ class Presence:
         self.blobs: tuple[Digest, ...] = ()
         self._bids: dict[Digest, Bid] = {}
         self._token_seq = 0
+        self._dial_mono_ms = 0  # before that no announcer is dialled
         self._advert_seq = 0
         self._advert_wire: bytes | None = None
         self._advert_mono_ms = 0
@@ -92,6 +93,9 @@ class Presence:
         best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
         if announce.memory_mb > best.memory_mb:
             return
+        up = announce.requester in self.peers_up
+        if not up and self._dial_mono_ms > now.mono_ms:
+            return  # the addresses are a stranger's word: a cell must not dial wherever it says
         have = {blob[:8] for blob in self.blobs}
         self._token_seq += 1
         hold_ms = self._out.limits.announce_hold_ms * 4
@@ -111,7 +115,6 @@ class Presence:
             hold_ms,
         )
         sealed = self._out.seal(token, T_TOKEN)
-        up = announce.requester in self.peers_up
         self._bids[sealed.digest] = Bid(
             token, announce.requester, sealed.wire, now.mono_ms + hold_ms, up
         )
@@ -119,6 +122,7 @@ class Presence:
         if up:
             self._out.send(announce.requester, Lane.CONTROL, sealed.wire)
         elif announce.addrs:
+            self._dial_mono_ms = now.mono_ms + self._out.limits.redial_gap_ms
             self._out.add(Dial(announce.requester, announce.addrs))
 
     def changed(self, *, now: bool = False) -> None:

@@ -7,13 +7,14 @@ receipt is durable before it is sent.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from .agreement import InForce
 from .channel import ProviderChannel
 from .effects import HeldDropped, HeldRecord
-from .events import Meters
+from .events import Meters, SendFailed
 from .lease import Granted
 from .merkle import root
 from .objects import (
@@ -26,7 +27,7 @@ from .objects import (
     Span,
     Work,
 )
-from .outbox import Outbox, row
+from .outbox import Outbox, remember, row
 from .reasons import Reason
 from .sealed import Sealed
 from .types import (
@@ -40,6 +41,7 @@ from .types import (
 
 ENERGY_ESTIMATED = 1
 ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
+SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
 
 _OUTCOME = {
@@ -70,7 +72,8 @@ class ReceiptDesk:
         self._out = outbox
         self._up = up
         self._unsent = unsent
-        self._resend: set[Peer] = set()
+        self._resend: set[Peer] = set()  # who gets every open receipt again
+        self._sends: OrderedDict[int, Peer] = OrderedDict()
         self.channels: dict[Digest, ProviderChannel] = {}
         self._waiting: list[Waiting] = []
         # Signed and not durable yet: one group at a time, so that no receipt is ever on the disk,
@@ -202,9 +205,27 @@ class ReceiptDesk:
         if self._waiting:
             self._due_mono_ms = self._out.now.mono_ms
         for requester, sealed in minted:
-            up = self._up(requester)
-            if up and requester not in self._resend and not self._unsent(requester):
-                self._out.send(requester, Lane.MONEY, sealed.wire)
+            if not self._up(requester) or requester in self._resend:
+                continue
+            if self._unsent(requester):
+                self._say_again(requester)
+            else:
+                self._say(requester, sealed.wire)
+
+    def _say(self, requester: Peer, wire: bytes) -> None:
+        send_id = self._out.send(requester, Lane.MONEY, wire)
+        remember(self._sends, send_id, requester, SENDS_KNOWN_MAX)
+
+    def _say_again(self, requester: Peer) -> None:
+        self._resend.add(requester)
+        if self._due_mono_ms is None:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """One that found its queue full leaves a gap, and all after it would be refused."""
+        requester = self._sends.pop(event.send_id, None)
+        if requester is not None and event.reason is Reason.QUEUE_FULL and self._up(requester):
+            self._say_again(requester)
 
     def peer_ready(self, peer: Peer) -> None:
         """A requester came back: it gets every receipt it has not accepted, after its results."""
@@ -222,7 +243,7 @@ class ReceiptDesk:
                 if channel.agreement.requester == peer:
                     for seq in sorted(channel.open):
                         if channel.open[seq].digest not in storing:
-                            self._out.send(peer, Lane.MONEY, channel.open[seq].wire)
+                            self._say(peer, channel.open[seq].wire)
         if self._resend:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 

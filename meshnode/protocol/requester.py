@@ -26,7 +26,7 @@ from .job import (
     run_inline,
     spec_bytes,
 )
-from .jobs import Jobs
+from .jobs import UNITS_HELD_MAX, Jobs
 from .messages import (
     Assign,
     CancelTask,
@@ -97,6 +97,10 @@ class Requester:
             spec = make_spec(order, identity.network, identity.peer)
         except ValueError as error:
             self.jobs.refuse(event.request_id, Reason.KERNEL_SPEC, str(error))
+            return
+        if not self.jobs.room_for(spec.units):
+            text = f"all jobs together may have {UNITS_HELD_MAX} units"
+            self.jobs.refuse(event.request_id, Reason.TOO_LARGE, text)
             return
         if len(self.jobs.running) >= self._out.limits.jobs_max:
             self.jobs.refuse(event.request_id, Reason.BUSY, "too many jobs are in work")
@@ -231,6 +235,7 @@ class Requester:
             now_mono_ms=now.mono_ms,
             offer_timeout_ms=limits.offer_timeout_ms,
         )
+        task.state = task.step = None  # tried once: a checkpoint that is no good kills no job
         attempt.frames = tuple(frames)
         attempt.sends = tuple(sends)
         task.live = attempt
@@ -252,6 +257,9 @@ class Requester:
             return
         if job.order.cars and peer not in job.order.cars:
             return
+        if peer in job.waiting.bidders:
+            return  # one announcement, one run for each that bids
+        job.waiting.bidders.add(peer)
         if self._agreements.with_provider(peer) is None:
             self._bids[peer] = (job, token, sealed)
             self._agreements.ask(peer)
@@ -260,7 +268,7 @@ class Requester:
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
-        if not job.to_place() or self.fleet.backoff.get(peer, 0) > self._out.now.mono_ms:
+        if not job.to_place() or self.fleet.rests(peer):
             return
         job.waiting.backoff_ms = 0
         task = self._next_run(job, self.fleet.cars(job))
@@ -357,12 +365,12 @@ class Requester:
         if lease.run != Span(attempt.first, attempt.count):
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
+        if not self.jobs.bind(attempt, lease.lease_id):
+            self._lose(job, attempt, Reason.BAD_FRAME)
+            return
         attempt.step(Step.GRANTED)
-        if attempt.lease_id is not None:
-            self.jobs.by_lease.pop(attempt.lease_id, None)
-        attempt.lease_id = lease.lease_id
-        attempt.expires_mono_ms = self._out.now.mono_ms + lease.lease_ms
-        self.jobs.by_lease[lease.lease_id] = attempt
+        silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
+        attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
         job.last_sign_mono_ms = self._out.now.mono_ms
         job.tasks[attempt.task_id].tries = 0
         self.jobs.note(job, attempt)
@@ -375,8 +383,7 @@ class Requester:
         attempt = job.attempts.get((lease.task_id, lease.attempt)) if job else None
         if attempt is not None and attempt.peer == peer:
             if lease.run == Span(attempt.first, attempt.count):
-                attempt.lease_id = lease.lease_id
-                self.jobs.by_lease[lease.lease_id] = attempt
+                self.jobs.bind(attempt, lease.lease_id)
 
     def on_send_failed(self, event: SendFailed) -> None:
         """An offer never left: the task goes elsewhere at once."""
@@ -433,14 +440,15 @@ class Requester:
                 self._lose(job, attempt, outputs)
                 self.pump(job)
             return
-        if not outputs:
+        whole = attempt.live and attempt.next_unit == attempt.end
+        if not outputs and not whole:
             return
         if attempt.live:
             self._time(job, attempt)
         while task.missing < task.end and job.source_of[task.missing]:
             task.missing += 1
         job.last_sign_mono_ms = self._out.now.mono_ms
-        if attempt.live and attempt.next_unit == attempt.end:
+        if whole:
             # Its end is only said after this; the next run need not wait for that.
             attempt.step(Step.RETURNED)
             self._leave(job, attempt)
@@ -499,16 +507,19 @@ class Requester:
         if found is None:
             return
         job, task, attempt = found
-        if attempt.next_unit - attempt.first < ended.units_done:
+        if attempt.next_unit - attempt.first < ended.units_done <= attempt.count:
             return  # parts are missing; the car sends them, and this, again
         reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
         job.refusals[reason] += 1
         if reason in UNSUITED:
             job.unsuited[peer] = reason
-        elif reason not in BLAMELESS:
+        elif reason in BLAMELESS:
+            if attempt.next_unit == attempt.first:
+                self.fleet.shun(peer, self._out.limits.backoff_ms)
+        else:
             # Doubling, so that a run that cannot succeed here does not spin between two peers.
             task.failures = 1 if attempt.next_unit > attempt.first else task.failures + 1
-            self.fleet.leave_alone(peer, self._out.limits.backoff_ms << task.failures)
+            self.fleet.shun(peer, self._out.limits.backoff_ms << task.failures)
         self._out.notify(job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer)
         self._lose(job, attempt, reason)
         self.pump(job)
@@ -547,6 +558,7 @@ class Requester:
         if task.live is attempt:
             task.live = None
             job.live.discard(task.task_id)
+        attempt.frames = attempt.sends = ()
         self.fleet.release(attempt.peer)
 
     def _lose(self, job: Job, attempt: Attempt, reason: Reason, *, again: bool = True) -> None:
@@ -605,6 +617,8 @@ class Requester:
                 attempt = job.tasks[task_id].live
                 if attempt is not None and self._expiry(attempt) <= now:
                     self._expire(job, job.tasks[task_id], attempt)
+            if job.state is not JobState.RUNNING:
+                continue
             if job.live:
                 job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
             elif job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:

@@ -192,7 +192,8 @@ class Mesh:
         self.unit_ms = KERNEL_MS
         self.fail_kernel = False
         self.fail_reason = Reason.FAILED_BY_JOB
-        self.queue_full = 0.0  # chance that a result frame finds its queue full
+        self.queue_full = 0.0  # chance that a frame of `full_lanes` finds its queue full
+        self.full_lanes = {Lane.RESULT}
         self.no_blobs = False  # no holder ever answers
         self.refuse_kernel = ""  # the executor does not admit it
         self.partitioned: set[frozenset[str]] = set()
@@ -377,7 +378,7 @@ class Mesh:
             failed = ev.SendFailed(effect.send_id, effect.peer, Reason.PEER_DOWN)
             self.at(0, lambda: self.feed(site, failed))
             return
-        if effect.lane is Lane.RESULT and self.rng.random() < self.queue_full:
+        if effect.lane in self.full_lanes and self.rng.random() < self.queue_full:
             full = ev.SendFailed(effect.send_id, effect.peer, Reason.QUEUE_FULL)
             self.at(0, lambda: self.feed(site, full))
             return

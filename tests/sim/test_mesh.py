@@ -13,7 +13,7 @@ from meshnode.protocol.job import Job, JobState
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, NetworkId, Peer
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
 
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site, output_of
 
@@ -210,6 +210,19 @@ def test_parts_that_find_their_queue_full_are_sent_again(seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_receipts_that_find_their_queue_full_are_sent_again(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    mesh.queue_full, mesh.full_lanes = 0.3, {Lane.RESULT, Lane.MONEY}
+    submit(mesh, order(200))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(10_000)
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(200))
+    for site in mesh.sites.values():
+        assert site.node is not None
+        assert not any(c.open for c in site.node.provider.receipts.channels.values())
+
+
 def test_recall_stops_the_car_and_the_work_goes_elsewhere() -> None:
     mesh = mesh_of(2, 5)
     submit(mesh, order(200))
@@ -345,6 +358,14 @@ def test_the_same_seed_gives_the_same_trace() -> None:
         return mesh.trace
 
     assert trace() == trace()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_offer_is_refused_to_the_only_requester(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    submit(mesh, order(200, lease_units_max=1))
+    assert mesh.run(lambda: ended(mesh))
+    assert not job_of(mesh).refusals
 
 
 def test_a_long_lease_is_receipted_while_it_runs() -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol import messages
 from meshnode.protocol.agreement import UNUSED_MAX
+from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
     T_AGREEMENT,
     T_OFFER,
     T_RECEIPT,
+    T_TOKEN,
     Agreement,
+    Offer,
     Outcome,
     Span,
+    Token,
     Work,
 )
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import Digest, JobId, LeaseId
+from meshnode.protocol.types import BlobRef, Digest, JobId, LeaseId
 
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
-from .test_mesh import job_of, order, submit
+from .test_mesh import F16, job_of, order, submit
 
 
 def submitter_and_rogue() -> tuple[Mesh, Site, Rogue]:
@@ -111,3 +122,104 @@ def test_agreements_that_are_never_used_do_not_pile_up() -> None:
         rogue.agree(car, nonce)
     assert len(node_of(car).agreements.by_channel) == UNUSED_MAX + 1
     assert kept in node_of(car).agreements.by_channel
+
+
+def test_a_car_that_takes_runs_and_gives_them_back_does_not_spin() -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, order(20))
+    first_offer(mesh, rogue)
+    answered, until = 0, mesh.now_ms + 5_000
+    while mesh.now_ms < until:
+        for offer in rogue.all_heard(T_OFFER)[answered:]:
+            answered += 1
+            lease_id = answered.to_bytes(16, "big")
+            rogue.say(site, rogue.lease(offer, lease_id))
+            rogue.say(site, messages.Ended(LeaseId(lease_id), Reason.STOPPED_BY_OWNER, 0, 0, 0))
+            rogue.say(site, rogue.advert())
+        mesh.rest(5)
+    at_once = 2 * (1 + mesh.limits.leases_queued_per_slot_max)  # runs on its two slots
+    assert 1 < answered <= at_once * (5_000 // mesh.limits.backoff_ms + 2)
+    assert not any(a.frames for a in job_of(mesh).attempts.values() if not a.live)
+
+
+def test_leases_for_a_run_that_was_given_up_do_not_pile_up() -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, order(20))
+    first_offer(mesh, rogue)
+    offer = rogue.all_heard(T_OFFER)[0]
+    mesh.rest(mesh.limits.offer_timeout_ms + 100)
+    for number in range(50):
+        rogue.say(site, rogue.lease(offer, number.to_bytes(16, "big")))
+    assert len(node_of(site).jobs.by_lease) == 1
+
+
+def test_a_car_cannot_ask_for_more_silence_than_it_was_offered() -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, order(20))
+    first_offer(mesh, rogue)
+    rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[0], lease_ms=3_600_000))
+    (attempt,) = node_of(site).jobs.by_lease.values()
+    assert attempt.expires_mono_ms == mesh.now_ms + mesh.limits.lease_ms
+
+
+def test_a_checkpoint_that_is_no_good_is_tried_once() -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, order(20))
+    first_offer(mesh, rogue)
+    lease = LeaseId(bytes(16))
+    rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[0], lease))
+    rogue.say(site, messages.Checkpoint(lease, 1, BlobRef(Digest(bytes(32)), 1 << 30)))
+    rogue.say(site, messages.Ended(lease, Reason.STOPPED_BY_OWNER, 0, 0, 0))
+    mesh.rest(10_000)
+    offers = [offer.open(Offer, T_OFFER) for offer in rogue.all_heard(T_OFFER)]
+    assert sum(offer.state is not None for offer in offers) == 1
+    assert len(offers) > 2
+
+
+def test_one_bid_takes_one_run_however_often_it_is_said() -> None:
+    mesh = Mesh(1)
+    site = mesh.add("submitter", REQUEST)
+    rogue = Rogue(mesh, "rogue")
+    mesh.connect_all()
+    mesh.rest(100)
+    submit(mesh, order(400, policy="gossip"))
+    (announce_id,) = node_of(site).jobs.announced
+    token = rogue.seal(
+        Token(
+            1,
+            rogue.identity.network,
+            rogue.peer,
+            1,
+            "token",
+            bytes(8),
+            1,
+            mesh.now().unix_ms + 30_000,
+            0,
+            60,
+            1,
+            announce_id,
+            600,
+        ),
+        T_TOKEN,
+    )
+    for _ in range(20):
+        rogue.say(site, token)
+        mesh.rest(5)
+    mesh.rest(100)
+    assert len(rogue.all_heard(messages.Assign)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"units": 10**9, "args": ()},
+        {"outs": ()},
+        {"kernel": "k" * 1_000},
+        {"args": (ArgSource(True, F16, None),), "units": 2_000, "inline": bytes(64 * 2_000)},
+    ],
+)
+def test_an_order_that_cannot_be_carried_is_refused(change: dict[str, Any]) -> None:
+    mesh, site, _ = submitter_and_rogue()
+    mesh.feed(site, ev.Submit(1, replace(order(20), **change)))
+    assert not node_of(site).jobs.all
+    assert [n.kind for _, n in site.notices].count("refused") == 1
