@@ -78,7 +78,9 @@ class Provider:
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
     def _working(self) -> int:
-        return len(self.leases)
+        """Leases with units to do. One whose units are all out has only its end to say: counted,
+        it refused the next offer of a requester that had just seen its last unit."""
+        return sum(lease.done < lease.offer.run.size for lease in self.leases.values())
 
     # ---- offers
 
