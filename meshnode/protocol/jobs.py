@@ -6,6 +6,8 @@ Decides nothing about placement; `requester` does.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from ..errors import MeshError
 from .attempt import Attempt, Step
 from .codec import decode
@@ -147,10 +149,14 @@ class Jobs:
                 found.fresh = max(found.fresh, entry.first + entry.count)
                 self.by_task[task.task_id] = found
                 runs.append((found, task, entry))
+        in_order = {
+            job_digest: sorted(job.tasks.values(), key=lambda task: task.first)
+            for job_digest, job in by_job.items()
+        }
         for result in restored.results:
             found = by_job.get(result.job_digest)
             if found is not None:
-                self._restore_result(found, result)
+                self._restore_result(found, in_order[result.job_digest], result)
         for job in by_job.values():
             for first, count in job.gaps(self._out.limits.lease_units_max):
                 self.by_task[job.task(first, count).task_id] = job
@@ -189,9 +195,10 @@ class Jobs:
         job.attempts[task.task_id, entry.attempt] = attempt
         job.history.append(Past(attempt, task))
 
-    def _restore_result(self, job: Job, result: RestoredResult) -> None:
-        task = next((t for t in job.tasks.values() if t.first <= result.first < t.end), None)
-        task_id = task.task_id if task else TaskId(bytes(16))
+    def _restore_result(self, job: Job, tasks: list[Task], result: RestoredResult) -> None:
+        at = bisect_right(tasks, result.first, key=lambda task: task.first) - 1
+        known = at >= 0 and result.first < tasks[at].end
+        task_id = tasks[at].task_id if known else TaskId(bytes(16))
         source = job.add_source(task_id, result.attempt, result.peer)
         for index in range(result.count):
             job.take(result.first + index, result.digests[32 * index : 32 * index + 32], source)

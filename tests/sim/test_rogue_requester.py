@@ -6,11 +6,11 @@ from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.lease import FETCH_MS_MAX, INPUTS_MS_MAX
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import Span
+from meshnode.protocol.objects import T_ANNOUNCE, Announce, Span
 from meshnode.protocol.provider import HEARTBEAT_MS_MIN
 from meshnode.protocol.reasons import Reason
 
-from .mesh import PROVIDE, REQUEST, Mesh, Site
+from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
 from .test_mesh import ended, job_of, order, submit
 
@@ -138,3 +138,32 @@ def test_requesters_that_come_and_go_leave_nothing_behind() -> None:
     assert not node_of(car).provider.leases
     assert node_of(car).deadline_mono_ms() is not None
     assert not node_of(car).provider._away
+
+
+def test_a_car_does_not_dial_wherever_announcements_say() -> None:
+    mesh = Mesh(1)
+    car = mesh.add("car", PROVIDE, slots=8)
+    mesh.rest(100)
+    dialled = sum("Dial(" in line for line in mesh.trace)
+    for number in range(8):
+        stranger = Rogue(mesh, f"stranger-{number}")
+        announce = Announce(
+            1,
+            stranger.identity.network,
+            stranger.peer,
+            bytes([number]) * 16,
+            "announce",
+            "bench.noop@1",
+            ARTIFACT,
+            (),
+            1,
+            16,
+            0,
+            (1 << 32) - 1,
+            mesh.now().unix_ms + 30_000,
+            0,
+            ("/ip4/192.0.2.1/tcp/25",),
+        )
+        frame = stranger.seal(announce, T_ANNOUNCE).wire
+        mesh.feed(car, ev.GossipIn("", stranger.peer, frame))
+    assert sum("Dial(" in line for line in mesh.trace) == dialled + 1
