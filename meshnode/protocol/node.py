@@ -130,6 +130,7 @@ class Node:
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
+        self._due: int | None = None
         self._seen: dict[bytes, None] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Tick: lambda _: None,
@@ -194,6 +195,7 @@ class Node:
         self.provider.restore(self._restored.held)
         self.requester.resume()
         self._restored = Restored()
+        self._due = self._next_due()
         return self._out.take()
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -201,12 +203,17 @@ class Node:
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
-        due = self.deadline_mono_ms()
-        if due is not None and due <= now.mono_ms:
+        self._due = self._next_due()
+        if self._due is not None and self._due <= now.mono_ms:
             self._tick()
+            self._due = self._next_due()
         return self._out.take()
 
     def deadline_mono_ms(self) -> int | None:
+        """When to send a `Tick`; as of the last event, since nothing else changes it."""
+        return self._due
+
+    def _next_due(self) -> int | None:
         dues = (
             self.provider.deadline(),
             self.requester.deadline(),

@@ -8,11 +8,10 @@ come in; the same object serves a car and the simulator, and no other module cho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .types import Peer, Rng
-
 
 LEASE_MS_LEAST = 5.0  # a shorter lease costs more than it computes: about 2 ms of both sides
 UNTIMED_UNITS_MAX = 16  # in one lease, until the first units have been timed
@@ -29,6 +28,10 @@ class Car:
     rate_mflops: int
     warm: bool  # holds the artifact and constants already
     spendable_mwh: int
+
+    def taken(self) -> Car:
+        """The same car with one more of our runs."""
+        return replace(self, capacity=self.capacity - 1, idle=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,14 +172,13 @@ class Requester:
 
     def _offer_all(self, job: Job, placement: Placement) -> None:
         """Point to point, as long as a car is chosen and the next task is not tried out."""
-        while job.to_place():
-            if self._tried_out(job):
-                return
-            cars = self.fleet.cars(job)
+        cars = self.fleet.cars(job)
+        while job.to_place() and not self._tried_out(job):
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
                 return
             self._offer(job, peer, self._next_run(job, cars), None)
+            cars = [car.taken() if car.peer == peer else car for car in cars]
 
     def _nobody_offers(self, job: Job) -> bool:
         """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""

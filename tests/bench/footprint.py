@@ -1,7 +1,7 @@
 """`bench footprint`: what an idle car costs while it hears the chatter of a 250-car cell.
 
-Four feeders, each a real overlay in this process, publish the signed adverts of 250 cars, each car
-once a minute, and forward one another's, so the node receives duplicates as it would in a cell.
+Four feeders, each a real overlay in this process, publish as many signed adverts as 250 cars would,
+each car once a minute, and forward one another's: the node receives duplicates as in a cell.
 CPU is /proc's for the node's process; memory is its resident set, and with its zygote the
 proportional set of both.
 """
@@ -74,18 +74,18 @@ def descendants(pid: int) -> list[int]:
     return [p for child in children for p in (int(child), *descendants(int(child)))]
 
 
-async def chatter(feeders: list[Overlay], network: NetworkId, done: trio.Event) -> None:
-    """CARS adverts a PERIOD_S, evenly spread over the feeders."""
-    signers = [KeySigner((1 << 40 | i).to_bytes(32, "big")) for i in range(CARS)]
+async def chatter(
+    feeders: list[tuple[Overlay, KeySigner]], network: NetworkId, done: trio.Event
+) -> None:
+    """CARS adverts a PERIOD_S, evenly spread over the feeders, each advert its sender's own: a
+    node believes no other. What a message costs does not depend on whose it is."""
     topic = cell_topic(network, "bench")
     seq = time.time_ns() // 1_000_000
-    turn = 0
     while not done.is_set():
-        seq += 1
-        wire = advert_of(signers[turn % CARS], network, seq)
-        feeders[turn % FEEDERS].publish(topic, wire)
-        turn += 1
-        await trio.sleep(PERIOD_S / CARS)
+        for overlay, signer in feeders:
+            seq += 1
+            overlay.publish(topic, advert_of(signer, network, seq))
+            await trio.sleep(PERIOD_S / CARS)
 
 
 async def hear(feeder: Overlay) -> None:
@@ -97,16 +97,16 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
     network = firstrun.read_network(folder / "car-0").ident
     figures: Figures = {}
     async with trio.open_nursery() as nursery:
-        feeders: list[Overlay] = []
+        feeders: list[tuple[Overlay, KeySigner]] = []
         for number in range(FEEDERS):
             config = OverlayConfig(
                 key_seed=(1 << 50 | number).to_bytes(32, "big"),
                 listen=("/ip4/127.0.0.1/tcp/0",),
-                bootstrap=(*car.addrs, *(a for f in feeders for a in f.addrs)),
+                bootstrap=(*car.addrs, *(a for f, _ in feeders for a in f.addrs)),
                 lock_dir=folder,
             )
             opened = await nursery.start(_feeder, config, folder / f"feeder-{number}", network)
-            feeders.append(opened)
+            feeders.append((opened, KeySigner(config.key_seed)))
             nursery.start_soon(hear, opened)
         done = trio.Event()
         nursery.start_soon(chatter, feeders, network, done)
