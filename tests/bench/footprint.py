@@ -161,7 +161,7 @@ def help_figures() -> Figures:
 def run(quick: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="meshbench-") as name:
         folder = Path(name)
-        car = start_car(folder, "car-0", ())
+        car = start_car(folder, "car-0", (), role="car")
         try:
             seconds = QUICK_MEASURE_S if quick else MEASURE_S
             figures = trio.run(measure, car, folder, seconds)

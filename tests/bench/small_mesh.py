@@ -36,11 +36,12 @@ class Car:
     addrs: tuple[str, ...]
 
 
-def start_car(folder: Path, name: str, join: tuple[str, ...]) -> Car:
+def start_car(folder: Path, name: str, join: tuple[str, ...], *, role: str = "testnet-car") -> Car:
+    """`role` is the preset: `car` is a car of its own, `testnet-car` one of many on a machine."""
     home = folder / name
     firstrun.init_seeded(home, SEED, name, car=True, now_ms=time.time_ns() // 1_000_000)
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "meshnode.node", "--home", str(home), "--role", "testnet-car"]
+    command = [sys.executable, "-m", "meshnode.node", "--home", str(home), "--role", role]
     command += ["--listen", "/ip4/127.0.0.1/tcp/0", "--cell", "bench", "--ready-fd", str(writing)]
     for addr in join:
         command += ["--join", addr]
@@ -64,14 +65,14 @@ def submitter_config(join: tuple[str, ...]) -> config.NodeConfig:
 
 
 @asynccontextmanager
-async def small_mesh(cars: int) -> AsyncIterator[tuple[RunningNode, list[Car]]]:
+async def small_mesh(cars: int, role: str) -> AsyncIterator[tuple[RunningNode, list[Car]]]:
     """A submitter and its cars, all of them connected and with a worker class known."""
     folder = Path(tempfile.mkdtemp(prefix="meshbench-"))
     started: list[Car] = []
     try:
         for number in range(cars):
             join = started[0].addrs if started else ()
-            started.append(start_car(folder, f"car-{number}", join))
+            started.append(start_car(folder, f"car-{number}", join, role=role))
         home = folder / "submitter"
         firstrun.init_seeded(home, SEED, "submitter", car=False, now_ms=time.time_ns() // 1_000_000)
         addrs = tuple(addr for car in started for addr in car.addrs)
@@ -100,9 +101,14 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
             await trio.sleep(0.02)
 
 
-def run_bench(cars: int, body: Callable[[RunningNode, list[Car]], Awaitable[None]]) -> None:
+def run_bench(
+    cars: int,
+    body: Callable[[RunningNode, list[Car]], Awaitable[None]],
+    *,
+    role: str = "testnet-car",
+) -> None:
     async def main() -> None:
-        async with small_mesh(cars) as (own, started):
+        async with small_mesh(cars, role) as (own, started):
             await body(own, started)
 
     trio.run(main)
