@@ -87,8 +87,7 @@ class Provider:
     def on_offer(self, peer: Peer, sealed: Sealed, token: Digest | None = None) -> None:
         offer = sealed.open(Offer, T_OFFER)
         identity = self._out.identity
-        spec_wire = spec_bytes(offer.job)
-        job_digest = digest(spec_wire)
+        job_digest = digest(spec_bytes(offer.job))
         task = task_digest(job_digest, *offer.task, offer.replica)
         key = (peer, TaskId(task[:16]), offer.attempt)
         known = self._by_key.get(key)
@@ -102,8 +101,7 @@ class Provider:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
             self._out.send(peer, Lane.CONTROL, Refuse(key[1], offer.attempt, reason))
             return
-        now = self._out.now
-        limits = self._out.limits
+        now, limits = self._out.now, self._out.limits
         unit_ms = self.owner.unit_ms.get(offer.job.artifact, 0.0)
         lease = Lease(
             1,
