@@ -157,6 +157,8 @@ def map_inputs(out: Path | None, detach: bool, **given: Any) -> None:
         if detach:
             _handed_over(job_id, prepared.units, out)
             return
+        # before the job is named: who reads its name may press Ctrl-C at once
+        frame.face().return_line = return_line("mesh result", job_id, out)
         frame.talk(f"job {job_id.hex()[:8]}: {prepared.units} units of {asked.info.spec}")
         follow(mesh, job_id, "mesh result", out, None)
         put_result(mesh, job_id, out)
