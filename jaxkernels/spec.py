@@ -30,7 +30,9 @@ class NumericsClass(enum.Enum):
     """
 
     EXACT = "exact"
-    F32_HIGHEST = "f32-highest"
+    F32_HIGHEST = "f32-highest"  # 1e-5 of the largest output, unless the kernel says otherwise
+    TF32 = "tf32"  # 3e-3
+    BF16 = "bf16"  # 2e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,22 @@ class OptionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """A long job: the artifact is `step(constants..., state..., n) -> state...`.
+
+    Its mapped arguments are the state that a unit begins with; `n`, an int32 scalar after them, is
+    how many steps one call does, and is no `ArgSpec`. The outputs of the artifact are the state in
+    the same order and shapes, so one call's result is the next one's argument. Steps a, then b, must
+    give the bits of a + b: a unit may go on from its state on another car.
+    """
+
+    result: tuple[int, ...]  # which state arrays are a unit's outputs, in the order of `outs`
+    watch: tuple[int, ...] = ()  # which (small) ones the submitter gets as the unit goes on
+    steps_default: int = 100  # of a unit, if the person says nothing
+    slice_steps_hint: int = 10  # a first guess of what takes half a second
+
+
+@dataclass(frozen=True, slots=True)
 class KernelInfo:
     """Everything that is known of a kernel without running it."""
 
@@ -84,6 +102,7 @@ class KernelInfo:
     unit_ms_hint: float  # measured, one process on 2 cores of a Zen 4; a first guess, never a bill
     model: str | None = None
     options: tuple[OptionSpec, ...] = ()
+    stepped: Stepped | None = None
 
     @property
     def spec(self) -> str:
