@@ -21,6 +21,7 @@ from libp2p.stream_muxer.yamux import yamux
 from meshnode.errors import LocalResource
 
 from .config import KAD_PROTOCOL
+from .express import ExpressStream
 from .swarm import MeshConn, MeshYamux
 
 LIBP2P_VERSION: Final = "0.8.1"
@@ -78,7 +79,8 @@ def patch_once() -> None:
     )
     # A single DATA frame may be as large as this before its body is read: 16 MiB stock.
     yamux.MAX_WINDOW_SIZE = WINDOW_BYTES
-    # Looked up by name where a connection is made; none of them can be injected.
+    # Looked up by name where a stream or connection is made; none of them can be injected.
+    vars(yamux)["YamuxStream"] = ExpressStream
     vars(muxer_multistream)["Yamux"] = MeshYamux
     vars(swarm_connection)["SwarmConn"] = MeshConn
     vars(swarm_connection)["logging"] = _Silent()

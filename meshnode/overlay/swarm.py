@@ -21,6 +21,7 @@ from libp2p.stream_muxer.yamux.yamux import GO_AWAY_NORMAL, Yamux
 from multiaddr import Multiaddr
 
 from .config import OverlayConfig
+from .express import ExpressSession, Frame, take_frame
 from .guard import (
     DIAL,
     HALF_OPEN,
@@ -45,10 +46,15 @@ class MeshYamux(Yamux):
     window_bytes: int = 1 << 20
     conn_bytes_max: int = 8 << 20
     close_timeout_s: float = 2.0
+    body_timeout_s: float = 60.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.heard_s = time.monotonic()
+        self._express: ExpressSession | None = None
+        if ExpressSession.fits(self.secured_conn):
+            session: Any = self.secured_conn
+            self._express = self.secured_conn = ExpressSession(session, self._take)  # type: ignore[assignment]
         if WINDOW_BOUND in self.guards:
             # Twice the window: credit for what was read may cross data on the wire.
             self.stream_buffers = BoundedBuffers(2 * self.window_bytes, self.conn_bytes_max)
@@ -67,16 +73,32 @@ class MeshYamux(Yamux):
     async def _measure_rtt_loop(self) -> None:
         """Round trips are measured on the control stream, every few seconds, not here."""
 
+    def _take(self, frame: Frame, plain: bytearray) -> bool:
+        taken = take_frame(self, frame, plain)
+        if taken:
+            self.heard_s = time.monotonic()
+        return taken
+
     async def _read_data_body(self, length: int) -> bytes:
-        body = await super()._read_data_body(length)
+        if self._express is None:
+            body = await super()._read_data_body(length)
+        else:
+            with trio.fail_after(self.body_timeout_s):
+                body = await self._express.read_body(length)
         self.heard_s = time.monotonic()
         return body
 
     async def _write_frame(self, data: bytes) -> None:
         # Stock unpacks the header again for a debug line that is built even when nobody logs,
         # and passes through the scheduler once more.
-        async with self._write_lock:
+        try:
+            self._write_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._write_lock.acquire()
+        try:
             await self.secured_conn.write(data)
+        finally:
+            self._write_lock.release()
 
     async def close(self, error_code: int = GO_AWAY_NORMAL) -> None:
         """Say goodbye if the peer still reads; otherwise cut.

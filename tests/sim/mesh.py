@@ -211,6 +211,7 @@ class Mesh:
     def boot(self, name: str) -> None:
         site = self.sites[name]
         site.life += 1
+        site.tick_at = None
         site.waiting.clear()
         site.pending.clear()
         site.node = Node(
@@ -317,9 +318,10 @@ class Mesh:
         life = site.life
 
         def tick() -> None:
+            if site.life != life or site.tick_at != due:
+                return  # an earlier one took its place, and set what comes next
             site.tick_at = None
-            if site.life == life:
-                self.feed(site, ev.Tick())
+            self.feed(site, ev.Tick())
 
         self.at(max(1, due - self.now_ms), tick)
 
