@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import sys
+import time
+from collections import OrderedDict
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from libp2p.kad_dht import kad_dht
 from libp2p.network.connection import swarm_connection
-from libp2p.pubsub import rpc_queue
+from libp2p.pubsub import gossipsub, pubsub, rpc_queue
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux import yamux
 
@@ -28,6 +31,9 @@ LIBP2P_VERSION: Final = "0.8.1"
 STOCK_KAD_PROTOCOL: Final = "/ipfs/kad/1.0.0"
 PEER_QUEUE_RPCS: Final = 256
 WINDOW_BYTES: Final = 1 << 20
+RECORD_FRESH_S: Final = 1_800.0  # a quarter of the two hours for which a record is kept
+RECORD_BUILT_S: Final = 5.0  # how late a new address of ours may reach peers this way
+RECORDS_SEEN_MAX: Final = 4_096
 
 _patched = False
 
@@ -88,9 +94,49 @@ def patch_once() -> None:
     # 60 messages lost half on the publisher's own side.
     queue_init: Any = rpc_queue.RpcQueue.__init__
     queue_init.__defaults__ = (PEER_QUEUE_RPCS, *queue_init.__defaults__[1:])
+    _sender_records()
     _private_kad_prefix()
     _quiet()
     _patched = True
+
+
+def _sender_records() -> None:
+    """Every gossip RPC carries its sender's signed peer record: build it and check it once.
+
+    Stock compares and serialises it for each message out and verifies its signature for each in,
+    duplicates too: 1.1 ms of the 4.5 that a delivery cost.
+    """
+    consume = pubsub.maybe_consume_signed_record
+    seen: OrderedDict[Any, tuple[bytes, float]] = OrderedDict()
+
+    def consume_once(rpc: Any, host: Any, peer_id: Any) -> bool:
+        record, now = bytes(rpc.senderRecord), time.monotonic()
+        key = (id(host), peer_id)
+        known = seen.get(key)
+        if known is not None and known[0] == record and now - known[1] < RECORD_FRESH_S:
+            return True
+        if not consume(rpc, host, peer_id):
+            return False
+        if record:
+            seen[key] = (record, now)
+            if len(seen) > RECORDS_SEEN_MAX:
+                seen.popitem(last=False)
+        return True
+
+    build = gossipsub.env_to_send_in_RPC
+    built: WeakKeyDictionary[Any, tuple[bytes, float]] = WeakKeyDictionary()
+
+    def build_once(host: Any) -> tuple[bytes, bool]:
+        known, now = built.get(host), time.monotonic()
+        if known is not None and now - known[1] < RECORD_BUILT_S:
+            return known[0], False
+        record, fresh = build(host)
+        built[host] = (record, now)
+        return record, fresh
+
+    vars(pubsub)["maybe_consume_signed_record"] = consume_once
+    vars(gossipsub)["maybe_consume_signed_record"] = consume_once
+    vars(gossipsub)["env_to_send_in_RPC"] = build_once
 
 
 def _private_kad_prefix() -> None:

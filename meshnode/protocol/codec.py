@@ -15,7 +15,7 @@ and 29) unfold into 8^12 items, a regular expression is compiled, a big decimal 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import cbor2
@@ -53,6 +53,11 @@ def encode(value: Cbor) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
+def encode_ordered(value: dict[int, Cbor]) -> bytes:
+    """The same for a map whose keys, and those of all maps inside, are in ascending order."""
+    return cbor2.dumps(value)
+
+
 def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
     """The value of `wire`, or RemoteProtocolError if it is not the one encoding of it."""
     if len(wire) > bytes_max:
@@ -65,7 +70,9 @@ def decode(wire: bytes, *, bytes_max: int = FRAME_BYTES_MAX) -> Cbor:
             semantic_decoders=_NO_TAGS,
         )
         _check(value, CBOR_DEPTH_MAX)
-        again = cbor2.dumps(value, canonical=True)
+        # Keys are in order, so this is the deterministic encoding: cbor2 writes the shortest heads
+        # in any case, and its canonical mode only sorts, for three times the price.
+        again = cbor2.dumps(value)
     except RemoteProtocolError:
         raise
     except Exception as error:  # cbor2 has no common base for what bad input can make it raise
@@ -84,21 +91,40 @@ def digest_of(value: Cbor) -> Digest:
 
 
 def _check(value: object, depth: int) -> None:
+    """Types, ranges and the order of keys; what of this lies in a list or map is looked at there,
+    because a call for each item would cost more than reading it."""
     kind = type(value)
-    if kind is bytes or kind is str or value is None:
+    if kind is list:
+        items: Iterable[object] = cast("list[object]", value)
+    elif kind is dict:
+        entries = cast("dict[object, object]", value)
+        last = -1
+        for key in entries:
+            if type(key) is not int or not 0 <= key <= UINT_MAX:
+                raise RemoteProtocolError("map key is not an unsigned integer")
+            if key <= last:
+                raise RemoteProtocolError("CBOR is not in its deterministic encoding")
+            last = key
+        items = entries.values()
+    else:
+        _check_plain(value)
         return
+    if depth == 0:
+        raise RemoteProtocolError("CBOR nested too deep")
+    for item in items:
+        kind = type(item)
+        if kind is bytes or kind is str:
+            continue
+        if kind is list or kind is dict:
+            _check(item, depth - 1)
+        else:
+            _check_plain(item)
+
+
+def _check_plain(value: object) -> None:
+    kind = type(value)
     if kind is int:
         if not _INT_MIN <= cast("int", value) <= UINT_MAX:
             raise RemoteProtocolError("integer outside 64 bits")
-    elif depth == 0:
-        raise RemoteProtocolError("CBOR nested too deep")
-    elif kind is list:
-        for item in cast("list[object]", value):
-            _check(item, depth - 1)
-    elif kind is dict:
-        for key, item in cast("dict[object, object]", value).items():
-            if type(key) is not int or not 0 <= key <= UINT_MAX:
-                raise RemoteProtocolError("map key is not an unsigned integer")
-            _check(item, depth - 1)
-    else:
+    elif kind is not bytes and kind is not str and value is not None:
         raise RemoteProtocolError(f"{kind.__name__} is outside the CBOR profile")

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from ..errors import MeshError
 from .attempt import Attempt
-from .codec import decode, digest_of, encode
+from .codec import decode, digest_of, encode, encode_ordered
 from .events import JobOrder
 from .objects import JobArg, JobSpec, Span
 from .reasons import Reason
@@ -117,7 +117,7 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
 
 @lru_cache(maxsize=64)  # every offer of a job asks for it, on both sides
 def spec_bytes(spec: JobSpec) -> bytes:
-    return encode(encode_map(spec))
+    return encode_ordered(encode_map(spec))
 
 
 def task_digest(job_digest: Digest, first: int, count: int, replica: int) -> Digest:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .codec import decode, encode
+from .codec import decode, encode_ordered
 from .objects import BLOB, DIGEST, ID16, MS, NETWORK, RATES, Rate
 from .reasons import Reason
 from .rule import (
@@ -224,9 +224,7 @@ _NUMBER_OF: Final = {message: number for number, message in NUMBERS.items()}
 
 def pack(message: Any) -> bytes:
     """The frame of a message."""
-    fields = encode_map(message)
-    fields[0] = _NUMBER_OF[type(message)]
-    frame = encode(fields)
+    frame = encode_ordered({0: _NUMBER_OF[type(message)], **encode_map(message)})
     if len(frame) > FRAME_BYTES_MAX:
         raise LocalProtocolError(f"{type(message).__name__} of {len(frame)} bytes")
     return frame

@@ -234,6 +234,8 @@ class Layout:
             place = next(extra for extra in get_args(hint) if isinstance(extra, At))
             self.places.append((field.name, place))
         self.keys = frozenset(place.key for _, place in self.places)
+        # The deterministic encoding has the keys in order; made in order they need no sorting.
+        self.ordered = sorted(self.places, key=lambda item: item[1].key)
         assert len(self.keys) == len(self.places), f"{rule_class.__name__} uses a key twice"
 
 
@@ -252,8 +254,9 @@ def rules() -> dict[str, Layout]:
 
 
 def encode_map(value: Any) -> dict[int, Cbor]:
+    """Keys in ascending order, for `codec.encode_ordered`."""
     out: dict[int, Cbor] = {}
-    for name, place in _LAYOUTS[type(value)].places:
+    for name, place in _LAYOUTS[type(value)].ordered:
         item = getattr(value, name)
         if item is None and place.optional:
             continue

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from ..errors import LocalProtocolError, RemoteProtocolError, VerificationFailed
-from .codec import decode, digest, encode
+from .codec import decode, digest, encode, encode_ordered
 from .identity import verify
 from .rule import decode_map, encode_map
 from .types import SEALED_BYTES_MAX, Digest
@@ -49,7 +49,7 @@ class Sealed:
 
 
 def seal(obj: Any, typ: str, kid: bytes, sign: Callable[[bytes], bytes]) -> Sealed:
-    payload = encode(encode_map(obj))
+    payload = encode_ordered(encode_map(obj))
     protected = _protected(kid, typ)
     signature = sign(_to_be_signed(protected, payload))
     wire = b"".join((TAG_18, b"\x84", _bstr(protected), b"\xa0", _bstr(payload), _bstr(signature)))
