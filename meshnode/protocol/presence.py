@@ -57,6 +57,7 @@ class Presence:
         self._advert_mono_ms = 0
         self._advert_changed = False
         self._advert_free = 0
+        self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
 
     def peer_ready(self, peer: Peer) -> None:
         self.peers_up.add(peer)
@@ -127,9 +128,15 @@ class Presence:
 
     def changed(self, *, now: bool = False) -> None:
         """Something an advert says has changed: at once if it matters to who would offer."""
-        free = self.slots_free()
-        if now or (free == 0) != (self._advert_free == 0):
+        busy = self.slots_free() == 0
+        if now or (not busy and self._advert_free == 0):
             self._advert_changed = True
+        if not busy or self._advert_free == 0:
+            self._busy_since_mono_ms = None
+        elif self._busy_since_mono_ms is None:
+            # Said only once it has lasted: a car that serves short calls is busy and free hundreds
+            # of times a second, and each advert costs every member of the cell a millisecond.
+            self._busy_since_mono_ms = self._out.now.mono_ms
 
     def _publish(self) -> None:
         identity, now = self._out.identity, self._out.now
@@ -170,6 +177,7 @@ class Presence:
         self._advert_wire = self._out.seal(advert, T_ADVERT).wire
         self._advert_mono_ms = now.mono_ms
         self._advert_changed = False
+        self._busy_since_mono_ms = None
         self._out.add(Publish(cell_topic(identity.network, identity.cell), self._advert_wire))
         # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
         for peer in sorted(self.peers_up)[: limits.peers_max]:
@@ -181,8 +189,11 @@ class Presence:
         limits = self._out.limits
         if self._advert_wire is None:
             return self._out.now.mono_ms if self._advert_changed else None
-        wait = limits.advert_gap_ms if self._advert_changed else limits.advert_period_ms
-        return self._advert_mono_ms + wait
+        gap_ms = limits.advert_gap_ms
+        due = self._advert_mono_ms + (gap_ms if self._advert_changed else limits.advert_period_ms)
+        if self._busy_since_mono_ms is not None:
+            due = min(due, max(self._advert_mono_ms, self._busy_since_mono_ms) + gap_ms)
+        return due
 
     def deadline(self) -> int | None:
         dues = [bid.until_mono_ms for bid in self._bids.values()]
