@@ -56,6 +56,7 @@ class Journal:
         self._store = store
         self._checkpointer = checkpointer
         self._kick = threading.Event()
+        self._ending = threading.Event()
         self._queue: queue.SimpleQueue[tuple[Persist, int] | _Prune | None] = queue.SimpleQueue()
         self._token = trio.lowlevel.current_trio_token()
         self._pending = 0
@@ -109,8 +110,8 @@ class Journal:
             if isinstance(taken, _Prune):
                 prune = taken
                 continue
-            if time.monotonic() - committed_s < BUSY_S and not self._closing:
-                time.sleep(GATHER_S)
+            if time.monotonic() - committed_s < BUSY_S:
+                self._ending.wait(GATHER_S)
             batch, size, follower = self._group(*taken)
             outcomes = self._store.commit(batch)
             committed_s = time.monotonic()
@@ -165,6 +166,7 @@ class Journal:
 
     def _close(self) -> None:
         self._closing = True
+        self._ending.set()
         self._queue.put(None)
         self._kick.set()
 

@@ -119,7 +119,7 @@ class MeshPubsub(Pubsub):
         await super().run()
 
     def _queue_push(self, forwarder: ID, msg: Any) -> None:
-        """Stock makes a task for each message: a fifth of what one costs, unbounded and unordered."""
+        """Stock makes a task of each message: a fifth of what one costs, unbounded, unordered."""
         if len(self._pushes) >= PUSHES_MAX:
             self._counters["gossip_dropped_intake"] += 1
             return

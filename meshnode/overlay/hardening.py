@@ -106,7 +106,7 @@ def _sender_records() -> None:
     Stock compares and serialises it for each message out and verifies its signature for each in,
     duplicates too: 1.1 ms of the 4.5 that a delivery cost.
     """
-    consume = pubsub.maybe_consume_signed_record
+    consume = vars(pubsub)["maybe_consume_signed_record"]
     seen: OrderedDict[Any, tuple[bytes, float]] = OrderedDict()
 
     def consume_once(rpc: Any, host: Any, peer_id: Any) -> bool:
@@ -123,7 +123,7 @@ def _sender_records() -> None:
                 seen.popitem(last=False)
         return True
 
-    build = gossipsub.env_to_send_in_RPC
+    build = vars(gossipsub)["env_to_send_in_RPC"]
     built: WeakKeyDictionary[Any, tuple[bytes, float]] = WeakKeyDictionary()
 
     def build_once(host: Any) -> tuple[bytes, bool]:

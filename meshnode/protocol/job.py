@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from ..errors import MeshError
 from .attempt import Attempt
-from .codec import decode, digest_of, encode, encode_ordered
+from .codec import decode, digest_of, encode_ordered
 from .events import JobOrder
 from .objects import JobArg, JobSpec, Span
 from .reasons import Reason
@@ -109,7 +109,7 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
         1,
     )
     try:
-        decode_map(JobSpec, decode(encode(encode_map(made))), closed=True)
+        decode_map(JobSpec, decode(spec_bytes(made)), closed=True)
     except (MeshError, OverflowError) as error:  # no car could read it either
         raise ValueError(str(error)) from None
     return made

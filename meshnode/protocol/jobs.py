@@ -7,6 +7,7 @@ Decides nothing about placement; `requester` does.
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import islice
 
 from ..errors import MeshError
 from .attempt import Attempt, Step
@@ -33,6 +34,7 @@ class Jobs:
         self.by_task: dict[TaskId, Job] = {}
         self.by_lease: dict[LeaseId, Attempt] = {}  # also of runs that were given up
         self.announced: dict[bytes, Job] = {}
+        self._units_held = 0  # of all jobs in `all`
 
     def record(self, job: Job) -> JobRecord:
         return JobRecord(
@@ -44,9 +46,11 @@ class Jobs:
         job.retry.clear()
         self.announced.pop(job.waiting.announce_id, None)
         self.running.pop(job.job_id, None)
-        for old in list(self.all.values())[: max(0, len(self.all) - ENDED_JOBS_MAX)]:
-            if old.state is not JobState.RUNNING:
-                self.drop(old)
+        excess = len(self.all) - ENDED_JOBS_MAX
+        if excess > 0:
+            for old in list(islice(self.all.values(), excess)):
+                if old.state is not JobState.RUNNING:
+                    self.drop(old)
 
     def cut(self, job: Job, units: int) -> Task:
         """The next `units` fresh units of the job as a task."""
@@ -56,14 +60,13 @@ class Jobs:
 
     def room_for(self, units: int) -> bool:
         """Ended jobs make room, the oldest first."""
-        held = sum(job.spec.units for job in self.all.values())
-        for old in list(self.all.values()):
-            if held + units <= UNITS_HELD_MAX:
-                break
-            if old.state is not JobState.RUNNING:
-                held -= old.spec.units
-                self.drop(old)
-        return held + units <= UNITS_HELD_MAX
+        if self._units_held + units > UNITS_HELD_MAX:
+            for old in list(self.all.values()):
+                if self._units_held + units <= UNITS_HELD_MAX:
+                    break
+                if old.state is not JobState.RUNNING:
+                    self.drop(old)
+        return self._units_held + units <= UNITS_HELD_MAX
 
     def bind(self, attempt: Attempt, lease_id: LeaseId) -> bool:
         """The lease carries the attempt, and no other does; False if the id is another car's."""
@@ -82,11 +85,13 @@ class Jobs:
         job = Job(JobId(job_digest[:16]), job_digest, spec, order, now, deadline)
         job.last_sign_mono_ms = now
         self.all[job.job_id] = job
+        self._units_held += spec.units
         self.running[job.job_id] = job
         return job
 
     def drop(self, job: Job) -> None:
         del self.all[job.job_id]
+        self._units_held -= job.spec.units
         for task_id in job.tasks:
             self.by_task.pop(task_id, None)
         for attempt in job.attempts.values():
