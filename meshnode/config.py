@@ -89,6 +89,9 @@ class ComputeSettings:
     """Live workers, idle ones with a compiled program too."""
     load_s_max: float = 120.0
     """Longest fork, compile and reading of constants."""
+    executable_bytes_max: int = 1 << 30
+    """Compiled programs kept in the home (0.01 to 1 MB each), so that a restarted node compiles
+    nothing again; at the bound the one used longest ago goes. 0 keeps none."""
     zygote_parent: str = ""
     """Socket of a shared parent of zygotes, for many cars on one machine: jax is imported once.
     Empty: a zygote of one's own, started with the first offer (1-2 s, 120 MB)."""

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from meshnode.protocol.effects import ExecSpec, StartExec
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ARGS_MAX, LEASE_UNITS_MAX, ArraySpec, Digest, Peer
+from meshnode.protocol.types import (
+    ARGS_MAX,
+    LEASE_UNITS_MAX,
+    ArraySpec,
+    BlobRef,
+    Digest,
+    Peer,
+    Stepped,
+)
 
 from . import wire
 
@@ -22,6 +30,7 @@ class Program(NamedTuple):
     artifact: Digest
     args: tuple[tuple[bool, ArraySpec, Digest | None], ...]  # blob ids of the constants only
     outs: tuple[ArraySpec, ...]
+    stepped: Stepped | None = None
 
 
 class Refused(Exception):
@@ -38,7 +47,13 @@ def program_of(spec: ExecSpec) -> Program:
         (arg.mapped, arg.spec, None if arg.mapped or arg.blob is None else arg.blob.blob_id)
         for arg in spec.args
     )
-    return Program(spec.submitter, spec.artifact, args, spec.outs)
+    return Program(spec.submitter, spec.artifact, args, spec.outs, spec.stepped)
+
+
+def load_of(spec: ExecSpec, exported: bytes, memory_mb_max: int) -> wire.Load:
+    """What a worker is told of the program."""
+    args = tuple(wire.LoadArg(arg.mapped, arg.spec) for arg in spec.args)
+    return wire.Load(exported, args, spec.outs, memory_mb_max, spec.stepped)
 
 
 def memory_mb_least(spec: ExecSpec) -> int:
@@ -64,6 +79,24 @@ def check_sizes(spec: ExecSpec, memory_mb_max: int) -> None:
             raise Refused(Reason.KERNEL_SPEC, "a constant must be a blob")
         if not arg.mapped and arg.blob and arg.blob.size != wire.array_bytes(arg.spec):
             raise Refused(Reason.KERNEL_SPEC, "a constant's blob is not of its array's size")
+    if spec.stepped is not None:
+        _check_stepped(spec, spec.stepped)
+
+
+def _check_stepped(spec: ExecSpec, stepped: Stepped) -> None:
+    state = [arg.spec for arg in spec.args if arg.mapped]
+    if not all(0 <= index < len(state) for index in (*stepped.result, *stepped.watch)):
+        raise Refused(Reason.KERNEL_SPEC, "the kernel has no such state arrays")
+    if spec.outs != tuple(state[index] for index in stepped.result):
+        raise Refused(Reason.KERNEL_SPEC, "the outputs are not the state arrays that it names")
+    if not 1 <= spec.steps <= wire.STEPS_MAX:
+        raise Refused(Reason.KERNEL_SPEC, f"{spec.steps} steps")
+    state_bytes = sum(map(wire.array_bytes, state))
+    if not 1 <= state_bytes <= wire.STATE_BYTES_MAX:
+        raise Refused(Reason.TOO_LARGE, f"{state_bytes} bytes of state")
+    watched = sum(wire.array_bytes(state[index]) for index in stepped.watch)
+    if len(stepped.watch) > len(state) or watched > wire.WATCH_BYTES_MAX:
+        raise Refused(Reason.TOO_LARGE, f"{watched} bytes to watch")
 
 
 def check_run(effect: StartExec) -> None:
@@ -71,9 +104,20 @@ def check_run(effect: StartExec) -> None:
     if not 1 <= run.count <= LEASE_UNITS_MAX:
         raise Refused(Reason.TOO_LARGE, f"{run.count} units in one run")
     if effect.state is not None:
-        raise Refused(Reason.KERNEL_SPEC, "this kernel has no steps to go on from")
+        _check_checkpoint(effect, effect.state)
+    elif effect.step:
+        raise Refused(Reason.KERNEL_SPEC, f"step {effect.step} without a checkpoint")
     inline = sum(wire.array_bytes(arg.spec) for arg in spec.args if arg.mapped and not arg.blob)
     if inline * run.count != len(effect.inline):
         raise Refused(Reason.KERNEL_SPEC, f"{len(effect.inline)} bytes of inline arguments")
     if len(effect.inline) > wire.RUN_INLINE_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{len(effect.inline)} bytes of inline arguments")
+
+
+def _check_checkpoint(effect: StartExec, state: BlobRef) -> None:
+    spec = effect.spec
+    if spec.stepped is None:
+        raise Refused(Reason.KERNEL_SPEC, "this kernel has no steps to go on from")
+    size = sum(wire.array_bytes(arg.spec) for arg in spec.args if arg.mapped)
+    if state.size != size or not 0 <= effect.step <= spec.steps:
+        raise Refused(Reason.KERNEL_SPEC, "the checkpoint is not one of this kernel")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from meshnode.protocol.types import ArraySpec, Digest
+from meshnode.protocol.types import ArraySpec, Digest, Stepped
 
 from .wire import LoadArg
 
@@ -20,9 +20,10 @@ class Artifact:
     """`jax.export` bytes, and what is known of them without running them."""
 
     exported: bytes
-    flop_per_unit: int = 0  # 0: unknown, the compiler's count is taken
+    flop_per_unit: int = 0  # of a step, if stepped; 0: unknown, the compiler's count is taken
     args: tuple[LoadArg, ...] | None = None  # None: only the worker can tell
     outs: tuple[ArraySpec, ...] | None = None
+    stepped: Stepped | None = None  # as the release has it; says nothing if `args` is None
 
 
 class ArtifactSource(Protocol):
@@ -49,9 +50,11 @@ class BuiltinArtifacts:
         if info is None:
             raise KeyError(digest)
         args = (LoadArg(arg.mapped, ArraySpec(arg.dtype, arg.shape)) for arg in info.args)
+        steps = info.stepped
         return Artifact(
             registry.artifact_bytes(info.spec),
-            info.flops_per_unit,
+            info.flops_per_unit // (steps.steps_default if steps else 1),
             tuple(args),
             tuple(ArraySpec(out.dtype, out.shape) for out in info.outs),
+            Stepped(steps.result, steps.watch) if steps else None,
         )

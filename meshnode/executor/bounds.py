@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from meshnode.protocol.types import Digest
+from meshnode.protocol.types import BlobRef, Digest
 
 RUNS_QUEUED_MAX: Final = 64  # behind the running ones; more are refused with BUSY
 EVENTS_QUEUED_MAX: Final = 256  # then workers wait, by the back-pressure of their sockets
@@ -31,6 +31,11 @@ class BlobFiles(Protocol):
     def open_blob(self, blob_id: Digest, first_byte: int, byte_count: int, /) -> int:
         """A read-only descriptor of the blob's one contiguous file, of which at least these bytes
         are here: a run needs no more of a mapped argument. KeyError or OSError if they are not."""
+        ...
+
+    def put_open(self, fd: int, size: int, /) -> BlobRef:
+        """Keep the first `size` bytes of an open file as a blob: a run's checkpoint. Called from a
+        thread; OSError if there is no room."""
         ...
 
 
@@ -55,6 +60,10 @@ class ExecutorConfig:
     """Of XLA in each worker; 0 is cores / slots."""
     probe_cache: Path | None = None
     """Where the probe's answer is kept, so that a node restarts without starting jax."""
+    executable_cache: Path | None = None
+    """Folder of compiled programs, this user's alone; None compiles for each worker anew."""
+    executable_bytes_max: int = 1 << 30
+    """Of that folder; at the bound the program used longest ago goes."""
     log_workers: bool = False
     python: str = sys.executable
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 import array
 import contextlib
 import os
-import signal
 import socket
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import trio
 
@@ -32,20 +31,30 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Digest
 
 from . import wire
-from .admission import Program, Refused, check_run, check_sizes, memory_mb_least, program_of
+from .admission import (
+    Program,
+    Refused,
+    check_run,
+    check_sizes,
+    load_of,
+    memory_mb_least,
+    program_of,
+)
 from .artifacts import Artifact, ArtifactSource
 from .bounds import (
     EVENTS_LATE_MAX,
     EVENTS_QUEUED_MAX,
     FIGURES_KEPT_MAX,
-    RECEIVE_BYTES,
     REFUSALS_KEPT_MAX,
     RUNS_QUEUED_MAX,
     BlobFiles,
     ExecutorConfig,
 )
-from .forks import Child, Zygote, ZygoteLost, open_zygote
+from .cache import Entry, ExecutableCache, Figures
+from .compiling import Compiler
+from .forks import Zygote, ZygoteLost, open_zygote
 from .probing import probe
+from .workers import Run, Worker, riding, run_head
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -55,60 +64,6 @@ _WORKER_REASONS = {
     int(reason): reason
     for reason in (*_LOAD_REFUSALS, Reason.FAILED_BY_JOB, Reason.STOPPED_BY_OWNER)
 }
-
-
-class Figures(NamedTuple):
-    """What loading a program told."""
-
-    flop_per_unit: int
-    memory_mb: int
-    compile_ms: int
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    effect: StartExec
-    program: Program
-    unit_bytes: int
-    flop_per_unit: int = 0
-    done: int = 0
-    device_ms: int = 0
-    started_s: float = 0.0
-    stop_reason: Reason | None = None
-
-    def meters(self) -> Meters:
-        wall_ms = round((trio.current_time() - self.started_s) * 1000) if self.started_s else 0
-        # A worker that counts more device time than has passed is wrong or lies.
-        return Meters(
-            device_ms=min(self.device_ms, wall_ms + 1),
-            wall_ms=wall_ms,
-            kflop=self.flop_per_unit * self.done // 1000,
-        )
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    program: Program
-    sock: socket.socket  # ours, non-blocking
-    scope: trio.CancelScope
-    run: _Run | None
-    child: Child | None = None
-    loaded: bool = False
-    figures: Figures | None = None
-    verdict: tuple[Reason, str] | None = None  # why it is being killed
-    frames: wire.FrameReader = field(default_factory=wire.FrameReader)
-
-    @property
-    def idle(self) -> bool:
-        return self.loaded and self.run is None and self.verdict is None
-
-    def doom(self, reason: Reason, text: str = "") -> None:
-        """SIGKILL now; its task then says how the run ended."""
-        if self.verdict is None:
-            self.verdict = (reason, text)
-        if self.child is not None:
-            self.child.signal(signal.SIGKILL)
-        self.scope.cancel()
 
 
 class Executor:
@@ -130,9 +85,9 @@ class Executor:
         # Lives exactly as long as `open_executor`'s block, like this object: `start` is not async
         # and yet must start tasks, and a task between would cost each run a wake-up.
         self._nursery = nursery
-        self._workers: list[_Worker] = []
-        self._queue: deque[_Run] = deque()
-        self._runs: dict[int, _Run] = {}
+        self._workers: list[Worker] = []
+        self._queue: deque[Run] = deque()
+        self._runs: dict[int, Run] = {}
         self._late: deque[Event] = deque()
         self._figures: OrderedDict[Program, Figures] = OrderedDict()
         self._refused: OrderedDict[Program, tuple[Reason, str]] = OrderedDict()
@@ -141,6 +96,8 @@ class Executor:
         self._zygote_lock = trio.Lock()
         self._zygote_users = 0
         self._used_s = trio.current_time()
+        cache = ExecutableCache(config.executable_cache, config.executable_bytes_max)
+        self._compiler = Compiler(config, cache, self._ensure_zygote)
         self._probing = False
         self._closing = False
 
@@ -161,6 +118,7 @@ class Executor:
             return
         figures = self._figures.get(program_of(effect.spec))
         flop = artifact.flop_per_unit or (figures.flop_per_unit if figures else 0)
+        flop *= effect.spec.steps if effect.spec.stepped else 1
         memory_mb = figures.memory_mb if figures else memory_mb_least(effect.spec)
         self._emit(Admitted(effect.exec_id, flop // 1000, memory_mb))
         if self._zygote is None and not self._zygote_lock.locked():
@@ -179,7 +137,7 @@ class Executor:
             self._emit(ExecEnded(effect.exec_id, refused.reason, Meters(), refused.text))
             return
         unit_bytes = sum(wire.array_bytes(spec) for spec in effect.spec.outs)
-        run = _Run(effect, program_of(effect.spec), unit_bytes, artifact.flop_per_unit)
+        run = Run(effect, program_of(effect.spec), unit_bytes, artifact.flop_per_unit)
         self._runs[effect.exec_id] = run
         self._queue.append(run)
         self._place()
@@ -198,7 +156,7 @@ class Executor:
             worker.doom(effect.reason)
             return
         run.stop_reason = effect.reason
-        worker.child.signal(signal.SIGUSR1)
+        self._nursery.start_soon(worker.say, wire.STOP, wire.EXEC_BODY.pack(effect.exec_id))
         deadline = trio.current_time() + effect.grace_ms / 1000
         worker.scope.deadline = min(worker.scope.deadline, deadline)
 
@@ -218,16 +176,16 @@ class Executor:
         if artifact.args is not None:
             if artifact.args != tuple(wire.LoadArg(arg.mapped, arg.spec) for arg in spec.args):
                 raise Refused(Reason.KERNEL_SPEC, f"the arguments are not those of {spec.kernel}")
-            if artifact.outs != spec.outs:
+            if artifact.outs != spec.outs or artifact.stepped != spec.stepped:
                 raise Refused(Reason.KERNEL_SPEC, f"the outputs are not those of {spec.kernel}")
         if known := self._refused.get(program_of(spec)):
             raise Refused(*known)
         figures = self._figures.get(program_of(spec))
-        if figures is not None and figures.memory_mb > self._memory_mb_max(spec):
+        if figures is not None and figures.memory_mb > self._memory(spec):
             raise Refused(Reason.MEMORY, f"it needs {figures.memory_mb} MB")
         return artifact
 
-    def _memory_mb_max(self, spec: ExecSpec) -> int:
+    def _memory(self, spec: ExecSpec) -> int:
         return min(spec.memory_mb_max, self._config.memory_mb_max)
 
     # ----------------------------------------------------------------------------------- placement
@@ -251,35 +209,23 @@ class Executor:
             idle = [worker for worker in alive if worker.idle]
             min(idle, key=lambda worker: worker.scope.deadline).doom(Reason.OK)
 
-    def _spawn(self, run: _Run) -> None:
+    def _spawn(self, run: Run) -> None:
         # Both ends exist before the child does, so nothing waits for an address.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         scope = trio.CancelScope(deadline=trio.current_time() + self._config.load_s_max)
-        worker = _Worker(run.program, ours, scope, run)
+        worker = Worker(run.program, ours, scope, run)
         self._zygote_users += 1
         self._workers.append(worker)
         self._nursery.start_soon(self._live, worker, theirs)
 
-    def _dispatch(self, worker: _Worker, run: _Run) -> bool:
+    def _dispatch(self, worker: Worker, run: Run) -> bool:
         """Into the worker's socket, here and now. False: the worker turned out to be dead."""
-        effect = run.effect
-        mask, fds = 0, array.array("i")
+        effect, fds = run.effect, array.array("i")
         try:
-            mapped = [arg for arg in effect.spec.args if arg.mapped]
-            for index, arg in enumerate(mapped):
-                if arg.blob is None:
-                    mask |= 1 << index
-                else:
-                    unit_bytes = wire.array_bytes(arg.spec)
-                    first, count = effect.run.first * unit_bytes, effect.run.count * unit_bytes
-                    fds.append(self._open_blob(arg.blob.blob_id, first, count))
-            head = wire.encode_run_head(
-                effect.exec_id, effect.run.first, effect.run.count, mask, len(effect.inline)
-            )
-            files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+            head = run_head(run, fds, self._blobs, self._open_blob)
             # The socket of an idle worker is empty, so this takes what fits and never blocks.
-            sent = worker.sock.sendmsg([head, effect.inline], files)
+            sent = worker.sock.sendmsg([head, effect.inline], riding(fds))
         except Refused as refused:
             worker.run = None
             self._rest(worker)
@@ -298,18 +244,10 @@ class Executor:
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
         rest = len(head) + len(effect.inline) - sent
         if rest:
-            self._nursery.start_soon(self._send_rest, worker, effect.inline[-rest:])
+            worker.unsent = trio.Event()
+            self._nursery.start_soon(worker.send_rest, effect.inline[-rest:])
         self._emit(Started(effect.exec_id))
         return True
-
-    async def _send_rest(self, worker: _Worker, rest: bytes) -> None:
-        view = memoryview(rest)
-        with contextlib.suppress(OSError):  # the worker's own task sees its end
-            while view:
-                try:
-                    view = view[worker.sock.send(view) :]
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(worker.sock.fileno())
 
     def _open_blob(self, blob_id: Digest, first_byte: int, byte_count: int) -> int:
         try:
@@ -323,12 +261,12 @@ class Executor:
 
     # ------------------------------------------------------------------------------ a worker's life
 
-    async def _live(self, worker: _Worker, theirs: socket.socket) -> None:
+    async def _live(self, worker: Worker, theirs: socket.socket) -> None:
         try:
             with worker.scope, contextlib.ExitStack() as files:
                 files.callback(theirs.close)
                 await self._bring_up(worker, theirs, files)
-                files.close()  # while a worker's end is open here, its death is no end of file
+                files.close()
                 await self._serve(worker)
         except Refused as refused:
             worker.verdict = worker.verdict or (refused.reason, refused.text)
@@ -344,45 +282,104 @@ class Executor:
                 await self._bury(worker)
 
     async def _bring_up(
-        self, worker: _Worker, theirs: socket.socket, files: contextlib.ExitStack
+        self, worker: Worker, theirs: socket.socket, files: contextlib.ExitStack
     ) -> None:
-        """Fork, hand over the program, and leave the rest to `_on_frame`."""
+        """Fork, find the program's machine code, hand both over; `_on_frame` does the rest."""
         assert worker.run is not None
         spec = worker.run.effect.spec
-        fds = array.array("i")
+        fds = []
         for arg in spec.args:
             if not arg.mapped and arg.blob is not None:
                 fds.append(self._open_blob(arg.blob.blob_id, 0, wire.array_bytes(arg.spec)))
                 files.callback(os.close, fds[-1])
         zygote = await self._ensure_zygote()
         worker.child = await zygote.fork("worker", theirs, self._config.threads_per_worker())
-        load = wire.Load(
-            self._artifacts.artifact(spec.artifact).exported,
-            tuple(wire.LoadArg(arg.mapped, arg.spec) for arg in spec.args),
-            spec.outs,
-            self._memory_mb_max(spec),
-        )
-        frame = memoryview(wire.encode_load(load))
-        sent = worker.sock.sendmsg(
-            [frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
-        )
-        theirs.close()
-        await self._send_rest(worker, bytes(frame[sent:]))
+        theirs.close()  # while a worker's end is open here, its death is no end of file
+        while not worker.environment:
+            await self._hear(worker)
+        load = load_of(spec, self._artifacts.artifact(spec.artifact).exported, self._memory(spec))
+        executable, figures = await self._executable(worker, load)
+        if executable is None:
+            await worker.load(load, fds)
+            return
+        files.callback(os.close, executable.fd)
+        ready = replace(load, artifact=b"", executable=True)
+        await worker.load(ready, [*fds, executable.fd])
+        worker.figures = figures
+        while not worker.loaded:
+            for kind, body in await worker.receive():
+                if kind == wire.UNUSABLE:  # a cache of another machine, say
+                    await self._compiler.drop(spec.artifact, load, worker.environment)
+                    await worker.load(load, fds)
+                    return
+                self._on_frame(worker, kind, body)
 
-    async def _serve(self, worker: _Worker) -> None:
+    async def _executable(self, worker: Worker, load: wire.Load) -> tuple[Entry | None, Figures]:
+        """The program's machine code; a refusal that holds for every run is remembered."""
+        artifact, fits = worker.program.artifact, load.memory_mb_max
+        try:
+            entry, figures = await self._compiler.executable(artifact, load, worker.environment)
+        except Refused as refused:
+            self._remember(worker.program, refused)
+            raise
+        _keep(self._figures, worker.program, figures, FIGURES_KEPT_MAX)
+        if figures.memory_mb > fits:
+            if entry is not None:
+                os.close(entry.fd)
+            text = f"it needs {figures.memory_mb} MB, {fits} MB are allowed"
+            raise Refused(Reason.MEMORY, text)
+        return entry, figures
+
+    async def _bring_loop(self, worker: Worker, spec: ExecSpec, units: int) -> None:
+        """What WANT asked for, while the run goes on; without it units go one by one."""
+        load = load_of(spec, self._artifacts.artifact(spec.artifact).exported, self._memory(spec))
+        load = replace(load, loop_units=units)
+        with trio.move_on_after(self._config.load_s_max):
+            try:
+                entry, figures = await self._compiler.executable(
+                    spec.artifact, load, worker.environment
+                )
+            except (Refused, ZygoteLost):
+                return
+            if entry is None:
+                return
+            try:
+                if figures.memory_mb <= load.memory_mb_max:
+                    await worker.say(wire.LOOP, wire.LOOP_BODY.pack(units), entry.fd)
+            finally:
+                os.close(entry.fd)
+
+    async def _hear(self, worker: Worker) -> None:
+        """What has come, into events."""
+        for kind, body in await worker.receive():
+            if kind == wire.UNITS:
+                await self._on_units(worker, body)
+            elif kind in (wire.STATE, wire.WATCH):
+                await self._on_slice(worker, kind, body)
+            else:
+                self._on_frame(worker, kind, body)
+
+    async def _serve(self, worker: Worker) -> None:
         """Answers into events, until the worker ends."""
         while True:
-            await trio.lowlevel.wait_readable(worker.sock.fileno())
-            chunk = worker.sock.recv(RECEIVE_BYTES)
-            if not chunk:
-                raise OSError("end of file")
-            for kind, body in worker.frames.feed(chunk):
-                if kind == wire.UNITS:
-                    await self._on_units(worker, body)
-                else:
-                    self._on_frame(worker, kind, body)
+            await self._hear(worker)
 
-    async def _on_units(self, worker: _Worker, body: bytes) -> None:
+    async def _on_slice(self, worker: Worker, kind: int, body: bytes) -> None:
+        run = worker.run
+        if run is None or run.stepped is None:
+            raise wire.WireError("a slice without steps")
+        run.device_ms, watch = run.stepped.progress(kind, body)
+        event: Event | None
+        if kind == wire.WATCH:
+            event = run.stepped.partial(watch)
+        else:
+            stopping = run.stop_reason is not None
+            event = await run.stepped.keep(run.meters(), stopping=stopping)
+            await worker.say(wire.KEPT, wire.EXEC_BODY.pack(run.effect.exec_id))
+        if event is not None:
+            await self._send_event(event)
+
+    async def _on_units(self, worker: Worker, body: bytes) -> None:
         run = worker.run
         if run is None or len(body) < wire.UNITS_HEAD.size:
             raise wire.WireError("units")
@@ -396,22 +393,25 @@ class Executor:
         run.device_ms = device_ms
         view = memoryview(body)
         outputs = tuple(bytes(view[at : at + size]) for at in range(start, len(body), size))
-        event = UnitsDone(exec_id, first, outputs, run.meters())
-        try:
-            self._send.send_nowait(event)
-        except trio.WouldBlock:
-            await self._send.send(event)  # the worker waits too, by its socket
+        if run.stepped is not None:
+            run.stepped.on_units(run.done)
+        await self._send_event(UnitsDone(exec_id, first, outputs, run.meters()))
         if last:
             if run.done != effect.run.count:
                 raise wire.WireError("an end before the end")
             self._finish(worker, run, Reason.DONE, "")
 
-    def _on_frame(self, worker: _Worker, kind: int, body: bytes) -> None:
+    def _on_frame(self, worker: Worker, kind: int, body: bytes) -> None:
         if kind == wire.READY and len(body) == wire.READY_BODY.size:
-            return  # the layers in force; a policy that asks for some will compare here
+            # The layers in force; a policy that asks for some will compare here.
+            _, worker.environment = wire.READY_BODY.unpack(body)
+            return
+        if kind == wire.WANT and len(body) == wire.WANT_BODY.size:
+            self._on_want(worker, *wire.WANT_BODY.unpack(body))
+            return
         if kind == wire.LOADED and len(body) == wire.LOADED_BODY.size and not worker.loaded:
-            compile_ms, flop_per_unit, memory_mb = wire.LOADED_BODY.unpack(body)
-            worker.figures = Figures(flop_per_unit, memory_mb, compile_ms)
+            # Machine code from the cache says nothing of itself: its figures came with it.
+            worker.figures = worker.figures or Figures(*wire.LOADED_BODY.unpack(body))
             _keep(self._figures, worker.program, worker.figures, FIGURES_KEPT_MAX)
             worker.loaded = True
             run = worker.run
@@ -427,9 +427,9 @@ class Executor:
         if reason is None:
             raise wire.WireError(f"reason {code}")
         if not worker.loaded:
-            if reason in _LOAD_REFUSALS - {Reason.MEMORY}:  # no other run of it will fare better
-                _keep(self._refused, worker.program, (reason, text), REFUSALS_KEPT_MAX)
-            raise Refused(reason, text)
+            refused = Refused(reason, text)
+            self._remember(worker.program, refused)
+            raise refused
         if exec_id != run.effect.exec_id:
             raise wire.WireError("the end of another run")
         run.device_ms = device_ms
@@ -437,18 +437,31 @@ class Executor:
             reason = run.stop_reason or reason
         self._finish(worker, run, reason, text)
 
-    def _finish(self, worker: _Worker, run: _Run, reason: Reason, text: str) -> None:
+    def _on_want(self, worker: Worker, units: int) -> None:
+        run = worker.run
+        sound = 1 < units <= wire.LOOP_UNITS_MAX and units.bit_count() == 1
+        if run is None or worker.loop_asked or not sound or run.stepped is not None:
+            raise wire.WireError("a loop that it may not want")
+        worker.loop_asked = True
+        self._nursery.start_soon(self._bring_loop, worker, run.effect.spec, units)
+
+    def _remember(self, program: Program, refused: Refused) -> None:
+        """No other run of the program will fare better; memory is each job's own bound."""
+        if refused.reason in _LOAD_REFUSALS - {Reason.MEMORY}:
+            _keep(self._refused, program, (refused.reason, refused.text), REFUSALS_KEPT_MAX)
+
+    def _finish(self, worker: Worker, run: Run, reason: Reason, text: str) -> None:
         """The run is over and the worker lives on."""
         worker.run = None
         self._rest(worker)
         self._end(run, reason, text)
         self._place()
 
-    def _rest(self, worker: _Worker) -> None:
+    def _rest(self, worker: Worker) -> None:
         self._used_s = trio.current_time()
         worker.scope.deadline = self._used_s + self._config.idle_stop_s
 
-    async def _bury(self, worker: _Worker) -> None:
+    async def _bury(self, worker: Worker) -> None:
         """The worker is over, one way or another: no process, no file, and its run has an end."""
         reason, text = worker.verdict or self._verdict_of_clock(worker) or (Reason.WORKER_DIED, "")
         if worker.child is not None:
@@ -456,7 +469,7 @@ class Executor:
                 text = await worker.child.ending()
             await worker.child.gone()
             os.close(worker.child.pidfd)
-        worker.sock.close()
+        worker.close()
         self._workers.remove(worker)
         run, worker.run = worker.run, None
         if run is not None:
@@ -464,7 +477,7 @@ class Executor:
         self._let_go_of_zygote()
         self._place()
 
-    def _verdict_of_clock(self, worker: _Worker) -> tuple[Reason, str] | None:
+    def _verdict_of_clock(self, worker: Worker) -> tuple[Reason, str] | None:
         """Which deadline it was, if it was one."""
         run = worker.run
         if not worker.scope.cancelled_caught:
@@ -478,9 +491,11 @@ class Executor:
         limit_ms = run.effect.spec.wall_ms_max
         return Reason.WALL_CLOCK, f"its limit of {limit_ms} ms is over"
 
-    def _end(self, run: _Run, reason: Reason, text: str) -> None:
+    def _end(self, run: Run, reason: Reason, text: str) -> None:
         del self._runs[run.effect.exec_id]
         self._emit(ExecEnded(run.effect.exec_id, reason, run.meters(), text))
+        if run.stepped is not None:
+            run.stepped.close()
 
     # -------------------------------------------------------------------------------------- zygote
 
@@ -546,6 +561,13 @@ class Executor:
         if len(self._late) >= EVENTS_LATE_MAX:
             raise LocalProtocolError("nobody reads the executor's events")
         self._late.append(event)
+
+    async def _send_event(self, event: Event) -> None:
+        """From a worker's own task: a full channel makes the worker wait too, by its socket."""
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            await self._send.send(event)
 
     async def _send_late(self) -> None:
         with contextlib.suppress(trio.BrokenResourceError):

@@ -19,35 +19,59 @@ from typing import Any, Final
 
 import cbor2
 
-from meshnode.protocol.types import ARGS_MAX, DIMS_MAX, LEASE_UNITS_MAX, ArraySpec
+from meshnode.protocol.types import ARGS_MAX, DIMS_MAX, LEASE_UNITS_MAX, ArraySpec, Stepped
 
 # ---- node -> worker
 LOAD: Final = 1
 RUN: Final = 2
+STEPS: Final = 3  # a run of a stepped program
+LOOP: Final = 4  # the loop over many units that WANT asked for, as an open file
+KEPT: Final = 5  # the last STATE lies in the blob store: its file may be written again
+STOP: Final = 6  # the run is to end at the next unit or slice; SIGUSR1 says that it is here
 # ---- worker -> node
 READY: Final = 16
 LOADED: Final = 17
 UNITS: Final = 18
 ENDED: Final = 19
 PROBED: Final = 20
+WANT: Final = 21  # a loop over so many units would pay
+COMPILED: Final = 22  # from a compile-only worker: figures, executable
+UNUSABLE: Final = 23  # the executable of the LOAD does not load here
+STATE: Final = 24  # a checkpoint lies in the run's state file
+WATCH: Final = 25  # watched arrays after a slice
 
 ARTIFACT_BYTES_MAX: Final = 16 << 20
 UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
 RUN_INLINE_BYTES_MAX: Final = 16 << 20  # inline inputs of one run
+EXECUTABLE_BYTES_MAX: Final = 48 << 20  # one compiled program, serialised
+STATE_BYTES_MAX: Final = 256 << 20  # all state arrays of a stepped program
+WATCH_BYTES_MAX: Final = 32 << 10  # all watched arrays: they fit one frame between nodes
+LOOP_UNITS_MAX: Final = 64  # units of one XLA call
+STEPS_MAX: Final = (1 << 31) - 1  # of one unit; the kernel counts them in int32
 TEXT_BYTES_MAX: Final = 2048
 PROBED_BYTES_MAX: Final = 64 << 10
 FLUSH_UNITS: Final = 64
 FLUSH_BYTES: Final = 32 << 10
 FLUSH_MS: Final = 20
 CONTROL_BYTES_MAX: Final = 4096  # one message to or from the zygote
-FDS_MAX: Final = ARGS_MAX
+FDS_MAX: Final = ARGS_MAX + 2  # the arguments, a run's state file, the checkpoint it goes on from
+ENVIRONMENT_BYTES: Final = 32
 
 HEAD: Final = struct.Struct("!IB")
 RUN_HEAD: Final = struct.Struct("!QQIQ")  # exec_id, first, count, bit i: mapped arg i is inline
-READY_BODY: Final = struct.Struct("!I")  # sandbox layers in force
-LOADED_BODY: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
+STEPS_HEAD: Final = struct.Struct("!IIB")  # after RUN_HEAD: steps, steps done, goes on from a file
+LOOP_BODY: Final = struct.Struct("!I")  # units
+EXEC_BODY: Final = struct.Struct("!Q")  # of KEPT and STOP: exec_id
+READY_BODY: Final = struct.Struct(f"!I{ENVIRONMENT_BYTES}s")  # sandbox layers, environment
+EXECUTABLE_HEAD: Final = struct.Struct("!8s32sIQI")  # of a file: magic, SHA-256, figures
+FIGURES: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
+LOADED_BODY: Final = FIGURES
+WANT_BODY: Final = LOOP_BODY
 UNITS_HEAD: Final = struct.Struct("!QQIIB")  # exec_id, first, units, device_ms, last
 ENDED_HEAD: Final = struct.Struct("!QHI")  # exec_id (0: the load), reason, device_ms
+SLICE_HEAD: Final = struct.Struct(
+    "!QQII"
+)  # of STATE and WATCH: exec_id, unit, steps done, device_ms
 
 # The longest body a worker may send: a flush is sent once it is over FLUSH_BYTES, so it holds at
 # most that plus one unit.
@@ -119,24 +143,47 @@ class LoadArg:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a worker runs from now on: one program. Constants come as open files, in order."""
+    """What a worker runs from now on: one program. Constants come as open files, in order, and
+    after them the executable, if one is there: then `artifact` may be empty."""
 
     artifact: bytes
     args: tuple[LoadArg, ...]
     outs: tuple[ArraySpec, ...]
     memory_mb_max: int
+    stepped: Stepped | None = None
+    loop_units: int = 0  # for a compile-only worker: the loop over so many units; 0 is one unit
+    executable: bool = False
+
+    @property
+    def state(self) -> tuple[ArraySpec, ...]:
+        """Arrays of a stepped program's state, in order: what its units begin with."""
+        return tuple(arg.spec for arg in self.args if arg.mapped) if self.stepped else ()
 
 
 def encode_load(load: Load) -> bytes:
+    stepped = load.stepped
     body = cbor2.dumps(
         [
             load.artifact,
             [[arg.mapped, arg.spec.dtype, list(arg.spec.shape)] for arg in load.args],
             [[spec.dtype, list(spec.shape)] for spec in load.outs],
             load.memory_mb_max,
+            stepped and [list(stepped.result), list(stepped.watch)],
+            load.loop_units,
+            load.executable,
         ]
     )
     return frame(LOAD, body)
+
+
+def _stepped(fields: Any, state: int) -> Stepped | None:
+    if fields is None:
+        return None
+    result, watch = fields
+    for index in (*result, *watch):
+        if type(index) is not int or not 0 <= index < state:
+            raise WireError("stepped")
+    return Stepped(tuple(result), tuple(watch))
 
 
 def _spec(dtype: Any, shape: Any) -> ArraySpec:
@@ -149,16 +196,21 @@ def _spec(dtype: Any, shape: Any) -> ArraySpec:
 
 def decode_load(body: bytes) -> Load:
     try:
-        artifact, args, outs, memory_mb_max = cbor2.loads(body)
+        artifact, args, outs, memory_mb_max, stepped, loop_units, executable = cbor2.loads(body)
         if type(artifact) is not bytes or type(memory_mb_max) is not int:
             raise WireError("load")
         if len(args) > ARGS_MAX or len(outs) > ARGS_MAX:
             raise WireError("too many arrays")
+        if type(loop_units) is not int or not 0 <= loop_units <= LOOP_UNITS_MAX:
+            raise WireError("loop")
         return Load(
             artifact,
             tuple(LoadArg(mapped is True, _spec(dtype, shape)) for mapped, dtype, shape in args),
             tuple(_spec(dtype, shape) for dtype, shape in outs),
             memory_mb_max,
+            _stepped(stepped, sum(mapped is True for mapped, _, _ in args)),
+            loop_units,
+            executable is True,
         )
     except (cbor2.CBORDecodeError, ValueError, TypeError) as error:
         raise WireError("load") from error
@@ -180,6 +232,25 @@ def decode_run(body: bytes) -> tuple[int, int, int, int, memoryview]:
     if not 1 <= count <= LEASE_UNITS_MAX:
         raise WireError("count")
     return exec_id, first, count, mask, memoryview(body)[RUN_HEAD.size :]
+
+
+def encode_steps_head(
+    run: tuple[int, int, int, int], steps: int, step: int, goes_on: bool, inline_bytes: int
+) -> bytes:
+    """Header of a STEPS frame: exec_id, first, count, inline_mask of the run; then its steps."""
+    head = HEAD.pack(RUN_HEAD.size + STEPS_HEAD.size + inline_bytes, STEPS)
+    return head + RUN_HEAD.pack(*run) + STEPS_HEAD.pack(steps, step, goes_on)
+
+
+def decode_steps(body: bytes) -> tuple[tuple[int, int, int, int, memoryview], int, int, bool]:
+    """(what `decode_run` gives, steps, steps done, whether it goes on from a file)."""
+    exec_id, first, count, mask, rest = decode_run(body)
+    if len(rest) < STEPS_HEAD.size:
+        raise WireError("steps")
+    steps, step, goes_on = STEPS_HEAD.unpack_from(rest)
+    if not (1 <= steps <= STEPS_MAX and 0 <= step <= steps):
+        raise WireError("steps")
+    return (exec_id, first, count, mask, rest[STEPS_HEAD.size :]), steps, step, bool(goes_on)
 
 
 def encode_ended(exec_id: int, reason: int, device_ms: int, text: str) -> bytes:

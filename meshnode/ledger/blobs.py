@@ -207,6 +207,10 @@ class BlobStore:
             size = os.fstat(source.fileno()).st_size
             return self._put(_pieces(source.fileno()), size)
 
+    def put_open(self, fd: int, size: int) -> BlobRef:
+        """The first `size` bytes of an open file, whoever else may write to it meanwhile."""
+        return self._put(_pieces(fd, size), size)
+
     def put_array(self, array: numpy.ndarray[Any, Any]) -> tuple[BlobRef, ArraySpec]:
         """Raw little-endian C-order bytes, and what stands beside them."""
         import numpy
@@ -330,9 +334,9 @@ class BlobStore:
         return sound
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
+def _pieces(fd: int, size: int = BLOB_BYTES_MAX + 1) -> Iterator[bytes]:
     at = 0
-    while piece := _read(fd, at, CHUNK_BYTES):
+    while piece := _read(fd, at, min(CHUNK_BYTES, size - at)):
         yield piece
         at += len(piece)
 

@@ -45,7 +45,7 @@ from .clock import SystemClock
 from .control import open_control
 from .driver import Driver
 from .firstrun import load_identity, read_network
-from .home import blobs_path, check_home, run_dir, socket_path
+from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .running import TMP_NAME, RunningNode
 from .vehicle_watch import open_vehicle, watch_vehicle
 from .wire import SOCKET_NAME
@@ -189,6 +189,8 @@ async def _open_executor(
         load_s_max=settings.load_s_max,
         threads=settings.threads,
         probe_cache=home / "probe.cbor",
+        executable_cache=executables_path(home) if settings.executable_bytes_max else None,
+        executable_bytes_max=settings.executable_bytes_max,
         log_workers=settings.worker_log,
     )
     return await stack.enter_async_context(open_executor(executor, blobs, BuiltinArtifacts()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from meshnode.errors import LocalResource
 
 BLOBS = "blobs"
+EXECUTABLES = "executables"
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path is 108 with its final zero (unix(7))
 RUN_NAME_CHARS = 16
@@ -55,6 +56,10 @@ def check_home(home: Path) -> None:
 
 def blobs_path(home: Path) -> Path:
     return home / BLOBS
+
+
+def executables_path(home: Path) -> Path:
+    return home / EXECUTABLES
 
 
 def run_base(environ: Mapping[str, str] = os.environ) -> Path:

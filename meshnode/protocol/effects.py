@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .reasons import Reason
-from .types import ArraySpec, BlobRef, Digest, Durability, Lane, Peer, UnitRun
+from .types import ArraySpec, BlobRef, Digest, Durability, Lane, Peer, Stepped, UnitRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,8 @@ class ExecSpec:
     outs: tuple[ArraySpec, ...]
     wall_ms_max: int  # of one run; the executor kills the worker when it is over
     memory_mb_max: int
+    stepped: Stepped | None = None  # then `outs` are the state arrays that `result` names
+    steps: int = 0  # of each unit of a stepped program
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +133,15 @@ class StartExec:
     spec: ExecSpec
     run: UnitRun
     inline: bytes  # the inline mapped arguments, argument after argument, units stacked
-    state: BlobRef | None = None  # checkpoint to go on from
+    state: BlobRef | None = None  # checkpoint that the run's first unit goes on from
+    step: int = 0  # steps of it that are in the checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class StopExec:
+    """`grace_ms` 0 kills. Else the run ends at the next unit, or slice: then its checkpoint comes
+    as a `SliceDone` before the end. What does not end within the grace is killed."""
+
     exec_id: int
     reason: Reason
     grace_ms: int

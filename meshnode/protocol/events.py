@@ -142,10 +142,25 @@ class UnitsDone:
 
 @dataclass(frozen=True, slots=True)
 class SliceDone:
+    """A checkpoint of `unit` (counted as the job counts) lies in the blob store: the state arrays'
+    raw bytes in order, after `step` steps. Nothing has pinned it yet."""
+
     exec_id: int
+    unit: int
     state: BlobRef
     step: int
     meters: Meters
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The watched arrays of `unit` after `step` steps, raw bytes in order. Each replaces the one
+    before: who reads slowly may skip any but the last."""
+
+    exec_id: int
+    unit: int
+    step: int
+    watch: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +288,7 @@ Event: TypeAlias = (
     | Started
     | UnitsDone
     | SliceDone
+    | Partial
     | ExecEnded
     | BudgetRead
     | Recall

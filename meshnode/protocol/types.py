@@ -84,6 +84,17 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Stepped(NamedTuple):
+    """A long job: the artifact is `step(constants..., state..., n) -> state...`.
+
+    The mapped arguments are the state that a unit begins with, `n` (int32) says how many steps one
+    call does, and the artifact's outputs are the state again, in the same order and shapes.
+    """
+
+    result: tuple[int, ...]  # which state arrays are a unit's outputs, in their order
+    watch: tuple[int, ...]  # which (small) ones the submitter sees as the unit goes on
+
+
 @dataclass(frozen=True, slots=True)
 class UnitRun:
     """What a lease carries: units [first, first + count) of one job, as attempt `attempt`."""

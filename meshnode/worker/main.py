@@ -1,34 +1,40 @@
 """A worker: one process, one program, many runs; started by `zygote`, killed from outside.
 
-Reads LOAD and RUN frames from its socket, in order, and answers with UNITS and ENDED. It never
-raises out: what goes wrong in a kernel is an ENDED frame, what goes wrong in the process is its
-death, and the node tells the two apart. It keeps no clock over itself: a hang in native code
+Reads LOAD and RUN or STEPS frames from its socket, in order, and answers with UNITS and ENDED. It
+never raises out: what goes wrong in a kernel is an ENDED frame, what goes wrong in the process is
+its death, and the node tells the two apart. It keeps no clock over itself: a hang in native code
 stops for nothing but SIGKILL (SIGALRM does not get through), so the node holds the wall clock.
+
+`compile_only` is the other kind of worker: it compiles one artifact, says the machine code, and
+ends. It executes nothing, so its word may be kept in the node's cache.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
-import time
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from meshnode.executor import wire
 from meshnode.protocol.reasons import Reason
 
 from . import confine
-from .program import Array, LoadRefused, Program
+from .compiling import LoadRefused, compiled, environment, serialized
+from .program import Program, Unusable, map_file, split
+from .runs import Outlet, UnitRun
+from .slices import SteppedRun
 
-_stop_asked = False
+_called = False
 
 
-def _on_stop(*_: object) -> None:
-    global _stop_asked
-    _stop_asked = True
+def _on_call(*_: object) -> None:
+    """SIGUSR1: a frame that does not wait for the run's end is here."""
+    global _called
+    _called = True
 
 
 class _Socket:
@@ -58,132 +64,182 @@ class _Socket:
             view = view[received:]
         return kind, bytes(body), list(fds)
 
+    def waiting(self) -> bool:
+        return bool(select.select([self._sock], [], [], 0)[0])
+
     def send(self, frame: bytes) -> None:
         self._sock.sendall(frame)
 
 
-def serve(sock: socket.socket) -> None:
-    """Until the node hangs up or kills."""
-    signal.signal(signal.SIGUSR1, _on_stop)
+def _begin(sock: socket.socket) -> _Socket:
+    """Sandbox, backend, READY."""
+    signal.signal(signal.SIGUSR1, _on_call)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     frames = _Socket(sock)
     confine.before_backend()
     jax.devices()  # starts the backend and its threads
-    frames.send(wire.frame(wire.READY, wire.READY_BODY.pack(confine.after_backend())))
-    program: Program | None = None
-    while True:
-        received = frames.receive()
+    body = wire.READY_BODY.pack(confine.after_backend(), environment())
+    frames.send(wire.frame(wire.READY, body))
+    return frames
+
+
+def serve(sock: socket.socket) -> None:
+    """Until the node hangs up or kills."""
+    worker = _Worker(_begin(sock))
+    while worker.take():
+        pass
+
+
+def compile_only(sock: socket.socket) -> None:
+    """One LOAD in, one COMPILED or ENDED out."""
+    frames = _begin(sock)
+    received = frames.receive()
+    if received is None:
+        return
+    kind, body, _ = received
+    if kind != wire.LOAD:
+        raise wire.WireError(f"frame {kind}")
+    try:
+        made = compiled(wire.decode_load(body))
+        executable = serialized(made)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a typed end
+        frames.send(_refusal(error))
+        return
+    if len(executable) > wire.EXECUTABLE_BYTES_MAX:
+        executable = b""  # then every worker compiles for itself
+    figures = wire.FIGURES.pack(made.compile_ms, made.flop_per_unit, made.memory_mb)
+    frames.send(wire.frame(wire.COMPILED, figures, executable))
+
+
+class _Worker:
+    """What lasts between runs; a run's `SteppedPort`."""
+
+    def __init__(self, frames: _Socket) -> None:
+        self._frames = frames
+        self._program: Program | None = None
+        self._exec_id = 0  # of the run in work
+        self._stop = False
+        self.kept = True
+
+    @property
+    def stop_asked(self) -> bool:
+        global _called
+        if _called:
+            _called = False
+            self.poll()
+        return self._stop
+
+    def send(self, frame: bytes) -> None:
+        self._frames.send(frame)
+
+    def take(self) -> bool:
+        """One frame; False when the node has hung up."""
+        received = self._frames.receive()
         if received is None:
-            return
+            return False
         kind, body, fds = received
         try:
-            if kind == wire.LOAD and program is None:
-                program = _load(frames, body, fds)
-            elif kind == wire.RUN and program is not None:
-                _Run(frames, program).serve(body, fds)
-            else:
-                raise wire.WireError(f"frame {kind}")
+            self._on_frame(kind, body, fds)
         finally:
             for fd in fds:  # a mapping outlives its descriptor
                 os.close(fd)
+        return True
+
+    def poll(self) -> None:
+        while self._frames.waiting() and self.take():
+            pass
+
+    def wait(self) -> None:
+        if not self.take():
+            raise wire.WireError("the node has hung up")
+
+    def _on_frame(self, kind: int, body: bytes, fds: Sequence[int]) -> None:
+        program, idle = self._program, not self._exec_id
+        if kind == wire.LOAD and program is None:
+            self._program = _load(self._frames, body, fds)
+        elif kind == wire.RUN and program is not None and idle:
+            self._run_units(program, body, fds)
+        elif kind == wire.STEPS and program is not None and idle:
+            self._run_steps(program, body, fds)
+        elif kind == wire.LOOP and program is not None and len(fds) == 1:
+            (units,) = wire.LOOP_BODY.unpack(body)
+            program.take_loop(units, fds[0])
+        elif kind in (wire.KEPT, wire.STOP):
+            # Of the run in work, or late and of one that has ended.
+            if wire.EXEC_BODY.unpack(body)[0] == self._exec_id:
+                self.kept |= kind == wire.KEPT
+                self._stop |= kind == wire.STOP
+        else:
+            raise wire.WireError(f"frame {kind}")
+
+    def _run_units(self, program: Program, body: bytes, fds: Sequence[int]) -> None:
+        exec_id, first, count, mask, inline = wire.decode_run(body)
+        outlet = self._outlet(exec_id, first)
+        try:
+            arrays = program.mapped_arrays(first, count, mask, inline, fds)
+            finished = UnitRun(self, program, outlet).compute(arrays, count)
+        except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
+            self._fail(outlet, error)
+            return
+        self._end(outlet, finished)
+
+    def _run_steps(self, program: Program, body: bytes, fds: Sequence[int]) -> None:
+        run, steps, step, goes_on = wire.decode_steps(body)
+        exec_id, first, count, mask, inline = run
+        outlet = self._outlet(exec_id, first)
+        *blobs, state_fd = fds[:-1] if goes_on else fds
+        try:
+            arrays = program.mapped_arrays(first, count, mask, inline, blobs)
+            starts = [[array[index] for array in arrays] for index in range(count)]
+            if goes_on:
+                specs = program.load.state
+                size = sum(map(wire.array_bytes, specs))
+                starts[0] = split(map_file(fds[-1], 0, size), specs)
+            stepped = SteppedRun(self, program, outlet, state_fd)
+            finished = stepped.compute(first, starts, steps, step)
+        except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
+            self._fail(outlet, error)
+            return
+        self._end(outlet, finished)
+
+    def _outlet(self, exec_id: int, first: int) -> Outlet:
+        global _called
+        _called = True  # a STOP that came right behind the run is looked for once
+        self._exec_id, self._stop = exec_id, False
+        return Outlet(self, exec_id, first)
+
+    def _end(self, outlet: Outlet, finished: bool) -> None:
+        self._exec_id = 0
+        outlet.flush(last=finished)
+        if not finished:
+            self._say_end(outlet, Reason.STOPPED_BY_OWNER, "")
+
+    def _fail(self, outlet: Outlet, error: Exception) -> None:
+        self._exec_id = 0
+        outlet.flush()
+        self._say_end(outlet, _reason_of(error), _text_of(error))
+
+    def _say_end(self, outlet: Outlet, reason: Reason, text: str) -> None:
+        self.send(wire.encode_ended(outlet.exec_id, reason, outlet.device_ms(), text))
 
 
 def _load(frames: _Socket, body: bytes, fds: Sequence[int]) -> Program | None:
     try:
         program = Program(wire.decode_load(body), fds)
-    except LoadRefused as refused:
-        frames.send(wire.encode_ended(0, refused.reason, 0, wire.one_line(str(refused))))
+    except Unusable:
+        frames.send(wire.frame(wire.UNUSABLE))
         return None
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a typed end
-        frames.send(wire.encode_ended(0, _reason_of(error), 0, _text_of(error)))
+        frames.send(_refusal(error))
         return None
-    figures = (program.compile_ms, program.flop_per_unit, program.memory_mb)
-    frames.send(wire.frame(wire.LOADED, wire.LOADED_BODY.pack(*figures)))
+    frames.send(wire.frame(wire.LOADED, wire.LOADED_BODY.pack(*program.figures)))
     return program
 
 
-class _Run:
-    """One run of units: results leave in batches, and the last batch carries the end."""
-
-    def __init__(self, frames: _Socket, program: Program) -> None:
-        self._frames = frames
-        self._program = program
-        self._exec_id = 0
-        self._next = 0  # first unit of the batch in the making
-        self._batch: list[bytes] = []
-        self._batch_bytes = 0
-        self._taken = 0
-        self._sending_s = 0.0
-        self._started = self._flushed = time.perf_counter()
-
-    def serve(self, body: bytes, fds: Sequence[int]) -> None:
-        global _stop_asked
-        _stop_asked = False
-        self._exec_id, first, count, mask, inline = wire.decode_run(body)
-        self._next = first
-        try:
-            arrays = self._program.mapped_arrays(first, count, mask, inline, fds)
-            finished = self._compute(arrays, count)
-        except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
-            self._flush(last=False)
-            self._end(_reason_of(error), _text_of(error))
-            return
-        if finished:
-            self._flush(last=True)
-        else:
-            self._flush(last=False)
-            self._end(Reason.STOPPED_BY_OWNER, "")
-
-    def _compute(self, arrays: Sequence[Array], count: int) -> bool:
-        """One unit is always in flight behind the one being read: the device does not wait."""
-        run_unit = self._program.run_unit
-        ahead = None
-        for index in range(count):
-            if _stop_asked:
-                break
-            dispatched = run_unit([array[index] for array in arrays])
-            if ahead is not None:
-                self._take(ahead)
-            ahead = dispatched
-        if ahead is not None:
-            self._take(ahead, more=False)
-        return self._taken == count
-
-    def _take(self, outs: Sequence[jax.Array], more: bool = True) -> None:
-        if len(outs) == 1:
-            unit = np.asarray(outs[0]).tobytes()
-        else:
-            unit = b"".join(np.asarray(out).tobytes() for out in outs)
-        self._taken += 1
-        self._batch.append(unit)
-        self._batch_bytes += len(unit)
-        if not more:
-            return
-        if (
-            len(self._batch) >= wire.FLUSH_UNITS
-            or self._batch_bytes >= wire.FLUSH_BYTES
-            or time.perf_counter() - self._flushed >= wire.FLUSH_MS / 1000
-        ):
-            self._flush(last=False)
-
-    def _device_ms(self) -> int:
-        return round((time.perf_counter() - self._started - self._sending_s) * 1000)
-
-    def _flush(self, last: bool) -> None:
-        units = len(self._batch)
-        if not units and not last:
-            return
-        began = time.perf_counter()
-        head = wire.UNITS_HEAD.pack(self._exec_id, self._next, units, self._device_ms(), last)
-        self._frames.send(wire.frame(wire.UNITS, head, *self._batch))
-        self._next += units
-        self._batch.clear()
-        self._batch_bytes = 0
-        self._flushed = time.perf_counter()
-        self._sending_s += self._flushed - began
-
-    def _end(self, reason: Reason, text: str) -> None:
-        self._frames.send(wire.encode_ended(self._exec_id, reason, self._device_ms(), text))
+def _refusal(error: Exception) -> bytes:
+    if isinstance(error, LoadRefused):
+        return wire.encode_ended(0, error.reason, 0, wire.one_line(str(error)))
+    return wire.encode_ended(0, _reason_of(error), 0, _text_of(error))
 
 
 def _reason_of(error: Exception) -> Reason:

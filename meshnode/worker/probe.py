@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import socket
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -24,6 +22,7 @@ from meshnode.executor import wire
 from meshnode.protocol.types import CLASSES_MAX
 
 from . import confine
+from .compiling import cpu_features
 
 MATMUL_N: Final = 512
 MEASURE_S: Final = 0.2
@@ -79,15 +78,6 @@ def _memory_mb(device: jax.Device) -> int:
     if stats and stats.get("bytes_limit"):
         return int(stats["bytes_limit"]) >> 20
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-
-
-def cpu_features() -> str:
-    """Instruction sets, as the kernel lists them: XLA's code, and so the bits, depend on them."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return " ".join(sorted(value.split()))
-    return platform.machine()
 
 
 def _class_digest(device: jax.Device, name: str) -> bytes:

@@ -1,35 +1,34 @@
-"""One exported kernel, compiled once for its fixed shapes, with its constants on the device.
+"""One program, loaded once for its fixed shapes, with its constants on the device.
 
-Used by `main` in a worker process. The bytes are `jax.export`'s, built in or not: one code path.
-Matmul precision and the like are in the artifact; nothing here changes what it computes.
+Used by `main` in a worker process; `runs` and `slices` call it. Its machine code comes from the
+node's cache, or from a compile of its own where there is none. The bytes are `jax.export`'s, built
+in or not: one code path.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.export
 import numpy as np
 from numpy.typing import NDArray
 
+from meshnode.executor import wire
 from meshnode.executor.wire import Load, LoadArg, array_bytes
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec
 
+from .compiling import Compiled, LoadRefused, compiled, loaded
+from .runs import Loop
+
 Array = NDArray[Any]
 
 
-class LoadRefused(Exception):
-    """The program cannot be run here; `reason` says why."""
-
-    def __init__(self, reason: Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
+class Unusable(Exception):
+    """The node's executable does not load here."""
 
 
 def map_file(fd: int, first_byte: int, count: int) -> memoryview:
@@ -48,32 +47,54 @@ def as_array(view: memoryview, spec: ArraySpec, units: int | None = None) -> Arr
     return np.frombuffer(view, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(shape)
 
 
+def split(view: memoryview, specs: Sequence[ArraySpec]) -> list[Array]:
+    """Arrays that lie one after the other."""
+    arrays, at = [], 0
+    for spec in specs:
+        end = at + array_bytes(spec)
+        arrays.append(as_array(view[at:end], spec))
+        at = end
+    return arrays
+
+
 class Program:
     """`run_unit(mapped arrays of one unit)` gives the outputs, still on the device."""
 
-    def __init__(self, load: Load, const_fds: Sequence[int]) -> None:
-        started = time.perf_counter()
-        exported = _deserialize(load.artifact)
-        _check_specs(exported, load)
-        if any(np.dtype(a.dtype).itemsize == 8 for a in (*exported.in_avals, *exported.out_avals)):
-            # One program a process: nobody else sees it.
-            jax.config.update("jax_enable_x64", True)
-
-        def flat(*arrays: jax.Array) -> list[jax.Array]:
-            # An artifact may give one array bare: iterating over that would be over its rows.
-            return jax.tree.leaves(exported.call(*arrays))
-
-        compiled = jax.jit(flat).lower(*exported.in_avals).compile()
-        self.flop_per_unit = _flop(compiled.cost_analysis())
-        self.memory_mb = _memory_mb(compiled.memory_analysis())
-        if self.memory_mb > load.memory_mb_max:
-            text = f"it needs {self.memory_mb} MB, {load.memory_mb_max} MB are allowed"
+    def __init__(self, load: Load, fds: Sequence[int]) -> None:
+        executable = [fds[-1]] if load.executable and fds else []
+        if len(executable) != load.executable:
+            raise wire.WireError("an executable without a file")
+        made = Compiled(_load(executable[0], load)) if executable else compiled(load)
+        if made.memory_mb > load.memory_mb_max:
+            text = f"it needs {made.memory_mb} MB, {load.memory_mb_max} MB are allowed"
             raise LoadRefused(Reason.MEMORY, text)
+        self.figures = (made.compile_ms, made.flop_per_unit, made.memory_mb)
+        self.load = load
         self.mapped = tuple(arg for arg in load.args if arg.mapped)
-        self.outs = load.outs
-        self.out_bytes = sum(array_bytes(spec) for spec in load.outs)
-        self.run_unit = _bind(compiled, load.args, _constants(load.args, const_fds))
-        self.compile_ms = round((time.perf_counter() - started) * 1000)
+        self.unit_bytes = sum(array_bytes(spec) for spec in load.outs)
+        self.mapped_bytes = sum(array_bytes(arg.spec) for arg in self.mapped)
+        self.loop_asked = False
+        self._constants = _constants(load.args, fds[: len(fds) - len(executable)])
+        self._run = _Bound(made.call, load.args, self._constants)
+        self.loop: Loop | None = None
+
+    def run_unit(self, mapped: Sequence[Array]) -> Sequence[jax.Array]:
+        return self._run(mapped)
+
+    def step(self, state: Sequence[jax.Array], n: int) -> list[jax.Array]:
+        """`n` steps on; `state` is used up."""
+        return list(self._run(state, np.int32(n)))
+
+    def take_loop(self, units: int, fd: int) -> None:
+        """The loop that `runs` asked for; one that does not load is none."""
+        load = wire.Load(
+            b"", self.load.args, self.load.outs, self.load.memory_mb_max, loop_units=units
+        )
+        try:
+            call = _Bound(_load(fd, load), load.args, self._constants)
+        except Unusable:
+            return
+        self.loop = Loop(call, units)
 
     def mapped_arrays(
         self, first: int, count: int, inline_mask: int, inline: memoryview, fds: Sequence[int]
@@ -91,35 +112,30 @@ class Program:
         return arrays
 
 
-def _deserialize(artifact: bytes) -> jax.export.Exported:
+class _Bound:
+    """Puts mapped arrays between the constants, in calling order; a count comes last."""
+
+    def __init__(self, call: Any, args: Sequence[LoadArg], constants: Sequence[jax.Array]) -> None:
+        self._call = call
+        self._places = [index for index, arg in enumerate(args) if arg.mapped]
+        rest = iter(constants)
+        self._template = [None if arg.mapped else next(rest) for arg in args] if constants else []
+
+    def __call__(self, mapped: Sequence[Any], *count: Any) -> Sequence[jax.Array]:
+        if not self._template:
+            return self._call(*mapped, *count)  # type: ignore[no-any-return]
+        row: list[Any] = self._template.copy()
+        for place, array in zip(self._places, mapped, strict=True):
+            row[place] = array
+        return self._call(*row, *count)  # type: ignore[no-any-return]
+
+
+def _load(fd: int, load: Load) -> Any:
+    size = os.fstat(fd).st_size - wire.EXECUTABLE_HEAD.size
     try:
-        exported = jax.export.deserialize(bytearray(artifact))
-    except Exception as error:  # whatever the parser makes of it, it is a refusal
-        raise LoadRefused(Reason.FAILED_BY_JOB, f"the artifact cannot be read: {error}") from error
-    version = exported.calling_convention_version
-    lowest = jax.export.minimum_supported_calling_convention_version
-    highest = jax.export.maximum_supported_calling_convention_version
-    if not lowest <= version <= highest:
-        text = f"calling convention {version}, this car has {lowest} to {highest}"
-        raise LoadRefused(Reason.JAX_WINDOW, text)
-    return exported
-
-
-def _check_specs(exported: jax.export.Exported, load: Load) -> None:
-    pairs = (
-        ("argument", exported.in_avals, [arg.spec for arg in load.args]),
-        ("output", exported.out_avals, list(load.outs)),
-    )
-    for what, avals, specs in pairs:
-        if len(avals) != len(specs):
-            text = f"the kernel has {len(avals)} {what}s, the job says {len(specs)}"
-            raise LoadRefused(Reason.KERNEL_SPEC, text)
-        for index, (aval, spec) in enumerate(zip(avals, specs, strict=True)):
-            # A symbolic dimension is no int and never equal: unit shapes are fixed.
-            if tuple(aval.shape) != spec.shape or np.dtype(aval.dtype).name != spec.dtype:
-                ours = f"{np.dtype(aval.dtype).name}{list(aval.shape)}"
-                text = f"{what} {index} is {ours}, the job says {spec.dtype}{list(spec.shape)}"
-                raise LoadRefused(Reason.KERNEL_SPEC, text)
+        return loaded(map_file(fd, wire.EXECUTABLE_HEAD.size, size), load)
+    except Exception as error:  # whatever is wrong with it, it can be compiled again
+        raise Unusable(str(error)) from error
 
 
 def _constants(args: Sequence[LoadArg], fds: Sequence[int]) -> list[jax.Array]:
@@ -133,45 +149,3 @@ def _constants(args: Sequence[LoadArg], fds: Sequence[int]) -> list[jax.Array]:
     for array in arrays:
         array.block_until_ready()
     return arrays
-
-
-def _bind(
-    compiled: Any, args: Sequence[LoadArg], constants: Sequence[jax.Array]
-) -> Callable[[Sequence[Array]], Sequence[jax.Array]]:
-    """Puts a unit's mapped arrays between the constants, in the kernel's calling order."""
-    if not constants:
-        return lambda mapped: compiled(*mapped)
-    template: list[Any] = [None] * len(args)
-    places = []
-    rest = iter(constants)
-    for index, arg in enumerate(args):
-        if arg.mapped:
-            places.append(index)
-        else:
-            template[index] = next(rest)
-
-    def run_unit(mapped: Sequence[Array]) -> Sequence[jax.Array]:
-        row = template.copy()
-        for place, array in zip(places, mapped, strict=True):
-            row[place] = array
-        return compiled(*row)  # type: ignore[no-any-return]
-
-    return run_unit
-
-
-def _flop(analysis: Any) -> int:
-    """XLA counts a loop's body once: a floor, not a bill."""
-    flop = (analysis or {}).get("flops", 0.0)
-    return max(0, min(int(flop), (1 << 63) - 1))
-
-
-def _memory_mb(stats: Any) -> int:
-    if stats is None:
-        return 0
-    total = int(
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
-    return max(0, min(-(-total >> 20), (1 << 32) - 1))

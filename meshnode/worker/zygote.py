@@ -5,10 +5,10 @@ Started by the executor (`--fd`, one end of a socketpair) or once for a whole te
 machine share jax's pages. No backend is ever started here: a backend starts threads, and a fork
 of a threaded process deadlocks. A fork costs 10 ms where an import costs 700.
 
-Requests and reports are JSON messages on a SOCK_SEQPACKET socket: `worker` and `probe` bring the
-child's socket along; `forked` answers with a pidfd, by which the node kills without any race on
-pid reuse; `exit` reports how a child ended. End of file on the socket ends the zygote, and the
-zygote's end kills its children (SIGKILL from here, PDEATHSIG if it was itself killed).
+Requests and reports are JSON messages on a SOCK_SEQPACKET socket: `worker`, `compile` and `probe`
+bring the child's socket along; `forked` answers with a pidfd, by which the node kills without any
+race on pid reuse; `exit` reports how a child ended. End of file on the socket ends the zygote, and
+the zygote's end kills its children (SIGKILL from here, PDEATHSIG if it was itself killed).
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def import_jax() -> None:
     # The compiler's LAPACK table pulls scipy in at the first compile: 340 ms if each worker did.
     import jax
     import jax._src.export.serialization
+    import jax.experimental.serialize_executable
     import jax.export
     import jax.numpy  # noqa: F401
     import jaxlib.mlir.dialects.builtin
@@ -106,7 +107,9 @@ def import_jax() -> None:
         importlib.import_module("scipy.linalg.cython_blas")
         importlib.import_module("scipy.linalg.cython_lapack")
 
-    from . import probe, program  # noqa: F401
+    from . import compiling, main, probe  # noqa: F401
+
+    compiling.cpu_features()  # read once, for all
 
     # jax warns at every fork; this process has one thread and no backend, which is checked.
     warnings.filterwarnings("ignore", message=".*os.fork.*", category=RuntimeWarning)
@@ -173,7 +176,7 @@ def _serve_one(control: socket.socket, children: _Children) -> bool:
 
 def _child_body(request: dict[str, object], fds: list[int]) -> Callable[[], None]:
     op, threads = request["op"], request.get("threads", 0)
-    if op not in ("worker", "probe") or len(fds) != 1 or not isinstance(threads, int):
+    if op not in ("worker", "compile", "probe") or len(fds) != 1 or not isinstance(threads, int):
         raise wire.WireError("request")
 
     def body() -> None:
@@ -188,7 +191,7 @@ def _child_body(request: dict[str, object], fds: list[int]) -> Callable[[], None
             else:
                 from . import main
 
-                main.serve(sock)
+                main.serve(sock) if op == "worker" else main.compile_only(sock)
 
     return body
 

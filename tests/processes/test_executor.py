@@ -115,6 +115,9 @@ class FolderBlobs:
         except FileNotFoundError:
             raise KeyError(blob_id) from None
 
+    def put_open(self, fd: int, size: int, /) -> BlobRef:
+        return self.put(np.frombuffer(os.pread(fd, size, 0), np.uint8))
+
 
 @dataclass
 class House:
@@ -430,6 +433,9 @@ def test_a_stop_with_grace_kills_what_does_not_end(house: House) -> None:
         stuck = house.run(house.spec("forever"), 1, np.zeros(4, np.float32))
         executor.start(stuck)
         await until(executor, Started)
+        (worker,) = worker_processes()
+        before_s = worker.cpu_times().user
+        await true(lambda: worker.cpu_times().user > before_s + 0.05)  # inside the unit
         executor.stop(StopExec(stuck.exec_id, Reason.STOPPED_BY_REQUESTER, 100))
         got = await until_end(executor, stuck.exec_id)
         assert got.end.reason is Reason.STOPPED_BY_REQUESTER

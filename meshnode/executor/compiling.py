@@ -1,0 +1,127 @@
+"""A program's machine code, from the cache or from a compile-only worker.
+
+Asked by `supervisor` before it loads a program into a worker, and when a worker wants a loop over
+many units. A compile-only worker is forked for one artifact, executes nothing, says one frame and
+is killed: so the cache holds no word of a process that ran anybody's code. It does parse hostile
+bytes, so an entry counts for the artifact that it was made of and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+import cbor2
+import trio
+
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import Digest
+
+from . import wire
+from .admission import Refused
+from .bounds import RECEIVE_BYTES, ExecutorConfig
+from .cache import Entry, ExecutableCache, Figures
+from .forks import Zygote
+
+_REASONS: Final = {
+    int(reason): reason
+    for reason in (Reason.KERNEL_SPEC, Reason.JAX_WINDOW, Reason.MEMORY, Reason.FAILED_BY_JOB)
+}
+_FRAME_BYTES_MAX: Final = wire.FIGURES.size + wire.EXECUTABLE_BYTES_MAX
+
+
+class Compiler:
+    """One per executor."""
+
+    def __init__(
+        self,
+        config: ExecutorConfig,
+        cache: ExecutableCache,
+        zygote: Callable[[], Awaitable[Zygote]],
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._zygote = zygote
+        self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
+        self.compiles = 0
+        """Compile-only workers started so far."""
+
+    async def executable(
+        self, artifact: Digest, load: wire.Load, environment: bytes
+    ) -> tuple[Entry | None, Figures]:
+        """The executable (the caller closes it) and its figures; without one where the backend
+        cannot serialise. Refused if the program is refused; ZygoteLost."""
+        key = key_of(artifact, load, environment)
+        lock, users = self._locks.get(key, (trio.Lock(), 0))
+        self._locks[key] = lock, users + 1
+        try:
+            async with lock:  # two workers with one program: one compile
+                entry = await trio.to_thread.run_sync(self._cache.open, key)
+                if entry is not None:
+                    return entry, entry.figures
+                figures, executable = await self._compile(load)
+                if not executable:
+                    return None, figures
+                entry = await trio.to_thread.run_sync(self._cache.put, key, figures, executable)
+                return entry, figures
+        finally:
+            lock, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = lock, users - 1
+
+    async def drop(self, artifact: Digest, load: wire.Load, environment: bytes) -> None:
+        await trio.to_thread.run_sync(self._cache.drop, key_of(artifact, load, environment))
+
+    async def _compile(self, load: wire.Load) -> tuple[Figures, bytes]:
+        zygote = await self._zygote()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                child = await zygote.fork("compile", theirs, self._config.threads_per_worker())
+            self.compiles += 1
+            try:
+                return await _ask(ours, load)
+            except (OSError, wire.WireError) as error:
+                text = str(error) if isinstance(error, wire.WireError) else await child.ending()
+                raise Refused(Reason.WORKER_DIED, f"compiling: {text}") from error
+            finally:
+                with trio.CancelScope(shield=True):
+                    await child.gone()
+                os.close(child.pidfd)
+
+
+def key_of(artifact: Digest, load: wire.Load, environment: bytes) -> bytes:
+    """SHA-256 over everything that the machine code depends on, the artifact first."""
+    plain = replace(load, artifact=b"", memory_mb_max=0, executable=False)
+    return hashlib.sha256(cbor2.dumps([artifact, wire.encode_load(plain), environment])).digest()
+
+
+async def _ask(ours: socket.socket, load: wire.Load) -> tuple[Figures, bytes]:
+    view = memoryview(wire.encode_load(load))
+    while view:
+        try:
+            view = view[ours.send(view) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(ours.fileno())
+    frames = wire.FrameReader(_FRAME_BYTES_MAX)
+    while True:
+        await trio.lowlevel.wait_readable(ours.fileno())
+        chunk = ours.recv(RECEIVE_BYTES)
+        if not chunk:
+            raise OSError("end of file")
+        for kind, body in frames.feed(chunk):
+            if kind == wire.COMPILED and len(body) >= wire.FIGURES.size:
+                figures = Figures(*wire.FIGURES.unpack_from(body))
+                return figures, body[wire.FIGURES.size :]
+            if kind == wire.ENDED:
+                _, code, _, text = wire.decode_ended(body)
+                if code not in _REASONS:
+                    raise wire.WireError(f"reason {code}")
+                raise Refused(_REASONS[code], text)
+            if kind != wire.READY:
+                raise wire.WireError(f"frame {kind}")
