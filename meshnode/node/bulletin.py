@@ -102,6 +102,8 @@ class Bulletin:
             plain = tuple(pair for pair in notice.fields if pair[0] != "outputs")
             log.append(Logged(time.time_ns() // 1_000_000, Notice(notice.kind, plain)))
             return
+        if notice.kind == "watch":  # ten a second, and each replaces the one before
+            return
         if notice.kind == "job":
             self._last_job[subject] = notice
             while len(self._last_job) > LOGGED_JOBS_MAX:

@@ -17,7 +17,7 @@ import cbor2
 from meshnode.errors import LocalProtocolError
 from meshnode.protocol.effects import ArgSource, Notice
 from meshnode.protocol.events import JobOrder
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer, Stepped
 
 CONTROL_VERSION: Final = 1
 SOCKET_NAME: Final = "control.sock"
@@ -101,6 +101,9 @@ def order_fields(order: JobOrder) -> dict[str, Any]:
         "durable": order.durable,
         "request": order.request,
         "holders": list(order.holders),
+        "code": None if order.code is None else list(order.code),
+        "steps": order.steps,
+        "stepped": None if order.stepped is None else [list(row) for row in order.stepped],
     }
 
 
@@ -111,7 +114,7 @@ def order_of(fields: dict[str, Any]) -> JobOrder:
             ArgSource(
                 bool(mapped),
                 ArraySpec(str(dtype), tuple(int(extent) for extent in shape)),
-                None if blob is None else BlobRef(Digest(bytes(blob[0])), int(blob[1])),
+                _blob(blob),
             )
             for mapped, dtype, shape, blob in fields["args"]
         )
@@ -134,11 +137,25 @@ def order_of(fields: dict[str, Any]) -> JobOrder:
             durable=bool(fields["durable"]),
             request=bytes(fields["request"]),
             holders=tuple(Peer(bytes(peer)) for peer in fields["holders"]),
+            code=_blob(fields["code"]),
+            steps=int(fields["steps"]),
+            stepped=_stepped(fields["stepped"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LocalProtocolError(
             f"a job order over the control socket is malformed: {error!r}"
         ) from None
+
+
+def _blob(fields: Any) -> BlobRef | None:
+    return None if fields is None else BlobRef(Digest(bytes(fields[0])), int(fields[1]))
+
+
+def _stepped(fields: Any) -> Stepped | None:
+    if fields is None:
+        return None
+    result, watch = fields
+    return Stepped(tuple(int(i) for i in result), tuple(int(i) for i in watch))
 
 
 def notice_fields(notice: Notice, *, outputs: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .advert import AdvertBook, cell_topic
 from .effects import Publish
-from .job import Job
+from .job import Job, wanted
 from .jobs import Jobs
 from .objects import T_ANNOUNCE, Announce
 from .outbox import Outbox
@@ -46,7 +46,7 @@ class Announcer:
             "announce",
             job.spec.kernel,
             job.spec.artifact,
-            tuple(a.ident[:8] for a in job.spec.args if not a.mapped and not a.inline),
+            wanted(job.spec),
             left,
             job.spec.memory_mb_max,
             int(job.unit_ms),
@@ -54,6 +54,7 @@ class Announcer:
             now.unix_ms + 30_000,
             0,
             self.addrs,
+            job.spec.code,
         )
         sealed = self._out.seal(announce, T_ANNOUNCE)
         self._out.add(Publish(cell_topic(identity.network, identity.cell), sealed.wire))

@@ -51,6 +51,7 @@ class Attempt:
         "expires_mono_ms",
         "first",
         "frames",
+        "from_step",
         "lease_id",
         "lost_since_mono_ms",
         "next_unit",
@@ -91,6 +92,7 @@ class Attempt:
         self.started_mono_ms = now_mono_ms
         self.expires_mono_ms = now_mono_ms + offer_timeout_ms
         self.lost_since_mono_ms: int | None = None  # the car's connection is down since
+        self.from_step = 0  # of the checkpoint that it goes on from
         self.sends: tuple[int, ...] = ()
         self.frames: tuple[bytes, ...] = ()  # offer and inputs, said again after a reconnect
 

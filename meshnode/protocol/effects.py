@@ -117,6 +117,7 @@ class ExecSpec:
     outs: tuple[ArraySpec, ...]
     wall_ms_max: int  # of one run; the executor kills the worker when it is over
     memory_mb_max: int
+    code: BlobRef | None = None  # where the artifact's bytes are, if it is a stranger's
     stepped: Stepped | None = None  # then `outs` are the state arrays that `result` names
     steps: int = 0  # of each unit of a stepped program
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from .effects import ArgSource
 from .reasons import Reason
-from .types import ArraySpec, BlobRef, Digest, JobId, Lane, Peer
+from .types import ArraySpec, BlobRef, Digest, JobId, Lane, Peer, Stepped
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +228,9 @@ class JobOrder:
     deadline_ms: int = 0  # from now; 0 is the limit's own
     durable: bool = True
     request: bytes = field(default=b"", repr=False)  # the client's own note, kept with the job
+    code: BlobRef | None = None  # the artifact's bytes, unless it is one that each car has
+    steps: int = 0  # of each unit, if it is stepped
+    stepped: Stepped | None = None
     holders: tuple[Peer, ...] = ()  # who else has the blobs
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from .advert import AdvertBook
 from .agreement import Agreements
 from .effects import Dial
-from .job import Job
+from .job import Job, wanted
 from .objects import Advert
 from .outbox import Outbox
 from .placement import Car
@@ -117,7 +117,7 @@ class Fleet:
     def cars(self, job: Job) -> list[Car]:
         """Cars that may take a run of this job now; starts what stands in the way for others."""
         limits = self._out.limits
-        consts = [arg.ident[:8] for arg in job.spec.args if not arg.mapped and not arg.inline]
+        consts = wanted(job.spec)
         cars: list[Car] = []
         for peer, known in self.book.cars.items():
             advert = known.advert
@@ -157,7 +157,8 @@ class Fleet:
         if not advert.classes:
             return Reason.NO_WORKER
         unit_ms = job.unit_ms or job.order.unit_ms_hint
-        if unit_ms > advert.budget.lease_s_max * 1000:
+        # A long job may be handed on in the middle.
+        if unit_ms > advert.budget.lease_s_max * 1000 and job.spec.steps is None:
             return Reason.LEASE_LENGTH
         fits = job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
         return Reason.OK if fits else Reason.MEMORY

@@ -19,11 +19,14 @@ from ..errors import MeshError
 from .attempt import Attempt
 from .codec import decode, digest_of, encode_ordered
 from .events import JobOrder
-from .objects import JobArg, JobSpec, Span
+from .objects import JobArg, JobSpec, Span, Steps
 from .reasons import Reason
 from .rule import decode_map, encode_map
 from .types import (
+    ARGS_MAX,
+    ARTIFACT_BYTES_MAX,
     INLINE_BYTES_MAX,
+    WATCH_BYTES_MAX,
     ArraySpec,
     BlobRef,
     Digest,
@@ -107,12 +110,51 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
         order.wall_ms_max,
         order.memory_mb_max,
         1,
+        order.code,
+        None if order.stepped is None else Steps(order.steps, *order.stepped),
     )
+    check_steps(made)
+    if made.code is not None and not 0 < made.code.size <= ARTIFACT_BYTES_MAX:
+        raise ValueError(f"an artifact has at most {ARTIFACT_BYTES_MAX >> 20} MiB")
     try:
         decode_map(JobSpec, decode(spec_bytes(made)), closed=True)
     except (MeshError, OverflowError) as error:  # no car could read it either
         raise ValueError(str(error)) from None
     return made
+
+
+def check_steps(spec: JobSpec) -> None:
+    """ValueError unless results and watched arrays are arrays of the state, and fit."""
+    if spec.steps is None:
+        return
+    state = [arg.spec for arg in spec.args if arg.mapped]
+    chosen = (*spec.steps.result, *spec.steps.watch)
+    if not spec.steps.total or not state or any(index >= len(state) for index in chosen):
+        raise ValueError("a stepped job has steps, state arrays, and results among them")
+    if tuple(state[index] for index in spec.steps.result) != spec.outs:
+        raise ValueError("the outputs of a stepped job are those state arrays that it names")
+    watched = watch_bytes(spec)
+    if watched > WATCH_BYTES_MAX:
+        raise ValueError(f"watched arrays have {watched} bytes; at most {WATCH_BYTES_MAX}")
+
+
+def watch_bytes(spec: JobSpec) -> int:
+    """Of what the client sees of a stepped unit as it goes on."""
+    state = [arg.spec for arg in spec.args if arg.mapped]
+    return sum(array_bytes(state[index]) for index in (spec.steps.watch if spec.steps else ()))
+
+
+def wanted(spec: JobSpec) -> tuple[bytes, ...]:
+    """Prefixes of the blobs that each run needs: a car that has them is warm."""
+    blobs = [arg.ident[:8] for arg in spec.args if not arg.mapped and not arg.inline]
+    if spec.code is not None and len(blobs) < ARGS_MAX:
+        blobs.append(spec.code.blob_id[:8])
+    return tuple(blobs)
+
+
+def state_bytes(spec: JobSpec) -> int:
+    """Of a stepped unit: its mapped arrays, one after the other."""
+    return sum(array_bytes(arg.spec) for arg in spec.args if arg.mapped)
 
 
 @lru_cache(maxsize=64)  # every offer of a job asks for it, on both sides
@@ -171,8 +213,9 @@ class Task:
     tries: int = 0  # refusals and silences in a row
     failures: int = 0  # runs in a row that ended without a unit
     live: Attempt | None = None
-    state: BlobRef | None = None  # checkpoint handed over
-    step: int | None = None
+    state: BlobRef | None = None  # newest checkpoint; it is here, whole
+    step: int | None = None  # how many steps are in it
+    watched: int = 0  # steps that the client has seen
 
     @property
     def end(self) -> int:

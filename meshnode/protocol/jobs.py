@@ -123,6 +123,7 @@ class Jobs:
             first=attempt.first,
             count=attempt.count,
             done=attempt.next_unit - attempt.first,
+            step=attempt.from_step,
         )
 
     def live_at(self, peer: Peer) -> list[tuple[Job, Task]]:

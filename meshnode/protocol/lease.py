@@ -30,6 +30,7 @@ from .types import (
     LeaseId,
     Now,
     Peer,
+    Stepped,
     TaskId,
 )
 
@@ -72,6 +73,7 @@ class Granted:
         "inline_wanted",
         "job_digest",
         "lease",
+        "leaving",
         "meters",
         "offer",
         "offer_wire",
@@ -87,6 +89,8 @@ class Granted:
         "said_end",
         "sent",
         "stage",
+        "state",
+        "step",
         "stored",
         "task_digest",
         "text",
@@ -139,6 +143,9 @@ class Granted:
         self.beat_mono_ms = mono_ms
         self.asked_out_mono_ms: int | None = None  # the requester is away since
         self.stored = False
+        self.state: BlobRef | None = offer.state  # newest checkpoint of a stepped unit
+        self.step = offer.step or 0  # how many steps are in it
+        self.leaving: Reason | None = None  # the car is going; the run ends at its next slice
 
     @property
     def lease_id(self) -> LeaseId:
@@ -231,6 +238,9 @@ def exec_spec(job: JobSpec, job_digest: Digest, count: int) -> ExecSpec:
         job.outs,
         job.unit_wall_ms_max * count,
         job.memory_mb_max,
+        job.code,
+        Stepped(job.steps.result, job.steps.watch) if job.steps else None,
+        job.steps.total if job.steps else 0,
     )
 
 

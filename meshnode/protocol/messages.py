@@ -34,6 +34,8 @@ from .types import (
     LEASE_UNITS_MAX,
     PART_BYTES_MAX,
     SEALED_BYTES_MAX,
+    STEPS_MAX,
+    WATCH_BYTES_MAX,
     BlobRef,
     Digest,
     LeaseId,
@@ -154,6 +156,16 @@ class Handoff:
 
 @rule
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """A long job as it goes on: the watched arrays after so many steps. Replaces the one before."""
+
+    lease_id: Annotated[LeaseId, at(1, ID16)]
+    step: Annotated[int, at(2, Uint(STEPS_MAX))]
+    values: Annotated[bytes, at(3, Bstr(most=WATCH_BYTES_MAX))]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
 class Assign:
     """A token is spent on an offer: both sealed, both unmodified."""
 
@@ -218,6 +230,7 @@ NUMBERS: Final[dict[int, type]] = {
     12: Terms,
     13: Goodbye,
     14: Decline,
+    15: Watch,
 }
 _NUMBER_OF: Final = {message: number for number, message in NUMBERS.items()}
 

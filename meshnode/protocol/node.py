@@ -38,6 +38,7 @@ from .events import (
     FrameIn,
     GossipIn,
     Meet,
+    Partial,
     PeerDown,
     PeerUp,
     Persisted,
@@ -45,6 +46,7 @@ from .events import (
     Recall,
     RttMeasured,
     SendFailed,
+    SliceDone,
     Submit,
     Tick,
     UnitsDone,
@@ -140,11 +142,13 @@ class Node:
             RttMeasured: self._on_rtt,
             FrameIn: self._on_frame,
             GossipIn: self._on_gossip,
-            BlobReady: self.provider.on_blob_ready,
-            BlobFailed: self.provider.on_blob_failed,
+            BlobReady: self._on_blob_ready,
+            BlobFailed: self._on_blob_failed,
             WorkerClasses: self.provider.on_classes,
             Admitted: self.provider.on_admitted,
             UnitsDone: self.provider.on_units,
+            SliceDone: self.provider.on_slice,
+            Partial: self.provider.on_partial,
             ExecEnded: self.provider.on_exec_ended,
             BudgetRead: self.provider.on_budget,
             Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
@@ -167,7 +171,8 @@ class Node:
             messages.Heartbeat: self.requester.on_heartbeat,
             messages.CancelTask: self.provider.on_cancel,
             messages.Handoff: self.requester.on_handoff,
-            messages.Checkpoint: self._on_checkpoint,
+            messages.Checkpoint: self.requester.on_checkpoint,
+            messages.Watch: self.requester.on_watch,
             messages.Assign: self.provider.on_assign,
             messages.TermsRequest: self._on_terms_request,
             messages.Terms: self._on_terms,
@@ -387,9 +392,6 @@ class Node:
     def _on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
         self.provider.on_settled(self.provider.receipts.on_acceptance(peer, sealed))
 
-    def _on_checkpoint(self, peer: Peer, checkpoint: messages.Checkpoint) -> None:
-        self.requester.on_checkpoint(peer, checkpoint)
-
     def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
         del goodbye
         self.book.drop(peer)
@@ -431,6 +433,14 @@ class Node:
         self.provider.presence.on_announce(announce)
 
     # ---- own state
+
+    def _on_blob_ready(self, event: BlobReady) -> None:
+        self.provider.on_blob_ready(event)
+        self.requester.on_state_here(event.fetch_id)
+
+    def _on_blob_failed(self, event: BlobFailed) -> None:
+        self.provider.on_blob_failed(event)
+        self.requester.on_state_failed(event.fetch_id)
 
     def _on_addrs(self, event: AddrsKnown) -> None:
         self.provider.on_addrs(event.addrs)

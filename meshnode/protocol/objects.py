@@ -39,6 +39,7 @@ from .types import (
     JOB_UNITS_MAX,
     KERNEL_CHARS_MAX,
     LEASE_UNITS_MAX,
+    STEPS_MAX,
     Account,
     ArraySpec,
     BlobRef,
@@ -386,6 +387,7 @@ class Announce:
     expires_ms: Annotated[int, at(12, MS)]
     price_max_nano_per_s: Annotated[int, at(13, Uint())]
     addrs: Annotated[tuple[str, ...], at(14, ADDRS)]
+    code: Annotated[BlobRef | None, at(15, BLOB, optional=True)] = None
 
 
 @rule
@@ -421,6 +423,17 @@ class JobArg(NamedTuple):
 JOB_ARG: Final = Row(JobArg, Uint(1), ARRAY, DIGEST, Uint(BLOB_BYTES_MAX), Uint(1))
 
 
+class Steps(NamedTuple):
+    """A long job: each unit is this many steps of a stepped artifact; see `types.Stepped`."""
+
+    total: int
+    result: tuple[int, ...]
+    watch: tuple[int, ...]
+
+
+INDICES: Final = Many(Uint(ARGS_MAX - 1), ARGS_MAX)
+
+
 @rule
 @dataclass(frozen=True, slots=True)
 class JobSpec:
@@ -439,6 +452,10 @@ class JobSpec:
     unit_wall_ms_max: Annotated[int, at(10, Uint())]
     memory_mb_max: Annotated[int, at(11, Uint())]
     replicas: Annotated[int, at(12, Uint(16))]
+    code: Annotated[BlobRef | None, at(13, BLOB, optional=True)] = None
+    steps: Annotated[
+        Steps | None, at(14, Row(Steps, Uint(STEPS_MAX), INDICES, INDICES), optional=True)
+    ] = None
 
 
 class OfferKind(IntEnum):

@@ -12,7 +12,7 @@ from .codec import decode, encode
 from .effects import ArgSource
 from .events import JobOrder
 from .objects import JobSpec
-from .types import BlobRef, Peer
+from .types import BlobRef, Peer, Stepped
 
 NOTE_BYTES_MAX = 1 << 20
 
@@ -51,6 +51,9 @@ def order_of(spec: JobSpec, note: bytes) -> JobOrder:
         policy,
         tuple(Peer(c) for c in cars),
         request=request,
+        code=spec.code,
+        steps=spec.steps.total if spec.steps else 0,
+        stepped=Stepped(spec.steps.result, spec.steps.watch) if spec.steps else None,
     )
 
 

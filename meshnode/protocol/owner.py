@@ -10,12 +10,29 @@ from collections import OrderedDict
 
 from ..errors import MeshError
 from .events import BudgetRead, WorkerClasses
-from .job import array_bytes, inline_size
-from .objects import T_CONSENT, T_POLICY, Consent, Offer, Policy, Role, Submitters
-from .outbox import Outbox
+from .job import array_bytes, check_steps, inline_size, state_bytes
+from .objects import (
+    T_CONSENT,
+    T_POLICY,
+    Consent,
+    JobSpec,
+    Offer,
+    Policy,
+    Role,
+    Submitters,
+)
+from .outbox import Outbox, remember
 from .reasons import Reason
 from .sealed import Sealed, unseal
-from .types import CLOCK_SKEW_MS_MAX, INLINE_BYTES_MAX, LEASE_UNITS_MAX, Digest
+from .types import (
+    ARTIFACT_BYTES_MAX,
+    CLOCK_SKEW_MS_MAX,
+    INLINE_BYTES_MAX,
+    LEASE_UNITS_MAX,
+    Digest,
+)
+
+UNIT_MS_MAX = 256  # artifacts whose times are remembered
 
 _NO_BUDGET = BudgetRead(False, Reason.NO_CONSENT, 0, 0, 0, 0)
 
@@ -27,7 +44,7 @@ class Owner:
         self.budget = _NO_BUDGET
         self.draining: Reason | None = None  # for good
         self.recalled: Reason | None = None  # until the readings allow work again
-        self.unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
+        self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
 
     def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
@@ -81,6 +98,18 @@ class Owner:
             return True
         return own or (mode is Submitters.FLEET and payer == consent.operator)
 
+    def run_ms(self, job: JobSpec, units: int) -> float:
+        """How long so many units of the job last here, by those of its artifact before; else 0."""
+        return self._unit_ms.get(job.artifact, 0.0) * units * (job.steps.total if job.steps else 1)
+
+    def took(self, job: JobSpec, run_ms: float, units: int, step: int) -> None:
+        """What a run did in that time: units, or one unit's steps from `step` on."""
+        done = units * (job.steps.total - step) if job.steps else units
+        if done > 0:
+            spent = max(1.0, run_ms) / done
+            before = self._unit_ms.get(job.artifact, spent)
+            remember(self._unit_ms, job.artifact, 0.5 * before + 0.5 * spent, UNIT_MS_MAX)
+
     @property
     def slots(self) -> int:
         return self.classes.slots if self.classes else 0
@@ -88,8 +117,10 @@ class Owner:
     def fits(self, offer: Offer) -> Reason:
         """The job against this car: artifact, sizes, memory, time and energy."""
         job = offer.job
-        if job.artifact not in self._out.identity.artifacts:
+        if job.artifact not in self._out.identity.artifacts and job.code is None:
             return Reason.UNKNOWN_ARTIFACT
+        if job.code is not None and job.code.size > ARTIFACT_BYTES_MAX:
+            return Reason.TOO_LARGE
         if offer.run.size > LEASE_UNITS_MAX or inline_size(job, offer.run.size) > INLINE_BYTES_MAX:
             return Reason.TOO_LARGE
         try:
@@ -98,16 +129,29 @@ class Owner:
                 if arg.size != want:
                     return Reason.KERNEL_SPEC
             out_bytes = sum(array_bytes(spec) for spec in job.outs)
+            check_steps(job)
         except ValueError:
             return Reason.KERNEL_SPEC
         assert self.classes is not None
         memory_mb = min(c.memory_mb for c in self.classes.classes)
         if job.memory_mb_max > memory_mb or out_bytes > self._out.limits.result_keep_bytes_max:
             return Reason.MEMORY
-        unit_ms = self.unit_ms.get(job.artifact, 0.0)
-        run_ms = int(unit_ms * offer.run.size)
+        if job.steps is not None and not self._resumes(offer):
+            return Reason.KERNEL_SPEC
+        run_ms = int(self.run_ms(job, offer.run.size))
         if run_ms > self.budget.lease_s_max * 1000:
             return Reason.LEASE_LENGTH
         if self.budget.watt_max * run_ms // 3600 > self.budget.spendable_mwh:
             return Reason.BUDGET
         return Reason.OK
+
+    @staticmethod
+    def _resumes(offer: Offer) -> bool:
+        """A stepped unit travels alone, and its checkpoint is as large as its state."""
+        assert offer.job.steps is not None
+        if offer.run.size != 1 or (offer.state is None) != (offer.step is None):
+            return False
+        return offer.state is None or (
+            offer.state.size == state_bytes(offer.job)
+            and 0 < (offer.step or 0) < offer.job.steps.total
+        )

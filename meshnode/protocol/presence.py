@@ -88,7 +88,8 @@ class Presence:
         lot = hashlib.sha256(announce.announce_id + identity.peer).digest()[:4]
         if int.from_bytes(lot, "big") > announce.threshold or len(self._bids) >= TOKENS_MAX:
             return
-        if self.slots_free() < 1 or announce.artifact not in identity.artifacts:
+        known = announce.artifact in identity.artifacts or announce.code is not None
+        if self.slots_free() < 1 or not known:
             return
         assert self._owner.classes is not None
         best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)

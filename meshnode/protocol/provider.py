@@ -21,12 +21,23 @@ from .events import (
     BlobReady,
     BudgetRead,
     ExecEnded,
+    Partial,
+    SliceDone,
     UnitsDone,
     WorkerClasses,
 )
 from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
 from .lease import FETCH_MS_MAX, Granted, Stage, exec_spec, revived
-from .messages import Assign, CancelTask, Handoff, Heartbeat, Inputs, Refuse
+from .messages import (
+    Assign,
+    CancelTask,
+    Checkpoint,
+    Handoff,
+    Heartbeat,
+    Inputs,
+    Refuse,
+    Watch,
+)
 from .objects import (
     T_LEASE,
     T_OFFER,
@@ -42,6 +53,7 @@ from .receipts import ReceiptDesk
 from .sealed import Sealed, unseal
 from .types import (
     CHUNK_BYTES,
+    WATCH_BYTES_MAX,
     BlobRef,
     Digest,
     Lane,
@@ -102,7 +114,6 @@ class Provider:
             self._out.send(peer, Lane.CONTROL, Refuse(key[1], offer.attempt, reason))
             return
         now, limits = self._out.now, self._out.limits
-        unit_ms = self.owner.unit_ms.get(offer.job.artifact, 0.0)
         lease = Lease(
             1,
             identity.network,
@@ -116,7 +127,7 @@ class Provider:
             sealed.digest,
             min(offer.lease_ms, limits.lease_ms),
             max(HEARTBEAT_MS_MIN, min(limits.heartbeat_ms, offer.lease_ms // 3)),
-            int(unit_ms * offer.run.size),
+            int(self.owner.run_ms(offer.job, offer.run.size)),
             now.unix_ms,
             offer.channel,
         )
@@ -183,7 +194,10 @@ class Provider:
 
     def _prepare(self, granted: Granted) -> None:
         job = granted.offer.job
-        self._admit(granted)
+        if job.code is None:
+            self._admit(granted)  # before its inputs are here: a worker takes a while to start
+        else:
+            self._fetch(granted, job.code, 0, job.code.size)
         run = granted.offer.run
         for arg in job.args:
             if arg.inline:
@@ -257,6 +271,7 @@ class Provider:
             return
         if granted.inline_wanted and granted.inline is None:
             return
+        self._admit(granted)
         granted.move(Stage.READY)
         self._start_ready()
 
@@ -282,6 +297,7 @@ class Provider:
                     UnitRun(granted.task_id, granted.lease.attempt, run.first, run.size),
                     granted.inline or b"",
                     granted.offer.state,
+                    granted.offer.step or 0,
                 )
             )
 
@@ -332,11 +348,44 @@ class Provider:
         if event.reason is Reason.BLOB_MISSING:
             self._chunks.clear()  # the store evicted something we believed to have
         if granted.done:
-            spent = max(1, self._out.now.mono_ms - granted.run_mono_ms) / granted.done
-            artifact = granted.offer.job.artifact
-            before = self.owner.unit_ms.get(artifact, spent)
-            remember(self.owner.unit_ms, artifact, 0.5 * before + 0.5 * spent, 256)
+            spent_ms = self._out.now.mono_ms - granted.run_mono_ms
+            self.owner.took(granted.offer.job, spent_ms, granted.done, granted.offer.step or 0)
+        if granted.leaving is not None and event.reason is not Reason.DONE:
+            self._hand_off(granted, granted.leaving, 0)
         self._end(granted, event.reason, event.text)
+
+    # ---- long jobs
+
+    def on_slice(self, event: SliceDone) -> None:
+        """A checkpoint: the requester fetches it while this car is here."""
+        granted = self._by_exec.get(event.exec_id)
+        if granted is None or granted.ended or event.unit != granted.offer.run.first:
+            return
+        granted.state, granted.step = event.state, event.step
+        granted.meters = event.meters
+        granted.beat_mono_ms = self._out.now.mono_ms
+        checkpoint = Checkpoint(granted.lease_id, event.step, event.state)
+        self._out.send(granted.requester, Lane.CONTROL, checkpoint)
+
+    def on_partial(self, event: Partial) -> None:
+        granted = self._by_exec.get(event.exec_id)
+        if granted is None or granted.ended or event.unit != granted.offer.run.first:
+            return
+        if len(event.watch) <= WATCH_BYTES_MAX and granted.requester in self.presence.peers_up:
+            # Not said again if the queue is full: the next one says all of it.
+            watch = Watch(granted.lease_id, event.step, event.watch)
+            self._out.send(granted.requester, Lane.RESULT, watch)
+
+    def _hand_off(self, granted: Granted, reason: Reason, grace_ms: int) -> None:
+        if granted.requester not in self.presence.peers_up:
+            return
+        state, step = granted.state, granted.step
+        if state is None or state == granted.offer.state:
+            state, step = None, 0  # nothing that the requester does not have
+        handoff = Handoff(
+            granted.lease_id, granted.done, grace_ms, reason, step if state else None, state
+        )
+        self._out.send(granted.requester, Lane.URGENT, handoff)
 
     def _not_admitted(self, refused: Granted, event: ExecEnded) -> None:
         """The admission itself was refused, for one job: another requester's job for the same
@@ -417,12 +466,14 @@ class Provider:
         """The driver is back: stop everything first, then tell who waits."""
         self.owner.recalled = reason
         for granted in list(self.leases.values()):
-            if granted.requester in self.presence.peers_up:
-                self._out.send(
-                    granted.requester,
-                    Lane.URGENT,
-                    Handoff(granted.lease_id, granted.done, grace_ms, reason),
-                )
+            stepped = granted.offer.job.steps is not None and granted.stage is Stage.RUNNING
+            if stepped and grace_ms > 0 and granted.leaving is None:
+                # Its state is worth the grace; the executor says when it is out, or over.
+                granted.leaving = reason
+                stop = StopExec(granted.exec_id, Reason.STOPPED_BY_OWNER, grace_ms)
+                self._out.add(stop)
+                continue
+            self._hand_off(granted, reason, grace_ms)
             self._stop(granted, Reason.STOPPED_BY_OWNER, grace_ms)
         self.presence.changed()
 
@@ -575,8 +626,8 @@ class Provider:
     def _heartbeat(self, granted: Granted) -> None:
         granted.beat_mono_ms = self._out.now.mono_ms
         waits = {Stage.WAITING: Reason.WAITS_BLOB, Stage.READY: Reason.WAITS_SLOT}
-        unit_ms = self.owner.unit_ms.get(granted.offer.job.artifact, 0.0)
-        eta_ms = int(unit_ms * (granted.offer.run.size - granted.done))
+        left = granted.offer.run.size - granted.done
+        eta_ms = int(self.owner.run_ms(granted.offer.job, left))
         self._out.send(
             granted.requester,
             Lane.CONTROL,

@@ -12,6 +12,7 @@ from .advert import AdvertBook
 from .agreement import Agreements
 from .announcing import Announcer
 from .attempt import Attempt, State, Step
+from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
 from .effects import ResultRecord, TaskRecord
 from .events import SendFailed, Submit
@@ -25,6 +26,7 @@ from .job import (
     make_spec,
     run_inline,
     spec_bytes,
+    watch_bytes,
 )
 from .jobs import UNITS_HELD_MAX, Jobs
 from .messages import (
@@ -37,6 +39,7 @@ from .messages import (
     Inputs,
     Part,
     Refuse,
+    Watch,
     pack,
 )
 from .objects import (
@@ -86,6 +89,7 @@ class Requester:
         self._gossip = GossipPlacement()
         self._intake = Intake()
         self.shelf = Shelf(outbox)
+        self._checkpoints = Checkpoints(outbox)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
 
     # ---- jobs
@@ -133,6 +137,7 @@ class Requester:
                 if task.live.peer in self.fleet.peers_up:
                     self._out.send(task.live.peer, Lane.URGENT, cancel)
                 self._lose(job, task.live, reason, again=False)
+        self._checkpoints.forget(job)
         self.jobs.end(job, state, reason)
         if job.order.durable:
             record = self.jobs.record(job)
@@ -196,6 +201,8 @@ class Requester:
         depth = 1 + limits.leases_queued_per_slot_max
         workers = sum(1 for car in cars if car.capacity > 0 or self.fleet.mine[car.peer])
         most = min(limits.lease_units_max, job.order.lease_units_max or limits.lease_units_max)
+        if job.spec.steps is not None:
+            most = 1  # one state, one checkpoint, one place to go on from
         need = Need(
             job.spec.units - job.fresh, job.unit_ms, most, limits.lease_target_ms, workers, depth
         )
@@ -234,7 +241,7 @@ class Requester:
             now_mono_ms=now.mono_ms,
             offer_timeout_ms=limits.offer_timeout_ms,
         )
-        task.state = task.step = None  # tried once: a checkpoint that is no good kills no job
+        attempt.from_step = task.step or 0
         attempt.frames = tuple(frames)
         attempt.sends = tuple(sends)
         task.live = attempt
@@ -533,9 +540,43 @@ class Requester:
     def on_checkpoint(self, peer: Peer, checkpoint: Checkpoint) -> None:
         found = self._leased(peer, checkpoint.lease_id)
         if found is not None:
-            _, task, attempt = found
-            task.state, task.step = checkpoint.state, checkpoint.step
+            job, task, attempt = found
+            said = Said(peer, checkpoint.state, checkpoint.step, FETCH_MS_MAX)
+            self._checkpoints.take(job, task, said)
             attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+
+    def on_watch(self, peer: Peer, watch: Watch) -> None:
+        """Only what is new: an attempt that goes on from a checkpoint repeats what came after."""
+        found = self._leased(peer, watch.lease_id)
+        steps = found[0].spec.steps if found is not None else None
+        if found is None or steps is None:
+            return
+        job, task, attempt = found
+        attempt.expires_mono_ms = self._out.now.mono_ms + self._out.limits.lease_ms
+        if task.watched < watch.step <= steps.total and len(watch.values) == watch_bytes(job.spec):
+            task.watched = watch.step
+            self._out.notify(
+                job.job_id,
+                "watch",
+                unit=task.first,
+                step=watch.step,
+                steps=steps.total,
+                values=watch.values,
+                peer=peer,
+            )
+
+    def on_state_here(self, fetch_id: int) -> None:
+        self._state_ended(self._checkpoints.ended(fetch_id, here=True))
+
+    def on_state_failed(self, fetch_id: int) -> None:
+        self._state_ended(self._checkpoints.ended(fetch_id, here=False))
+
+    def _state_ended(self, of: tuple[Job, Task] | None) -> None:
+        """A task whose car has gone meanwhile was waiting for this."""
+        if of is not None:
+            job, task = of
+            if task.live is None and self._again(job, task):
+                self.pump(job)
 
     def on_handoff(self, peer: Peer, handoff: Handoff) -> None:
         """The car leaves: its checkpoint, if any, goes into the next offer of the task."""
@@ -543,8 +584,9 @@ class Requester:
         if found is None:
             return
         job, task, attempt = found
-        if handoff.state is not None:
-            task.state, task.step = handoff.state, handoff.step
+        if handoff.state is not None and handoff.step is not None:
+            said = Said(peer, handoff.state, handoff.step, PARTING_MS)
+            self._checkpoints.take(job, task, said)
         self.fleet.leave_alone(peer, 10 * self._out.limits.backoff_ms)
         self.fleet.book.drop(peer)
         self._lose(job, attempt, handoff.reason)
@@ -559,6 +601,9 @@ class Requester:
             job.live.discard(task.task_id)
         attempt.frames = attempt.sends = ()
         self.fleet.release(attempt.peer)
+        spoilt = attempt.reason in SPOILT and task.step == attempt.from_step
+        if attempt.state is State.RETURNED or spoilt:
+            self._checkpoints.drop(task)
 
     def _lose(self, job: Job, attempt: Attempt, reason: Reason, *, again: bool = True) -> None:
         """Whatever is missing goes out again, under the next number."""
@@ -576,7 +621,15 @@ class Requester:
         if task.failures >= most or task.attempt >= ATTEMPTS_MAX:
             self._finish(job, JobState.FAILED, reason)
             return
+        self._again(job, task)
+
+    def _again(self, job: Job, task: Task) -> bool:
+        """The task waits to be offered again, unless its checkpoint is on its way here."""
+        waits = job.state is not JobState.RUNNING or task.missing >= task.end
+        if waits or self._checkpoints.fetching(task) or task in job.retry:
+            return False
         job.retry.append(task)
+        return True
 
     # ---- time
 

@@ -84,6 +84,11 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+STEPS_MAX: Final = 1 << 31  # of one unit: `n` is an int32
+ARTIFACT_BYTES_MAX: Final = 16 << 20
+WATCH_BYTES_MAX: Final = 32 << 10  # watched arrays of a long job: they travel in one frame
+
+
 class Stepped(NamedTuple):
     """A long job: the artifact is `step(constants..., state..., n) -> state...`.
 
