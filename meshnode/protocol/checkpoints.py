@@ -17,6 +17,7 @@ from .reasons import Reason
 from .types import BlobRef, Peer, TaskId
 
 FETCH_MS_MAX: Final = 60_000
+LATE_MS: Final = 5_000
 PARTING_MS: Final = 10_000  # to fetch from a car that is leaving; the task waits for it
 SPOILT: Final = frozenset(
     {
@@ -44,6 +45,7 @@ class Fetch(NamedTuple):
     job: Job
     task: Task
     said: Said
+    deadline_mono_ms: int
 
 
 class Checkpoints:
@@ -68,9 +70,9 @@ class Checkpoints:
 
     def _fetch(self, job: Job, task: Task, said: Said) -> None:
         fetch_id = self._out.mint()
-        self._fetches[fetch_id] = Fetch(job, task, said)
-        self._by_task[task.task_id] = fetch_id
         deadline = self._out.now.mono_ms + said.patience_ms
+        self._fetches[fetch_id] = Fetch(job, task, said, deadline)
+        self._by_task[task.task_id] = fetch_id
         effect = FetchBlob(said.state, 0, said.state.size, (said.peer,), deadline, fetch_id)
         self._out.add(effect)
 
@@ -79,7 +81,7 @@ class Checkpoints:
         fetch = self._fetches.pop(fetch_id, None)
         if fetch is None:
             return None
-        job, task, said = fetch
+        job, task, said, _ = fetch
         del self._by_task[task.task_id]
         if job.state is JobState.RUNNING and task.missing < task.end:
             if here and said.step > (task.step or 0):
@@ -88,6 +90,15 @@ class Checkpoints:
             if newer is not None and newer.step > (task.step or 0):
                 self._fetch(job, task, newer)
         return job, task
+
+    def deadline(self) -> int | None:
+        dues = (fetch.deadline_mono_ms + LATE_MS for fetch in self._fetches.values())
+        return min(dues, default=None)
+
+    def late(self) -> list[int]:
+        """Fetches that said nothing past their deadline: a task must not wait for ever."""
+        now = self._out.now.mono_ms
+        return [i for i, f in self._fetches.items() if f.deadline_mono_ms + LATE_MS <= now]
 
     def _keep(self, job: Job, task: Task, said: Said) -> None:
         self._out.add(Pin(said.state.blob_id))

@@ -185,6 +185,21 @@ class Granted:
         assert stage in EDGES[self.stage], f"lease: {self.stage.value} -> {stage.value}"
         self.stage = stage
 
+    def held(self, expires_unix_ms: int) -> HeldRecord:
+        """Its finished units, as they must survive this process."""
+        return HeldRecord(
+            self.requester,
+            self.task_id,
+            self.lease.attempt,
+            self.offer.run.first,
+            self.done,
+            self.offer_wire,
+            self.wire,
+            self.reason,
+            b"".join(self.outputs),
+            expires_unix_ms,
+        )
+
     def __repr__(self) -> str:
         return f"<Lease {self.lease_id.hex()[:6]} {self.stage.value} {self.done} units done>"
 

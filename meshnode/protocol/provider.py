@@ -31,12 +31,9 @@ from .lease import FETCH_MS_MAX, Granted, Stage, exec_spec, revived
 from .messages import (
     Assign,
     CancelTask,
-    Checkpoint,
-    Handoff,
     Heartbeat,
     Inputs,
     Refuse,
-    Watch,
 )
 from .objects import (
     T_LEASE,
@@ -47,13 +44,13 @@ from .objects import (
 )
 from .outbox import Outbox, remember
 from .owner import Owner
+from .parting import Parting
 from .presence import Presence
 from .reasons import Reason
 from .receipts import ReceiptDesk
 from .sealed import Sealed, unseal
 from .types import (
     CHUNK_BYTES,
-    WATCH_BYTES_MAX,
     BlobRef,
     Digest,
     Lane,
@@ -77,6 +74,7 @@ class Provider:
         self.presence = Presence(outbox, self.owner, self._working)
         self.leases: dict[LeaseId, Granted] = {}  # not ended
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
+        self._parting = Parting(outbox, self.presence)
         self.delivery = Delivery(outbox, self.presence, self.leases, self.ended)
         self.receipts = ReceiptDesk(outbox, self.delivery.up, self.delivery.unsent)
         self._ended_bytes = 0
@@ -351,41 +349,24 @@ class Provider:
             spent_ms = self._out.now.mono_ms - granted.run_mono_ms
             self.owner.took(granted.offer.job, spent_ms, granted.done, granted.offer.step or 0)
         if granted.leaving is not None and event.reason is not Reason.DONE:
-            self._hand_off(granted, granted.leaving, 0)
+            self._parting.hand_off(granted, granted.leaving, 0)
         self._end(granted, event.reason, event.text)
 
-    # ---- long jobs
+    def _on_progress(self, event: SliceDone | Partial) -> Granted | None:
+        granted = self._by_exec.get(event.exec_id)
+        if granted is None or granted.ended or event.unit != granted.offer.run.first:
+            return None
+        return granted
 
     def on_slice(self, event: SliceDone) -> None:
-        """A checkpoint: the requester fetches it while this car is here."""
-        granted = self._by_exec.get(event.exec_id)
-        if granted is None or granted.ended or event.unit != granted.offer.run.first:
-            return
-        granted.state, granted.step = event.state, event.step
-        granted.meters = event.meters
-        granted.beat_mono_ms = self._out.now.mono_ms
-        checkpoint = Checkpoint(granted.lease_id, event.step, event.state)
-        self._out.send(granted.requester, Lane.CONTROL, checkpoint)
+        granted = self._on_progress(event)
+        if granted is not None:
+            self._parting.checkpoint(granted, event)
 
     def on_partial(self, event: Partial) -> None:
-        granted = self._by_exec.get(event.exec_id)
-        if granted is None or granted.ended or event.unit != granted.offer.run.first:
-            return
-        if len(event.watch) <= WATCH_BYTES_MAX and granted.requester in self.presence.peers_up:
-            # Not said again if the queue is full: the next one says all of it.
-            watch = Watch(granted.lease_id, event.step, event.watch)
-            self._out.send(granted.requester, Lane.RESULT, watch)
-
-    def _hand_off(self, granted: Granted, reason: Reason, grace_ms: int) -> None:
-        if granted.requester not in self.presence.peers_up:
-            return
-        state, step = granted.state, granted.step
-        if state is None or state == granted.offer.state:
-            state, step = None, 0  # nothing that the requester does not have
-        handoff = Handoff(
-            granted.lease_id, granted.done, grace_ms, reason, step if state else None, state
-        )
-        self._out.send(granted.requester, Lane.URGENT, handoff)
+        granted = self._on_progress(event)
+        if granted is not None:
+            self._parting.watch(granted, event)
 
     def _not_admitted(self, refused: Granted, event: ExecEnded) -> None:
         """The admission itself was refused, for one job: another requester's job for the same
@@ -473,7 +454,7 @@ class Provider:
                 stop = StopExec(granted.exec_id, Reason.STOPPED_BY_OWNER, grace_ms)
                 self._out.add(stop)
                 continue
-            self._hand_off(granted, reason, grace_ms)
+            self._parting.hand_off(granted, reason, grace_ms)
             self._stop(granted, Reason.STOPPED_BY_OWNER, grace_ms)
         self.presence.changed()
 
@@ -531,20 +512,8 @@ class Provider:
         if granted.stored or not granted.done:
             return
         granted.stored = True
-        self.receipts.keep_held(
-            HeldRecord(
-                granted.requester,
-                granted.task_id,
-                granted.lease.attempt,
-                granted.offer.run.first,
-                granted.done,
-                granted.offer_wire,
-                granted.wire,
-                granted.reason,
-                b"".join(granted.outputs),
-                self._out.now.unix_ms + self._out.limits.result_keep_ms,
-            )
-        )
+        expires_unix_ms = self._out.now.unix_ms + self._out.limits.result_keep_ms
+        self.receipts.keep_held(granted.held(expires_unix_ms))
 
     def _bound_held(self) -> None:
         """Results nobody accepts are bounded in bytes: the oldest go first."""

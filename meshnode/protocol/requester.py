@@ -575,6 +575,7 @@ class Requester:
         """A task whose car has gone meanwhile was waiting for this."""
         if of is not None:
             job, task = of
+            job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
             if task.live is None and self._again(job, task):
                 self.pump(job)
 
@@ -639,6 +640,9 @@ class Requester:
         shelf = self.shelf.deadline()
         if shelf is not None:
             dues.append(shelf)
+        fetched = self._checkpoints.deadline()
+        if fetched is not None:
+            dues.append(fetched)
         for job in self.jobs.running.values():
             dues.append(job.deadline_mono_ms)
             for task_id in job.live:
@@ -661,6 +665,8 @@ class Requester:
         now = self._out.now.mono_ms
         self.shelf.tick()
         self.fleet.tick()
+        for fetch_id in self._checkpoints.late():
+            self.on_state_failed(fetch_id)
         for job in list(self.jobs.running.values()):
             if job.deadline_mono_ms <= now:
                 self._finish(job, JobState.FAILED, Reason.DEADLINE)
@@ -673,7 +679,7 @@ class Requester:
                 continue
             if job.live:
                 job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
-            elif job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
+            elif job.to_place() and job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
                 self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
                 continue
             self.pump(job)

@@ -6,11 +6,13 @@ drops every Persist whose Persisted has not been handled and keeps the rest, as 
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import nacl.signing
 
@@ -38,6 +40,7 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import (
     Account,
+    BlobRef,
     Digest,
     Lane,
     Limits,
@@ -195,6 +198,9 @@ class Mesh:
         self.queue_full = 0.0  # chance that a frame of `full_lanes` finds its queue full
         self.full_lanes = {Lane.RESULT}
         self.no_blobs = False  # no holder ever answers
+        self.slice_steps = 10  # of a long job
+        self.stepping: dict[int, tuple[int, int]] = {}  # exec -> unit, step
+        self.began: list[tuple[str, int, int]] = []  # car, unit, step that it went on from
         self.refuse_kernel = ""  # the executor does not admit it
         self.partitioned: set[frozenset[str]] = set()
 
@@ -351,8 +357,7 @@ class Mesh:
             case fx.FetchBlob() if self.no_blobs:
                 pass
             case fx.FetchBlob():
-                ready = ev.BlobReady(effect.fetch_id, effect.ref, effect.byte_count)
-                self.at(self._delay(), lambda: self.feed_life(site, life, ready))
+                self.at(self._delay(), lambda: self._fetch(site, effect, life))
             case fx.Admit() if effect.spec.kernel == self.refuse_kernel:
                 refused = ev.ExecEnded(effect.exec_id, Reason.KERNEL_SPEC, ev.Meters())
                 self.at(200, lambda: self.feed_life(site, life, refused))
@@ -363,6 +368,12 @@ class Mesh:
                 self._execute(site, effect, life)
             case fx.StopExec():
                 site.stopped.add(effect.exec_id)
+                if effect.grace_ms and effect.exec_id in self.stepping:
+                    unit, step = self.stepping[effect.exec_id]
+                    event = ev.SliceDone(
+                        effect.exec_id, unit, _state(unit, step), step, ev.Meters()
+                    )
+                    self.at(1, lambda: self.feed_life(site, life, event))
                 ended = ev.ExecEnded(effect.exec_id, effect.reason, ev.Meters())
                 self.at(1, lambda: self.feed_life(site, life, ended))
             case _:
@@ -410,6 +421,14 @@ class Mesh:
         else:
             self.connect(site.name, other.name)
 
+    def _fetch(self, site: Site, effect: fx.FetchBlob, life: int) -> None:
+        """From any holder that is still there."""
+        holders = [self.by_peer[peer] for peer in effect.holders if peer in self.by_peer]
+        event: ev.Event = ev.BlobFailed(effect.fetch_id, effect.ref.blob_id, Reason.BLOB_MISSING)
+        if any(holder.node is not None for holder in holders):
+            event = ev.BlobReady(effect.fetch_id, effect.ref, effect.byte_count)
+        self.feed_life(site, life, event)
+
     def _persisted(self, site: Site, effect: fx.Persist, life: int) -> None:
         if site.life != life:
             return  # the crash came first: nothing of it is kept
@@ -428,6 +447,9 @@ class Mesh:
     def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
         """The virtual worker: output of unit i is i as 64 bytes; parts of up to 4 units."""
         run, done = effect.run, 0
+        if effect.spec.stepped is not None:
+            self._step(site, effect, life)
+            return
         if self.fail_kernel:
             failed = ev.ExecEnded(effect.exec_id, self.fail_reason, ev.Meters(), "boom")
             self.at(self.unit_ms, lambda: self.feed_life(site, life, failed))
@@ -445,6 +467,28 @@ class Mesh:
         )
         self.at(done * self.unit_ms, self._unless_stopped(site, effect.exec_id, ended, life))
 
+    def _step(self, site: Site, effect: fx.StartExec, life: int) -> None:
+        """The virtual worker of a long job: a step a millisecond, a slice of `slice_steps`."""
+        spec, unit = effect.spec, effect.run.first
+        self.began.append((site.name, unit, effect.step))
+        for step in range(effect.step + self.slice_steps, spec.steps + 1, self.slice_steps):
+            meters = ev.Meters(step - effect.step, step - effect.step)
+            state = _state(unit, step)
+            for event in (
+                ev.Partial(effect.exec_id, unit, step, step.to_bytes(64, "big")),
+                ev.SliceDone(effect.exec_id, unit, state, step, meters),
+            ):
+                call = self._unless_stopped(site, effect.exec_id, event, life)
+                self.at(step - effect.step, call)
+            known = partial(self.stepping.__setitem__, effect.exec_id, (unit, step))
+            self.at(step - effect.step, known)
+        left = spec.steps - effect.step
+        meters = ev.Meters(left, left)
+        units = ev.UnitsDone(effect.exec_id, unit, (output_of(unit),), meters)
+        ends: tuple[ev.Event, ...] = (units, ev.ExecEnded(effect.exec_id, Reason.DONE, meters))
+        for end in ends:
+            self.at(left, self._unless_stopped(site, effect.exec_id, end, life))
+
     def _unless_stopped(
         self, site: Site, exec_id: int, event: ev.Event, life: int
     ) -> Callable[[], None]:
@@ -453,6 +497,10 @@ class Mesh:
                 self.feed(site, event)
 
         return call
+
+
+def _state(unit: int, step: int) -> BlobRef:
+    return BlobRef(Digest(hashlib.sha256(b"%d %d" % (unit, step)).digest()), 64)
 
 
 def output_of(unit: int) -> bytes:

@@ -29,6 +29,7 @@ from meshnode.protocol.types import BlobRef, Digest, JobId, LeaseId
 
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
+from .test_long_jobs import long_order
 from .test_mesh import F16, job_of, order, submit
 
 
@@ -162,18 +163,52 @@ def test_a_car_cannot_ask_for_more_silence_than_it_was_offered() -> None:
     assert attempt.expires_mono_ms == mesh.now_ms + mesh.limits.lease_ms
 
 
-def test_a_checkpoint_that_is_no_good_is_tried_once() -> None:
+def states_offered(rogue: Rogue) -> list[BlobRef | None]:
+    return [offer.open(Offer, T_OFFER).state for offer in rogue.all_heard(T_OFFER)]
+
+
+@pytest.mark.parametrize(("step", "size"), [(1, 1 << 30), (0, 64), (40, 64), (41, 64)], ids=str)
+def test_a_checkpoint_that_cannot_be_is_not_fetched(step: int, size: int) -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, long_order(units=1, steps=40))
+    first_offer(mesh, rogue)
+    lease = LeaseId(bytes(16))
+    rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[0], lease))
+    rogue.say(site, messages.Checkpoint(lease, step, BlobRef(Digest(bytes(32)), size)))
+    assert not any("FetchBlob" in line and " submitter " in line for line in mesh.trace)
+    rogue.say(site, messages.Ended(lease, Reason.STOPPED_BY_OWNER, 0, 0, 0))
+    mesh.rest(10_000)
+    assert len(states_offered(rogue)) > 1 and not any(states_offered(rogue))
+
+
+def test_a_checkpoint_of_a_plain_job_is_refused() -> None:
     mesh, site, rogue = submitter_and_rogue()
     submit(mesh, order(20))
     first_offer(mesh, rogue)
     lease = LeaseId(bytes(16))
     rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[0], lease))
-    rogue.say(site, messages.Checkpoint(lease, 1, BlobRef(Digest(bytes(32)), 1 << 30)))
-    rogue.say(site, messages.Ended(lease, Reason.STOPPED_BY_OWNER, 0, 0, 0))
-    mesh.rest(10_000)
-    offers = [offer.open(Offer, T_OFFER) for offer in rogue.all_heard(T_OFFER)]
-    assert sum(offer.state is not None for offer in offers) == 1
-    assert len(offers) > 2
+    rogue.say(site, messages.Checkpoint(lease, 1, BlobRef(Digest(bytes(32)), 64)))
+    rogue.say(site, messages.Watch(lease, 1, bytes(64)))
+    assert node_of(site).counters["checkpoints_refused"] == 1
+    assert not any(notice.kind == "watch" for _, notice in site.notices)
+
+
+def test_a_state_on_which_the_kernel_fails_is_tried_once() -> None:
+    mesh, site, rogue = submitter_and_rogue()
+    submit(mesh, long_order(units=1, steps=40))
+    first_offer(mesh, rogue)
+    state = BlobRef(Digest(b"\x07" * 32), 64)
+    for number, reason in enumerate((Reason.STOPPED_BY_OWNER, Reason.FAILED_BY_JOB)):
+        lease = LeaseId(number.to_bytes(16, "big"))
+        mesh.run(lambda n=number: len(rogue.all_heard(T_OFFER)) > n)  # type: ignore[misc]
+        rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[number], lease))
+        if number == 0:
+            rogue.say(site, messages.Checkpoint(lease, 10, state))
+            mesh.rest(100)
+        rogue.say(site, messages.Ended(lease, reason, 0, 0, 0))
+        rogue.say(site, rogue.advert())
+    mesh.run(lambda: len(rogue.all_heard(T_OFFER)) > 2)
+    assert states_offered(rogue)[:3] == [None, state, None]
 
 
 def test_one_bid_takes_one_run_however_often_it_is_said() -> None:

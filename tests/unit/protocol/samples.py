@@ -100,6 +100,8 @@ def _whole(rule_class: type, values: dict[str, Any], rng: random.Random) -> dict
         )
     if rule_class in (objects.Agreement, messages.Terms):
         values["rates"] = tuple(rate._replace(unit=rate.unit or 1) for rate in values["rates"])
+    if rule_class is objects.JobSpec and values["steps"] is not None:
+        values["steps"] = objects.Steps(400, (0,), ())
     if rule_class is objects.Offer:
         first, size = rng.choice((0, 24, 1 << 31)), rng.choice((1, 256, 4096))
         values["job"] = replace(values["job"], units=first + 3 * size)

@@ -1,0 +1,128 @@
+"""Long jobs among machines: checkpoints outlive their car, and nothing that was kept is done again.
+
+The virtual worker does a step a millisecond and says its state every ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol.effects import ArgSource
+from meshnode.protocol.job import JobState
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import BlobRef, Digest, Stepped
+
+from .mesh import ARTIFACT, Mesh, Site
+from .test_mesh import F16, ended, job_of, mesh_of, submit
+
+CODE = BlobRef(Digest(b"\x44" * 32), 2_000)
+FOREIGN = Digest(b"\x55" * 32)
+
+
+def long_order(*, units: int, steps: int, **more: Any) -> ev.JobOrder:
+    ref = BlobRef(Digest(b"\x33" * 32), 64 * units)
+    return ev.JobOrder(
+        "md.lj@1",
+        more.pop("artifact", ARTIFACT),
+        (ArgSource(True, F16, ref),),
+        (F16,),
+        units,
+        bytes(16),
+        steps=steps,
+        stepped=Stepped((0,), (0,)),
+        **more,
+    )
+
+
+def notices(site: Site, kind: str) -> list[dict[str, Any]]:
+    return [dict(notice.fields) for _, notice in site.notices if notice.kind == kind]
+
+
+def stored_step(mesh: Mesh) -> int:
+    return max((task.step or 0 for task in job_of(mesh).tasks.values()), default=0)
+
+
+def test_a_long_job_shows_its_progress_and_ends() -> None:
+    mesh = mesh_of(2, 1)
+    submit(mesh, long_order(units=3, steps=100))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    assert {began[2] for began in mesh.began} == {0} and len(mesh.began) == 3
+    for unit in range(3):
+        seen = [w["step"] for w in notices(mesh.sites["submitter"], "watch") if w["unit"] == unit]
+        assert seen == list(range(10, 101, 10))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_killed_car_costs_no_more_than_what_came_after_its_last_checkpoint(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    submit(mesh, long_order(units=1, steps=400))
+    assert mesh.run(lambda: stored_step(mesh) >= 100)
+    victim = mesh.began[0][0]
+    at = stored_step(mesh)
+    mesh.crash(victim)
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    (_, _, zero), (heir, _, resumed) = mesh.began
+    assert zero == 0 and heir != victim and resumed >= at
+    attempts = notices(mesh.sites["submitter"], "attempt")
+    assert {a["step"] for a in attempts if a["attempt"] == 1} == {resumed}
+    seen = [watch["step"] for watch in notices(mesh.sites["submitter"], "watch")]
+    assert seen == sorted(set(seen)) and seen[-1] == 400  # nothing is shown twice
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_recalled_car_hands_its_newest_state_over(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    submit(mesh, long_order(units=1, steps=400))
+    assert mesh.run(lambda: stored_step(mesh) >= 100)
+    car = mesh.sites[mesh.began[0][0]]
+    mesh.feed(car, ev.Recall(Reason.DRIVING, 2_000))
+    (stop,) = [line for line in mesh.trace if "StopExec" in line]
+    assert "grace_ms=2000" in stop
+    # the executor's last word: where the slice in hand ended
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    assert mesh.began[0][2] == 0 and mesh.began[1][2] >= 100
+
+
+def test_without_a_blob_the_next_attempt_begins_at_the_beginning() -> None:
+    mesh = mesh_of(2, 3)
+    mesh.no_blobs = True
+    plain = long_order(units=1, steps=200)
+    order = replace(plain, args=(ArgSource(True, F16, None),), inline=bytes(64))
+    submit(mesh, order)
+    assert mesh.run(lambda: len(mesh.began) == 1)
+    mesh.rest(50)
+    mesh.crash(mesh.began[0][0])
+    assert mesh.run(lambda: ended(mesh), ms_max=300_000)
+    assert job_of(mesh).state is JobState.DONE and mesh.began[1][2] == 0
+
+
+def test_strangers_code_is_fetched_before_the_executor_is_asked() -> None:
+    mesh = mesh_of(1, 1)
+    submit(mesh, long_order(units=1, steps=20, artifact=FOREIGN, code=CODE))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    steps = ("FetchBlob", "Admit", "StartExec")
+    order = [word for line in mesh.trace for word in steps if f" car-0 {word}(" in line]
+    assert order == ["FetchBlob", "FetchBlob", "Admit", "StartExec"]
+
+
+def test_an_unknown_artifact_without_its_code_is_refused() -> None:
+    mesh = mesh_of(1, 1)
+    submit(mesh, long_order(units=1, steps=20, artifact=FOREIGN))
+    assert mesh.run(lambda: ended(mesh))
+    job = job_of(mesh)
+    assert job.state is JobState.FAILED and job.reason is Reason.UNKNOWN_ARTIFACT
+
+
+def test_strangers_code_is_announced_with_its_blob() -> None:
+    mesh = mesh_of(2, 1)
+    submit(mesh, long_order(units=1, steps=20, artifact=FOREIGN, code=CODE, policy="gossip"))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
