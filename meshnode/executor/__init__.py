@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifacts import Artifact, ArtifactSource, BuiltinArtifacts
+    from .artifacts import Artifact, ArtifactSource, BuiltinArtifacts, NodeArtifacts
     from .bounds import BlobFiles, ExecutorConfig
     from .supervisor import Executor, open_executor
 
@@ -23,6 +23,7 @@ __all__ = [
     "BuiltinArtifacts",
     "Executor",
     "ExecutorConfig",
+    "NodeArtifacts",
     "open_executor",
 ]
 
@@ -33,6 +34,7 @@ _HOMES = {
     "BlobFiles": "bounds",
     "ExecutorConfig": "bounds",
     "Executor": "supervisor",
+    "NodeArtifacts": "artifacts",
     "open_executor": "supervisor",
 }
 

@@ -27,7 +27,7 @@ import trio
 
 from meshnode.config import NodeConfig
 from meshnode.errors import LocalResource, MeshError
-from meshnode.executor import BuiltinArtifacts, Executor, ExecutorConfig, open_executor
+from meshnode.executor import Executor, ExecutorConfig, NodeArtifacts, open_executor
 from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.journal import open_journal
 from meshnode.ledger.load import load
@@ -193,7 +193,7 @@ async def _open_executor(
         executable_bytes_max=settings.executable_bytes_max,
         log_workers=settings.worker_log,
     )
-    return await stack.enter_async_context(open_executor(executor, blobs, BuiltinArtifacts()))
+    return await stack.enter_async_context(open_executor(executor, blobs, NodeArtifacts(blobs)))
 
 
 # ---- the process

@@ -93,7 +93,7 @@ class MadeArtifacts:
         self._exported[self.digests["garbage"]] = garbage
         self._builtin = BuiltinArtifacts()
 
-    def artifact(self, digest: Digest) -> Artifact:
+    def artifact(self, digest: Digest, code: BlobRef | None = None, /) -> Artifact:
         if digest in self._exported:
             return Artifact(self._exported[digest])
         return self._builtin.artifact(digest)
