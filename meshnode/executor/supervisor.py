@@ -297,7 +297,8 @@ class Executor:
         theirs.close()  # while a worker's end is open here, its death is no end of file
         while not worker.environment:
             await self._hear(worker)
-        load = load_of(spec, self._artifacts.artifact(spec.artifact, spec.code).exported, self._memory(spec))
+        artifact = self._artifacts.artifact(spec.artifact, spec.code)
+        load = load_of(spec, artifact.exported, self._memory(spec))
         executable, figures = await self._executable(worker, load)
         if executable is None:
             await worker.load(load, fds)
@@ -332,7 +333,8 @@ class Executor:
 
     async def _bring_loop(self, worker: Worker, spec: ExecSpec, units: int) -> None:
         """What WANT asked for, while the run goes on; without it units go one by one."""
-        load = load_of(spec, self._artifacts.artifact(spec.artifact, spec.code).exported, self._memory(spec))
+        artifact = self._artifacts.artifact(spec.artifact, spec.code)
+        load = load_of(spec, artifact.exported, self._memory(spec))
         load = replace(load, loop_units=units)
         with trio.move_on_after(self._config.load_s_max):
             try:
