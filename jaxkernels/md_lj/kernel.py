@@ -38,7 +38,7 @@ def _over_blocks(
 ) -> Any:
     """Fold `add` over the distances of all atoms to 32 of them at a time."""
 
-    def turn(total: Any, others: Components) -> tuple[Any, None]:
+    def turn(total: Any, others: tuple[jax.Array, ...]) -> tuple[Any, None]:
         d = tuple(_images(x, o, box) for x, o in zip(place, others, strict=True))
         return add(total, (d[0], d[1], d[2])), None
 

@@ -7,6 +7,8 @@ ray has moved; a ray that has arrived stays where it is, so the end changes no p
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -68,14 +70,14 @@ def _march(eye: Point, ray: Point, scene: jax.Array) -> jax.Array:
         gap = field(_along(eye, ray, way), scene)
         return jnp.where((gap < api.CLOSE * way) | (way > api.FAR), way, way + gap)
 
-    def turn(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def turn(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
         count, _, before = state
         way = before
         for _ in range(STEPS_A_TURN):
             way = step(way)
         return count + STEPS_A_TURN, before, way
 
-    def moving(state: tuple[jax.Array, ...]) -> jax.Array:
+    def moving(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         count, before, way = state
         return (count < api.MARCH_STEPS) & jnp.any(before != way)
 
