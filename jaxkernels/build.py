@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,18 @@ def build_kernel(info: KernelInfo) -> bytes:
 
 
 def describe(info: KernelInfo, content: bytes) -> dict[str, Any]:
-    """The kernel's row in the digest list."""
+    """The kernel's row in the digest list: what its bytes take and give."""
 
-    def rows(specs: Iterable[ArraySpec]) -> list[dict[str, Any]]:
-        return [
-            {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-            | ({"mapped": spec.mapped} if hasattr(spec, "mapped") else {})
-            for spec in specs
-        ]
+    def row(spec: ArraySpec) -> dict[str, Any]:
+        return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
     return {
         "file": f"{info.spec}.bin",
         "sha256": hashlib.sha256(content).hexdigest(),
         "size_bytes": len(content),
-        "args": rows(info.args),
-        "outs": rows(info.outs),
-    }
+        "args": [row(arg) | {"mapped": arg.mapped} for arg in info.artifact_args],
+        "outs": [row(out) for out in info.artifact_outs],
+    } | ({"stepped": True} if info.stepped else {})
 
 
 def build_all() -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -47,9 +47,9 @@ def export_bytes(function: Callable[..., Any], args: Sequence[ArraySpec]) -> byt
 
 def export_kernel(info: KernelInfo, function: Callable[..., Any]) -> bytes:
     """A registered kernel's bytes, with its outputs checked against what `api` declares."""
-    content = export_bytes(function, info.args)
+    content = export_bytes(function, info.artifact_args)
     avals = export.deserialize(bytearray(content)).out_avals
     got = [(str(aval.dtype), tuple(aval.shape)) for aval in avals]
-    want = [(out.dtype, out.shape) for out in info.outs]
+    want = [(out.dtype, out.shape) for out in info.artifact_outs]
     assert got == want, f"{info.spec}: api declares {want}, the kernel gives {got}"
     return content

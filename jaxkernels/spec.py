@@ -76,14 +76,19 @@ class Stepped:
 
     Its mapped arguments are the state that a unit begins with; `n`, an int32 scalar after them, is
     how many steps one call does, and is no `ArgSpec`. The outputs of the artifact are the state in
-    the same order and shapes, so one call's result is the next one's argument. Steps a, then b, must
-    give the bits of a + b: a unit may go on from its state on another car.
+    the same order and shapes, so one call's result is the next one's argument. Steps a, then b,
+    must give the bits of a + b: a unit may go on from its state on another car. Cost figures of
+    such a kernel are those of a unit of `steps_default` steps.
     """
 
     result: tuple[int, ...]  # which state arrays are a unit's outputs, in the order of `outs`
     watch: tuple[int, ...] = ()  # which (small) ones the submitter gets as the unit goes on
     steps_default: int = 100  # of a unit, if the person says nothing
     slice_steps_hint: int = 10  # a first guess of what takes half a second
+
+
+# The last argument of a stepped artifact: how many steps this call does.
+STEPS = ArgSpec("n", "int32", (), mapped=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +109,39 @@ class KernelInfo:
     options: tuple[OptionSpec, ...] = ()
     stepped: Stepped | None = None
 
+    def __post_init__(self) -> None:
+        if self.stepped is not None:
+            assert all(arg.mapped for arg in self.args[len(self.args) - len(self.state) :])
+            got = [(out.dtype, out.shape) for out in self.outs]
+            want = [(self.state[i].dtype, self.state[i].shape) for i in self.stepped.result]
+            assert got == want, f"{self.name}: outs are not the state arrays of `result`"
+
     @property
     def spec(self) -> str:
         return f"{self.name}@{self.version}"
 
     @property
+    def state(self) -> tuple[ArgSpec, ...]:
+        """A stepped kernel's state: its mapped arguments, which come last."""
+        return tuple(arg for arg in self.args if arg.mapped) if self.stepped else ()
+
+    @property
+    def artifact_args(self) -> tuple[ArgSpec, ...]:
+        """What the artifact is called with: the arguments, and of a stepped kernel also `n`."""
+        return (*self.args, STEPS) if self.stepped else self.args
+
+    @property
+    def artifact_outs(self) -> tuple[ArraySpec, ...]:
+        """What the artifact gives: the outputs, or of a stepped kernel the whole state."""
+        return self.state if self.stepped else self.outs
+
+    @property
     def mapped_bytes_per_unit(self) -> int:
         return sum(arg.unit_bytes for arg in self.args if arg.mapped)
+
+    @property
+    def constant_bytes(self) -> int:
+        return sum(arg.unit_bytes for arg in self.args if not arg.mapped)
 
     @property
     def out_bytes_per_unit(self) -> int:

@@ -25,7 +25,10 @@ Run: TypeAlias = Callable[..., Sequence[jax.Array]]
 
 
 def sample_args(info: KernelInfo, seed: int = 0) -> tuple[Array, ...]:
-    """One unit's arguments, as the kernel's reference draws them."""
+    """All that the artifact is called with for one unit, as the kernel's reference draws it.
+
+    For a stepped kernel that includes `n`, last.
+    """
     reference = importlib.import_module(f"{__package__}.{info.package}.reference")
     args: tuple[Array, ...] = reference.sample_args(np.random.default_rng(seed))
     return args
@@ -40,14 +43,24 @@ def compile_kernel(info: KernelInfo) -> tuple[Run, float]:
     return run, time.perf_counter() - start
 
 
+def unit_share(info: KernelInfo, args: Sequence[Any]) -> float:
+    """How much of a unit one call with these arguments does: 1, but of a stepped kernel n steps."""
+    return 1.0 if info.stepped is None else int(args[-1]) / info.stepped.steps_default
+
+
 def time_calls(info: KernelInfo, run: Run, args: Sequence[Any], calls: int) -> Figures:
-    """Median and 99th percentile of warm calls, one after the other."""
+    """Median and 99th percentile of warm calls, one after the other.
+
+    A stepped kernel is called with the same state again and again: its time depends on the number
+    of steps alone. Its figures are of a unit of `steps_default` steps.
+    """
     jax.block_until_ready(run(*args))
     spans_ms = []
+    share = unit_share(info, args)
     for _ in range(calls):
         start = time.perf_counter()
         jax.block_until_ready(run(*args))
-        spans_ms.append((time.perf_counter() - start) * 1e3)
+        spans_ms.append((time.perf_counter() - start) * 1e3 / share)
     spans_ms.sort()
     median_ms = statistics.median(spans_ms)
     return {
@@ -63,7 +76,7 @@ def measure_sample(info: KernelInfo, calls: int) -> Figures:
     run, compile_s = compile_kernel(info)
     args = [
         array if arg.mapped else jax.device_put(array)
-        for arg, array in zip(info.args, sample_args(info), strict=True)
+        for arg, array in zip(info.artifact_args, sample_args(info), strict=True)
     ]
     return {"compile_s": compile_s, **time_calls(info, run, args, calls)}
 

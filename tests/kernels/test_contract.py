@@ -25,6 +25,8 @@ from jaxkernels.export import PLATFORMS
 from jaxkernels.host import Array
 
 SPECS = sorted(registry.KERNELS)
+STEPPED = [spec for spec in SPECS if registry.KERNELS[spec].stepped]
+WITH_PRODUCTS = ("embed.minilm@1", "linalg.matmul@1", "lm.llama_decode@1", "vec.knn@1")
 ROOT = Path(registry.__file__).parents[1]
 
 OUTPUT_DIGESTS = """
@@ -66,12 +68,12 @@ def test_shapes_are_those_of_the_registry(spec: str) -> None:
     info, exported = registry.get(spec), loaded(spec)
     args = [(str(a.dtype), tuple(a.shape)) for a in exported.in_avals]
     outs = [(str(a.dtype), tuple(a.shape)) for a in exported.out_avals]
-    assert args == [(a.dtype, a.shape) for a in info.args]
-    assert outs == [(o.dtype, o.shape) for o in info.outs]
+    assert args == [(a.dtype, a.shape) for a in info.artifact_args]
+    assert outs == [(o.dtype, o.shape) for o in info.artifact_outs]
     assert exported.platforms == PLATFORMS
     assert not exported.disabled_safety_checks
     assert not exported.ordered_effects and not exported.unordered_effects
-    for arg, array in zip(info.args, sample(spec), strict=True):
+    for arg, array in zip(info.artifact_args, sample(spec), strict=True):
         assert (array.dtype.name, array.shape) == (arg.dtype, arg.shape)
 
 
@@ -92,7 +94,9 @@ def test_agrees_with_the_reference(spec: str, seed: int) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_reference_sees_a_wrong_answer(spec: str) -> None:
     info, outs = registry.get(spec), [out.copy() for out in outputs(spec)]
-    outs[0].flat[0] += max(10 * info.tolerance, float(np.spacing(outs[0].flat[0])))
+    target = outs[info.stepped.result[0] if info.stepped else 0].reshape(-1)
+    least = np.spacing(target[0]) if target.dtype.kind == "f" else 1
+    target[:1] += np.asarray(max(10 * info.tolerance, float(least))).astype(target.dtype)
     assert part(spec, "reference").error(outs, *sample(spec)) > info.tolerance
 
 
@@ -100,8 +104,8 @@ def test_the_reference_sees_a_wrong_answer(spec: str) -> None:
 def test_a_run_in_one_call_gives_the_bits_of_single_units(spec: str) -> None:
     info, exported = registry.get(spec), loaded(spec)
     first, second = sample(spec, 0), list(sample(spec, 1))
-    mapped = [i for i, arg in enumerate(info.args) if arg.mapped]
-    for i, arg in enumerate(info.args):
+    mapped = [i for i, arg in enumerate(info.artifact_args) if arg.mapped]
+    for i, arg in enumerate(info.artifact_args):
         if not arg.mapped:
             second[i] = first[i]
 
@@ -117,6 +121,21 @@ def test_a_run_in_one_call_gives_the_bits_of_single_units(spec: str) -> None:
     for position, out in enumerate(together):
         want = np.stack([np.asarray(outs[position]) for outs in alone])
         assert np.asarray(out).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("spec", STEPPED)
+def test_steps_a_then_b_give_the_bits_of_a_plus_b(spec: str) -> None:
+    info, run = registry.get(spec), jax.jit(loaded(spec).call)
+    *args, n = sample(spec)
+    constants, state = args[: -len(info.state)], args[-len(info.state) :]
+    whole = outputs(spec)
+    for first in {0, 1, int(n) // 2, int(n) - 1}:
+        # Through host memory, as a checkpoint goes.
+        half = [np.asarray(array) for array in run(*constants, *state, np.int32(first))]
+        rest = run(*constants, *half, np.int32(int(n) - first))
+        assert [np.asarray(a).tobytes() for a in rest] == [a.tobytes() for a in whole], first
+        if first == 0:
+            assert [a.tobytes() for a in half] == [a.tobytes() for a in state]
 
 
 def test_same_bits_in_two_processes() -> None:
@@ -141,7 +160,7 @@ def test_every_product_is_of_highest_precision(spec: str) -> None:
     products = [line for line in module.splitlines() if "stablehlo.dot_general" in line]
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
     assert "custom_call" not in module
-    assert bool(products) == (spec in ("embed.minilm@1", "vec.knn@1"))
+    assert bool(products) == (spec in WITH_PRODUCTS)
 
 
 def test_artifacts_hold_no_source_path() -> None:
