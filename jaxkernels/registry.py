@@ -19,11 +19,12 @@ from .bench_noop.api import INFO as BENCH_NOOP
 from .bench_spin.api import INFO as BENCH_SPIN
 from .embed_minilm.api import INFO as EMBED_MINILM
 from .errors import ArtifactDamaged, UnknownKernel
+from .lm_llama_decode.api import INFO as LM_LLAMA_DECODE
 from .spec import KernelInfo
 from .vec_knn.api import INFO as VEC_KNN
 
 KERNELS: dict[str, KernelInfo] = {
-    info.spec: info for info in (BENCH_NOOP, BENCH_SPIN, EMBED_MINILM, VEC_KNN)
+    info.spec: info for info in (BENCH_NOOP, BENCH_SPIN, EMBED_MINILM, LM_LLAMA_DECODE, VEC_KNN)
 }
 
 ARTIFACT_BYTES_MAX = 16 << 20

@@ -44,6 +44,7 @@ def make_lock(wheel: Path, weights: bytes = WEIGHTS) -> Lock:
         weights_member="model/weights",
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         weights_bytes=len(weights),
+        weights_format="safetensors",
         tokenizer_member="model/tokenizer",
         tokenizer_sha256=hashlib.sha256(TOKENIZER).hexdigest(),
         tokenizer_bytes=len(TOKENIZER),
