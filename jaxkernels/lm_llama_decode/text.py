@@ -38,7 +38,8 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         kinds = list(metadata["tokenizer.ggml.token_type"])
         merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
         table = {token: number for number, token in enumerate(tokens)}
-        if len(table) != len(tokens) or len(kinds) != len(tokens):
+        sizes = {len(table), len(tokens), len(kinds)}
+        if len(sizes) != 1 or any(len(pair) != 2 for pair in merges):
             raise ValueError("its lists do not fit together")
         tokenizer = Tokenizer(models.BPE(vocab=table, merges=merges))
     except Exception as error:  # the Rust side raises bare Exception
