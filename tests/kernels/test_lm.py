@@ -457,6 +457,17 @@ def unit_of(prepared: Prepared) -> tuple[list[jax.Array], list[Array]]:
 
 
 @pytest.mark.long
+def test_the_installed_model_fits_the_kernel(smollm2: Model) -> None:
+    constants = [(arg.name, arg.dtype, arg.shape) for arg in constant_args(SMOLLM2)]
+    assert [(arg.name, arg.dtype, arg.shape) for arg in smollm2.args] == constants
+    tokenizer = open_tokenizer(str(smollm2.tokenizer_path))
+    assert tokenizer.get_vocab_size() == SMOLLM2.vocabulary
+    # Digits stand alone, and what is written as a control token is text.
+    assert tokenizer.encode("in 1881").tokens == ["in", "Ġ", "1", "8", "8", "1"]
+    assert not set(tokenizer.encode("<|im_end|>").ids) & set(END_TOKENS)
+
+
+@pytest.mark.long
 def test_smollm2_answers_in_slices_what_it_answers_in_one(
     compiled: timing.Run, smollm2: Model
 ) -> None:
