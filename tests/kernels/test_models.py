@@ -20,7 +20,10 @@ from jaxkernels.errors import (
     ModelUnreachable,
     UnknownModel,
 )
+from jaxkernels.lm_llama_decode.api import Shape
 from jaxkernels.models import Lock, Model
+
+from .gguf_file import write_llama
 
 WEIGHTS = b"\x02" + bytes(7) + b"{}" + bytes(1 << 18)
 TOKENIZER = b"{}"
@@ -44,6 +47,7 @@ def make_lock(wheel: Path, weights: bytes = WEIGHTS) -> Lock:
         weights_member="model/weights",
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         weights_bytes=len(weights),
+        weights_format="safetensors",
         tokenizer_member="model/tokenizer",
         tokenizer_sha256=hashlib.sha256(TOKENIZER).hexdigest(),
         tokenizer_bytes=len(TOKENIZER),
@@ -88,6 +92,24 @@ def test_other_bytes_in_the_right_wheel_are_refused(
 def test_weights_without_the_kernels_tensors_are_refused(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "a.whl")
     refuse(make_lock(wheel), wheel, tmp_path / "models", "no tensor")
+
+
+def test_weights_that_are_no_gguf_are_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "a.whl")
+    lock = dataclasses.replace(make_lock(wheel), weights_format="gguf")
+    refuse(lock, wheel, tmp_path / "models", "does not begin with GGUF")
+
+
+def test_a_gguf_of_another_network_is_refused(tmp_path: Path) -> None:
+    weights = write_llama(tmp_path / "small.gguf", Shape(1, 64, 1, 1, 64, 64, 320, 8)).read_bytes()
+    wheel = make_wheel(tmp_path / "a.whl", weights, tokenizer=None)
+    lock = dataclasses.replace(
+        make_lock(wheel, weights),
+        kernel="lm_llama_decode",
+        weights_format="gguf",
+        tokenizer_member="",
+    )
+    refuse(lock, wheel, tmp_path / "models", "llama.block_count of the weight file is 1, not 30")
 
 
 def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:

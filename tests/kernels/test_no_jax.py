@@ -10,12 +10,13 @@ from jaxkernels import registry
 
 LOAD = """
 import importlib, sys
-from jaxkernels import errors, host, models, registry, safetensors, spec
+from jaxkernels import errors, gguf, host, models, registry, safetensors, spec
 for info in registry.KERNELS.values():
     registry.artifact_bytes(info.spec)
     for part in ("api", "host", "reference"):
         importlib.import_module(f"jaxkernels.{info.package}.{part}")
-importlib.import_module("jaxkernels.embed_minilm.weights")
+    if info.model:
+        importlib.import_module(f"jaxkernels.{info.package}.weights")
 heavy = {"jax", "jaxlib", "tokenizers", "meshnode", "libp2p", "torch"}
 print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 """
