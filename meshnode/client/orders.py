@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -22,9 +22,20 @@ from meshnode.node.wire import NOTE_BYTES_MAX
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.job import array_bytes
-from meshnode.protocol.types import INLINE_BYTES_MAX, ArraySpec, BlobRef, Digest, Peer
+from meshnode.protocol.types import (
+    INLINE_BYTES_MAX,
+    STEPS_MAX,
+    ArraySpec,
+    BlobRef,
+    Digest,
+    Peer,
+    Stepped,
+)
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+UNIT_WALL_S: Final = 60.0
+LONG_WALL_S: Final = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +52,10 @@ class Terms:
     """Job and results survive a crash of the node. A single low-latency call does without."""
     lease_units_max: int = 0
     """Most units in one lease; 0 leaves it to the guided size."""
-    wall_s_max: float = 60.0
-    """Of one unit; a car kills its worker when it is over."""
+    wall_s_max: float = 0.0
+    """Of one unit; a car kills its worker when it is over. 0: a minute, of a long job six hours."""
+    steps: int = 0
+    """Of each unit of a stepped kernel; 0 is what its input asks for."""
     memory_mb_max: int = 2_048
     label: str = ""
     """The person's own word for the job, shown by `mesh jobs`."""
@@ -104,11 +117,50 @@ def inline_args(prepared: host.Prepared) -> frozenset[int]:
     return frozenset(chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a job runs, whoever made it."""
+
+    kernel: str  # the name that people see
+    artifact: Digest
+    outs: tuple[ArraySpec, ...]
+    unit_ms_hint: float = 0.0
+    code: BlobRef | None = None  # the artifact's bytes, unless each car has them
+    stepped: Stepped | None = None
+    steps: int = 0
+
+
+def builtin(prepared: host.Prepared, steps: int = 0) -> Program:
+    """A kernel of the release; `steps` 0 is what the prepared input asks for."""
+    info = registry.get(prepared.kernel)
+    stepped = None
+    if info.stepped is not None:
+        stepped = Stepped(info.stepped.result, info.stepped.watch)
+        steps = steps or host.steps(prepared)
+    elif steps:
+        raise UsageError(f"{info.spec} has no steps")
+    if not 0 <= steps <= STEPS_MAX:
+        raise UsageError(f"{steps} steps; a unit has at most {STEPS_MAX}")
+    return Program(
+        info.spec,
+        Digest(registry.artifact(info.spec).digest),
+        tuple(ArraySpec(out.dtype, out.shape) for out in info.outs),
+        float(info.unit_ms_hint),
+        stepped=stepped,
+        steps=steps,
+    )
+
+
 def make_order(
-    prepared: host.Prepared, blobs: dict[int, BlobRef], terms: Terms, note: Note
+    prepared: host.Prepared,
+    blobs: dict[int, BlobRef],
+    terms: Terms,
+    note: Note,
+    program: Program | None = None,
 ) -> JobOrder:
     """The order; `blobs` has a reference for each argument that is not inline."""
-    info = registry.get(prepared.kernel)
+    program = program or builtin(prepared, terms.steps)
+    wall_s = terms.wall_s_max or (LONG_WALL_S if program.stepped else UNIT_WALL_S)
     inline: list[bytes] = []
     sources: list[ArgSource] = []
     for number, arg in enumerate(prepared.args):
@@ -117,15 +169,15 @@ def make_order(
         if blob is None:
             inline.append(arg.array.tobytes())
     return JobOrder(
-        info.spec,
-        Digest(registry.artifact(info.spec).digest),
+        program.kernel,
+        program.artifact,
         tuple(sources),
-        tuple(ArraySpec(out.dtype, out.shape) for out in info.outs),
+        program.outs,
         prepared.units,
         terms.nonce or secrets.token_bytes(16),
         inline=b"".join(inline),
-        unit_ms_hint=float(info.unit_ms_hint),
-        wall_ms_max=int(terms.wall_s_max * 1000),
+        unit_ms_hint=program.unit_ms_hint,
+        wall_ms_max=int(wall_s * 1000),
         memory_mb_max=terms.memory_mb_max,
         lease_units_max=terms.lease_units_max,
         policy=terms.policy,
@@ -133,6 +185,9 @@ def make_order(
         deadline_ms=int(terms.deadline_s * 1000),
         durable=terms.durable,
         request=note.pack(),
+        code=program.code,
+        steps=program.steps,
+        stepped=program.stepped,
     )
 
 
