@@ -39,6 +39,7 @@ PART_BYTES_MAX: Final = 48 * 1024  # output bytes in one part frame
 JOB_UNITS_MAX: Final = 1 << 32
 LEASE_UNITS_MAX: Final = 4096  # also the most units of one receipt
 RECEIPT_SPAN_MS_MAX: Final = 60_000
+ARTIFACT_BYTES_MAX: Final = 16 << 20
 ARGS_MAX: Final = 64
 DIMS_MAX: Final = 8
 ADDRS_MAX: Final = 16
