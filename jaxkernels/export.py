@@ -58,11 +58,19 @@ def strip(exported: export.Exported) -> export.Exported:
     return dataclasses.replace(exported, mlir_module_serialized=serialized)
 
 
+def shapes_of(args: Sequence[Shaped]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
+
+
+def export_flat(flattened: jax.stages.Wrapped, args: Sequence[Shaped]) -> bytes:
+    """Artifact bytes of a jitted function whose result is a flat tuple (`flat`)."""
+    exported = export.export(flattened, platforms=PLATFORMS)(*shapes_of(args))
+    return bytes(strip(exported).serialize(vjp_order=0))
+
+
 def export_bytes(function: Callable[..., Any], args: Sequence[Shaped]) -> bytes:
     """Artifact bytes of `function` for exactly these shapes; flat arrays in, a flat tuple out."""
-    shapes = [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
-    exported = export.export(jax.jit(flat(function)), platforms=PLATFORMS)(*shapes)
-    return bytes(strip(exported).serialize(vjp_order=0))
+    return export_flat(jax.jit(flat(function)), args)
 
 
 def export_kernel(info: KernelInfo, function: Callable[..., Any]) -> bytes:

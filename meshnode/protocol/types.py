@@ -23,6 +23,7 @@ LeaseId = NewType("LeaseId", bytes)  # 16 random bytes, minted by the provider's
 PROTOCOL_VERSION: Final = 1
 PEER_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, libp2p Ed25519 key
 PEER_BYTES: Final = 38
+ACCOUNT_BYTES: Final = 32
 ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 

@@ -33,6 +33,7 @@ STRINGS_MAX: Final = 1 << 17  # of the bytecode's string section
 BYTECODE_MAGIC: Final = b"ML\xefR"
 BYTECODE_VERSION_MAX: Final = 6
 DIALECTS: Final = frozenset((b"builtin", b"vhlo"))
+SHARDY: Final = b"sdy"
 # Strings, dialects, attributes and types, their offsets, code, resources, properties; no dialect
 # versions (7). Resources, which a `dense_resource` constant would point at, are always empty.
 SECTIONS: Final = frozenset((0, 1, 2, 3, 4, 5, 6, 8))
@@ -79,8 +80,12 @@ class Header:
         return any(spec.dtype in ("int64", "uint64", "float64") for spec in self.args + self.outs)
 
 
-def read_header(content: bytes) -> Header:
-    """The header of artifact bytes; ArtifactRefused with the reason for anything else."""
+def read_header(content: bytes, *, builtin: bool = False) -> Header:
+    """The header of artifact bytes; ArtifactRefused with the reason for anything else.
+
+    `builtin` bytes, which a release has signed, may have jax's sharding dialect: its LAPACK calls
+    carry rules of it.
+    """
     if not 64 <= len(content) <= ARTIFACT_BYTES_MAX:
         text = f"{len(content)} bytes; an artifact has 64 to {ARTIFACT_BYTES_MAX}"
         raise ArtifactRefused(Reason.ARTIFACT_LIMITS, text)
@@ -89,7 +94,7 @@ def read_header(content: bytes) -> Header:
     except _DAMAGE as error:
         text = f"not what jax.export writes: {type(error).__name__} at its header"
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text) from None
-    check_bytecode(header.module)
+    check_bytecode(header.module, DIALECTS | {SHARDY} if builtin else DIALECTS)
     return header
 
 
@@ -325,8 +330,8 @@ class _Cursor:
         return (rest << 8 | first) >> (more + 1)
 
 
-def check_bytecode(module: bytes) -> None:
-    """ArtifactRefused unless `module` is bytecode of a StableHLO producer, of VHLO alone."""
+def check_bytecode(module: bytes, dialects: frozenset[bytes] = DIALECTS) -> None:
+    """ArtifactRefused unless `module` is bytecode of a StableHLO producer, of these dialects."""
     if not module.startswith(BYTECODE_MAGIC):
         # MLIR would parse anything else as text, whose parser recurses until the stack ends.
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, "its code is no MLIR bytecode")
@@ -351,8 +356,11 @@ def check_bytecode(module: bytes) -> None:
         names = _dialects(sections[1], _strings(sections[0]))
     except (IndexError, ValueError, OverflowError):
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, "its bytecode is cut or damaged") from None
-    if not names <= DIALECTS:
-        strange = ascii(sorted(names - DIALECTS)[0][:40].decode("latin-1"))
+    if SHARDY in names - dialects:
+        text = "it has shardings, or linear algebra in native code; write it with jax.lax"
+        raise ArtifactRefused(Reason.ARTIFACT_CALL, text)
+    if not names <= dialects:
+        strange = ascii(sorted(names - dialects)[0][:40].decode("latin-1"))
         raise ArtifactRefused(Reason.ARTIFACT_OP, f"its code is of the dialect {strange}")
 
 

@@ -105,6 +105,14 @@ ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
     "func.return": frozenset(),
 }
 
+# For digests that a release has signed, which may call LAPACK: what its TPU branch does instead.
+BUILTIN_ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
+    "stablehlo.cholesky": frozenset(("lower",)),
+    "stablehlo.triangular_solve": frozenset(
+        ("left_side", "lower", "transpose_a", "unit_diagonal")
+    ),
+}
+
 # What jax writes on the module, on arguments and on results, and nothing else: shardings, layouts,
 # donations and frontend attributes steer XLA beyond the computation.
 MODULE_ATTRIBUTES: Final = frozenset(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, cast
 
 import jax.export
+from jax._src.interpreters import mlir
 from jax._src.lib import _jax  # type: ignore[attr-defined]
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func, stablehlo
@@ -28,6 +29,7 @@ from .header import NAME_CHARS_MAX, Header, read_header
 from .operations import (
     ARGUMENT_ATTRIBUTES,
     ATTRIBUTES,
+    BUILTIN_ATTRIBUTES,
     CALLS,
     COMPOSITES,
     CONTROL,
@@ -77,13 +79,13 @@ def validated(content: bytes, *, builtin: bool = False, platform: str | None = N
     `builtin` is for digests that a release has signed: they may make any custom call, and nothing
     else is different. `platform` is where it is to run (jax's name: cpu, cuda, rocm, tpu).
     """
-    header = read_header(content)
+    header = read_header(content, builtin=builtin)
     if platform is not None and platform not in header.platforms:
         text = f"it was exported for {', '.join(header.platforms)}, this is {platform}"
         raise ArtifactRefused(Reason.ARTIFACT_PLATFORM, text)
     try:
         exported = jax.export.deserialize(bytearray(content))
-        context = _context()
+        context = mlir.make_ir_context() if builtin else _context()
         with context:
             module = _jax.mlir.deserialize_portable_artifact(header.module)
             if not isinstance(module, ir.Module):
@@ -218,7 +220,9 @@ class _Walk:
     def _operation(self, op: Any, depth: int, inside: set[Any] | None) -> None:
         name = op.name
         allowed = ATTRIBUTES.get(name)
-        if allowed is None or name == "func.func":
+        if allowed is None and self._builtin:
+            allowed = BUILTIN_ATTRIBUTES.get(name)
+        if allowed is None or name == "func.func":  # and no function inside a function
             _refuse(Reason.ARTIFACT_OP, f"the operation {ascii(name)}")
         self._ops += 1
         self._now.ops += 1
@@ -370,6 +374,7 @@ class _Calls:
     def __init__(self, functions: dict[str, _Function]) -> None:
         self._functions = functions
         self._inlined: dict[str, int] = {}
+        self._scalars: set[str] = set()
 
     def check(self) -> int:
         total = self._count("main", ())
@@ -398,6 +403,9 @@ class _Calls:
 
     def _scalar(self, name: str) -> None:
         """Acyclic by now, so this ends; depth is bounded by the same."""
+        if name in self._scalars:
+            return
+        self._scalars.add(name)
         function = self._functions[name]
         if not function.scalar:
             text = f"function {ascii(name[:60])} of arrays in a reducer or comparator"
