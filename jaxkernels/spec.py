@@ -76,8 +76,8 @@ class Stepped:
 
     Its mapped arguments are the state that a unit begins with; `n`, an int32 scalar after them, is
     how many steps one call does, and is no `ArgSpec`. The outputs of the artifact are the state in
-    the same order and shapes, so one call's result is the next one's argument. Steps a, then b, must
-    give the bits of a + b: a unit may go on from its state on another car.
+    the same order and shapes, so one call's result is the next one's argument. Steps a, then b,
+    must give the bits of a + b: a unit may go on from its state on another car.
     """
 
     result: tuple[int, ...]  # which state arrays are a unit's outputs, in the order of `outs`

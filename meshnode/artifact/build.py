@@ -40,11 +40,16 @@ def load_function(target: str) -> Callable[..., Any]:
 def _told(error: Exception) -> str:
     """An error of the person's code in one line, with the place in their code where it came up."""
     line = " ".join(str(error).split())[:300]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if "site-packages" not in f.filename and "<" not in f.filename[:1]]
-    here = str(Path(__file__).parents[2])
-    theirs = [f for f in theirs if not f.filename.startswith((here + os.sep + "meshnode", here + os.sep + "jaxkernels"))]
-    where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    ours = Path(__file__).parents[1]
+    places = [
+        f"{place.filename}:{place.lineno}"
+        for place in traceback.extract_tb(error.__traceback__)
+        if place.filename.endswith(".py")
+        and "site-packages" not in place.filename
+        and not Path(place.filename).is_relative_to(ours)
+        and Path(place.filename).parent.name not in ("importlib", "jaxkernels")
+    ]
+    where = f" ({places[-1]})" if places else ""
     return f"{type(error).__name__}: {line}{where}"
 
 

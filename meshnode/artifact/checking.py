@@ -1,7 +1,7 @@
 """Judges artifact bytes in a process of its own: whatever they do to a parser is a typed refusal.
 
 Used by `mesh artifact check` and by tests; loads no jax. The child is meshnode/worker/check.py. It
-has a clock from when it has imported jax: a hang in native code ends by SIGKILL and by nothing else.
+has a clock from when it has imported jax: a hang in native code ends by SIGKILL, by nothing else.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def _ask(content: bytes, *, builtin: bool, manifest: Manifest | None, wall_s: fl
     try:
         assert child.stdin is not None and child.stdout is not None
         if _read(child.stdout.fileno(), 1, START_S_MAX) != b"R":
-            raise LocalResource("the process that checks artifacts did not start; is jax installed?")
+            raise LocalResource(
+                "the process that checks artifacts did not start; is jax installed?"
+            )
         deadline = time.monotonic() + wall_s
         try:
             child.stdin.write(head + content)

@@ -65,7 +65,7 @@ def export(
 
 
 def _check_constants(constants: Sequence[Any]) -> None:
-    """Weights are arguments: a blob is fetched once and cached, an artifact is sent with each job."""
+    """Weights are arguments: a blob is fetched once and kept, an artifact goes with each job."""
     for constant in constants:
         size = int(getattr(constant, "nbytes", 0))
         if size > CONSTANT_BYTES_MAX:
@@ -80,8 +80,8 @@ def _check_constants(constants: Sequence[Any]) -> None:
 def _advice_on_effects(effects: Any) -> str:
     names = ", ".join(sorted(str(effect) for effect in effects))
     return (
-        f"the function has side effects ({names[:120]}): on a car nobody sees a print or a callback;"
-        " return what you want to see"
+        f"the function has side effects ({names[:120]}); on a car nobody sees a print or a"
+        " callback: return what you want to see"
     )
 
 

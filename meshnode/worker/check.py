@@ -1,7 +1,7 @@
 """`python -m meshnode.worker.check`: the validator alone, in a process that may die of it.
 
-Started by `meshnode.artifact.checking` for `mesh artifact check` and wherever bytes of strangers are
-to be judged without being run. Says `R` once jax is imported and the process is confined; then
+Started by `meshnode.artifact.checking` for `mesh artifact check` and wherever bytes of strangers
+are to be judged without being run. Says `R` once jax is imported and the process is confined; then
 reads on stdin a line of JSON (`builtin`, `manifest` in hex or null) and the artifact up to the end;
 then answers with one line of JSON. A crash is for the parent to see, a hang for it to kill.
 """

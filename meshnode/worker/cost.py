@@ -33,7 +33,6 @@ work between these is taken to be fused.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from jaxlib.mlir import ir
@@ -48,24 +47,18 @@ VISITS_MAX: Final = 200_000
 RNG_FLOP: Final = 20
 COMPLEX_FACTOR: Final = 4
 
-_ELEMENTWISE: Final = frozenset(
-    "stablehlo." + name
-    for name in (
-        "abs add and atan2 cbrt ceil clamp compare cosine count_leading_zeros divide exponential"
-        " exponential_minus_one floor is_finite log log_plus_one logistic maximum minimum multiply"
-        " negate not or popcnt power reduce_precision remainder round_nearest_afz"
-        " round_nearest_even rsqrt select shift_left shift_right_arithmetic shift_right_logical"
-        " sign sine sqrt subtract tan tanh xor convert"
-    ).split()
-)
+_ELEMENTWISE_NAMES: Final = """
+abs add and atan2 cbrt ceil clamp compare convert cosine count_leading_zeros divide exponential
+exponential_minus_one floor is_finite log log_plus_one logistic maximum minimum multiply negate not
+or popcnt power reduce_precision remainder round_nearest_afz round_nearest_even rsqrt select
+shift_left shift_right_arithmetic shift_right_logical sign sine sqrt subtract tan tanh xor
+"""
 # Read or written as they are by what stands around them.
-_FUSED: Final = _ELEMENTWISE | frozenset(
-    "stablehlo." + name
-    for name in (
-        "bitcast_convert broadcast_in_dim complex constant imag iota optimization_barrier real"
-        " reshape return"
-    ).split()
-)
+_FREE_NAMES: Final = """
+bitcast_convert broadcast_in_dim complex constant imag iota optimization_barrier real reshape return
+"""
+_ELEMENTWISE: Final = frozenset("stablehlo." + name for name in _ELEMENTWISE_NAMES.split())
+_FUSED: Final = _ELEMENTWISE | frozenset("stablehlo." + name for name in _FREE_NAMES.split())
 
 
 class Cost(NamedTuple):
@@ -225,7 +218,7 @@ class _Resolver:
         return self._most(tested, inner, starts, moved)
 
     def unchanged(self, op: Any, scope: _Scope) -> _Scope:
-        """The scope of a while's body: what it carries unchanged is known there, nothing else is."""
+        """The scope of a while's body: what it carries unchanged is known there, nothing else."""
         body = op.regions[1].blocks[0]
         moved = self._moves(body, scope)
         return _Scope(
@@ -257,10 +250,14 @@ class _Resolver:
             found = [self._most(operand, scope, starts, moved) for operand in op.operands]
             counts = [count for count in found if count is not None]
             return min(counts) if counts else None
+        if op.name == "stablehlo.convert":  # of one truth value to another
+            return self._most(op.operands[0], scope, starts, moved)
         if op.name != "stablehlo.compare":
             return None
         left, right = (self.known(operand, scope) for operand in op.operands)
         direction = str(op.attributes["comparison_direction"]).split()[-1].rstrip(">")
+        if direction == "NE" and right == 0 and str(op.operands[0].type) == "tensor<i1>":
+            return self._most(op.operands[0], scope, starts, moved)  # jax's `bool(x)`
         if isinstance(left, int) and isinstance(right, _Affine):
             left, right, direction = right, left, _MIRRORED[direction]
         if not isinstance(left, _Affine) or not isinstance(right, int):
@@ -520,7 +517,7 @@ def _fft(op: Any, size: Any, _: Cost) -> int:
     points = math.prod(lengths)
     given, made = size(op.operands[0].type), size(op.results[0].type)
     real = given.factor == 1 or made.factor == 1
-    elements = min(given.elements, made.elements) if not real else max(given.elements, made.elements)
+    elements = max(given.elements, made.elements)  # of the real side, where there is one
     return math.ceil((2.5 if real else 5) * elements * math.log2(max(points, 2)))
 
 

@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from jax._src.export import serialization_generated as flat
@@ -64,7 +65,7 @@ _DAMAGE: Final = (struct.error, IndexError, ValueError, TypeError, AttributeErro
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """An artifact's own words about itself, each within its bounds; not yet held against its code."""
+    """An artifact's own words about itself, within bounds; not yet held against its code."""
 
     name: str
     args: tuple[ArraySpec, ...]
@@ -91,8 +92,8 @@ def read_header(content: bytes, *, builtin: bool = False) -> Header:
         raise ArtifactRefused(Reason.ARTIFACT_LIMITS, text)
     try:
         header = _read(bytearray(content))
-    except _DAMAGE as error:
-        text = f"not what jax.export writes: {type(error).__name__} at its header"
+    except _DAMAGE:
+        text = "not what jax.export writes, or damaged at its header"
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text) from None
     check_bytecode(header.module, DIALECTS | {SHARDY} if builtin else DIALECTS)
     return header
@@ -106,8 +107,9 @@ def _read(buffer: bytearray) -> Header:
         text = f"calling convention {version}; this release reads {least} to {most}"
         raise ArtifactRefused(Reason.JAX_WINDOW, text)
     _check_plain(table)
-    args = _avals(table, "In", "argument")
-    outs = _avals(table, "Out", "result")
+    seen: dict[int, ArraySpec] = {}
+    args = _avals(table, "In", "argument", seen)
+    outs = _avals(table, "Out", "result", seen)
     _check_trees(table, len(args), len(outs))
     return Header(
         name=_name(table.FunctionName()),
@@ -160,7 +162,7 @@ def _count(what: str, count: int, most: int = ARGS_MAX) -> int:
     return count
 
 
-def _avals(table: Any, side: str, what: str) -> tuple[ArraySpec, ...]:
+def _avals(table: Any, side: str, what: str, seen: dict[int, ArraySpec]) -> tuple[ArraySpec, ...]:
     """Arguments (`In`) or results (`Out`): by index into the unique avals, else as they stand.
 
     A new artifact holds both, for older readers; jax believes the indices, and so does this, but
@@ -171,20 +173,24 @@ def _avals(table: Any, side: str, what: str) -> tuple[ArraySpec, ...]:
     indexed = _count(f"{what}s", getattr(table, f"{side}AvalsIdxsLength")())
     unique = _count("distinct arrays", table.UniqueAvalsLength(), 2 * ARGS_MAX)
     for index in range(unique):
-        _aval(table.UniqueAvals(index), what)
-    specs = tuple(_aval(aval, f"{what} {at}") for at, aval in enumerate(written))
+        _aval(table.UniqueAvals(index), what, seen)
+    specs = tuple(_aval(aval, f"{what} {at}", seen) for at, aval in enumerate(written))
     if not indexed:
         return specs
     at = [getattr(table, f"{side}AvalsIdxs")(index) for index in range(indexed)]
     if any(index >= unique for index in at):
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, f"a {what} that is not there")
-    believed = tuple(_aval(table.UniqueAvals(index), what) for index in at)
+    believed = tuple(_aval(table.UniqueAvals(index), what, seen) for index in at)
     if specs and specs != believed:
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, f"two lists of {what}s that differ")
     return believed
 
 
-def _aval(aval: Any, what: str) -> ArraySpec:
+def _aval(aval: Any, what: str, seen: dict[int, ArraySpec]) -> ArraySpec:
+    """`seen` holds what was checked, by its place in the buffer: most are reached three times."""
+    place = int(aval._tab.Pos)
+    if place in seen:
+        return seen[place]
     if aval.Kind() != flat.AbstractValueKind.shapedArray:
         raise ArtifactRefused(Reason.ARTIFACT_SHAPES, f"{what} is no array")
     if aval.MemorySpace() not in (flat.MemorySpace.Missing, flat.MemorySpace.Device):
@@ -205,13 +211,14 @@ def _aval(aval: Any, what: str) -> ArraySpec:
                 Reason.ARTIFACT_SHAPES, f"{what} has the dimension {shown}; unit shapes are fixed"
             )
         shape.append(int(text))
-    return ArraySpec(dtype, tuple(shape))
+    spec = seen[place] = ArraySpec(dtype, tuple(shape))
+    return spec
 
 
 def _kept(table: Any, args: int) -> tuple[int, ...]:
     count = _count("kept arguments", table.ModuleKeptVarIdxLength())
     kept = tuple(int(table.ModuleKeptVarIdx(index)) for index in range(count))
-    if any(b <= a for a, b in zip(kept, kept[1:], strict=False)) or (kept and kept[-1] >= args):
+    if any(b <= a for a, b in pairwise(kept)) or (kept and kept[-1] >= args):
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, "kept arguments are out of order or missing")
     return kept
 
@@ -220,7 +227,7 @@ def _platforms(table: Any) -> tuple[str, ...]:
     count = _count("platforms", table.PlatformsLength(), len(PLATFORMS))
     found = tuple(bytes(table.Platforms(i))[:16].decode("utf-8", "replace") for i in range(count))
     if not found or len(set(found)) != count or not PLATFORMS.issuperset(found):
-        raise ArtifactRefused(Reason.ARTIFACT_PLATFORM, f"platforms {ascii(found)}")
+        raise ArtifactRefused(Reason.ARTIFACT_PLATFORM, f"platforms {found!a}")
     return found
 
 
@@ -234,7 +241,7 @@ def _name(raw: bytes | None) -> str:
     """The function's name, which becomes a symbol and stands in messages."""
     name = bytes(raw or b"").decode("utf-8")
     if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
-        raise ArtifactRefused(Reason.ARTIFACT_FORMAT, f"the function is called {ascii(name[:40])}")
+        raise ArtifactRefused(Reason.ARTIFACT_FORMAT, f"the function is called {name[:40]!a}")
     return name
 
 
@@ -342,7 +349,7 @@ def check_bytecode(module: bytes, dialects: frozenset[bytes] = DIALECTS) -> None
         producer = cursor.take(end - cursor.at)
         cursor.take(1)
         if version > BYTECODE_VERSION_MAX or not _PRODUCER.fullmatch(producer):
-            text = f"bytecode version {version} by {ascii(producer.decode('latin-1'))}"
+            text = f"bytecode version {version} by {producer.decode('latin-1')!a}"
             raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text)
         sections = _sections(cursor)
         unknown = sections.keys() - SECTIONS

@@ -108,9 +108,7 @@ ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
 # For digests that a release has signed, which may call LAPACK: what its TPU branch does instead.
 BUILTIN_ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
     "stablehlo.cholesky": frozenset(("lower",)),
-    "stablehlo.triangular_solve": frozenset(
-        ("left_side", "lower", "transpose_a", "unit_diagonal")
-    ),
+    "stablehlo.triangular_solve": frozenset(("left_side", "lower", "transpose_a", "unit_diagonal")),
 }
 
 # What jax writes on the module, on arguments and on results, and nothing else: shardings, layouts,
@@ -133,10 +131,8 @@ TARGETS: Final = frozenset(
 
 # CHLO operations, which an artifact carries as composites beside their own decomposition. XLA knows
 # them by name and may run code of its own for them, so others are not taken for them.
-COMPOSITES: Final = frozenset(
-    "chlo." + name
-    for name in (
-        "acos acosh asin asinh atan atanh bessel_i1e conj cosh digamma erf erf_inv erfc is_inf"
-        " is_neg_inf is_pos_inf lgamma mulhi next_after polygamma sinh square tan top_k zeta"
-    ).split()
-)
+_CHLO: Final = """
+acos acosh asin asinh atan atanh bessel_i1e conj cosh digamma erf erf_inv erfc is_inf is_neg_inf
+is_pos_inf lgamma mulhi next_after polygamma sinh square tan top_k zeta
+"""
+COMPOSITES: Final = frozenset("chlo." + name for name in _CHLO.split())

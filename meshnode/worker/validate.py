@@ -12,20 +12,19 @@ Every no is an ArtifactRefused with a code of the one registry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 import jax.export
 from jax._src.interpreters import mlir
 from jax._src.lib import _jax  # type: ignore[attr-defined]
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import func, stablehlo
+from jaxlib.mlir.dialects import stablehlo
 
 from ..errors import ArtifactRefused
 from ..protocol.reasons import Reason
 from .cost import Cost, cost_of
-from .header import NAME_CHARS_MAX, Header, read_header
+from .header import NAME_CHARS_MAX, SHARDY, Header, read_header
 from .operations import (
     ARGUMENT_ATTRIBUTES,
     ATTRIBUTES,
@@ -85,7 +84,8 @@ def validated(content: bytes, *, builtin: bool = False, platform: str | None = N
         raise ArtifactRefused(Reason.ARTIFACT_PLATFORM, text)
     try:
         exported = jax.export.deserialize(bytearray(content))
-        context = mlir.make_ir_context() if builtin else _context()
+        with_shardy = builtin and SHARDY in header.module
+        context = mlir.make_ir_context() if with_shardy else _context()
         with context:
             module = _jax.mlir.deserialize_portable_artifact(header.module)
             if not isinstance(module, ir.Module):
@@ -97,7 +97,7 @@ def validated(content: bytes, *, builtin: bool = False, platform: str | None = N
             return Validated(exported, header, cost, walk.inlined)
     except ArtifactRefused:
         raise
-    except Exception as error:  # jax and MLIR have no common base for what bad bytes make of them
+    except Exception as error:  # noqa: BLE001 - jax and MLIR have no common base; it is a refusal
         text = f"its code cannot be read: {type(error).__name__}: {_first_line(error)}"
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text) from None
 
@@ -151,7 +151,10 @@ class _Walk:
             _refuse(Reason.ARTIFACT_FORMAT, f"its code is a {operation.name}")
         self._attributes(operation, MODULE_ATTRIBUTES)
         for name in ("mhlo.num_partitions", "mhlo.num_replicas"):
-            if name in operation.attributes and ir.IntegerAttr(operation.attributes[name]).value != 1:
+            if (
+                name in operation.attributes
+                and ir.IntegerAttr(operation.attributes[name]).value != 1
+            ):
                 _refuse(Reason.ARTIFACT_FORMAT, "it runs on several devices")
         for op in module.body.operations:
             if op.operation.name != "func.func":
@@ -176,36 +179,39 @@ class _Walk:
             if attribute in op.attributes:
                 for item in ir.ArrayAttr(op.attributes[attribute]):
                     _check_dictionary(ir.DictAttr(item), allowed, f"{name} {attribute}")
-        visibility = _text(op.attributes["sym_visibility"]) if (
-            "sym_visibility" in op.attributes
-        ) else "public"
+        visibility = (
+            _text(op.attributes["sym_visibility"])
+            if ("sym_visibility" in op.attributes)
+            else "public"
+        )
         if (visibility == "public") != (name == "main"):
-            _refuse(Reason.ARTIFACT_FORMAT, f"function {ascii(name)} is {visibility}")
+            _refuse(Reason.ARTIFACT_FORMAT, f"function {name!a} is {visibility}")
         if len(op.regions[0].blocks) != 1:
-            _refuse(Reason.ARTIFACT_OP, f"function {ascii(name)} has no body, or branches in it")
+            _refuse(Reason.ARTIFACT_OP, f"function {name!a} has no body, or branches in it")
         self._now = self._functions[name] = _Function()
         self._block(op.regions[0].blocks[0], 1, inside=None)
 
     def _signature(self, module: ir.Module, header: Header) -> None:
         """The header's arguments and results are those of `main`, which XLA will believe."""
         main = next(
-            op
+            op.operation
             for op in module.body.operations
-            if isinstance(op, func.FuncOp) and _symbol(op.attributes["sym_name"]) == "main"
+            if _symbol(op.operation.attributes["sym_name"]) == "main"
         )
-        got = [str(kind) for kind in main.type.inputs]
+        kind_of_main = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
+        got = [str(kind) for kind in kind_of_main.inputs]
         if len(header.platforms) > 1:  # jax passes the platform's index before all arguments
             if not got or got.pop(0) not in ("tensor<i32>", "tensor<i64>"):
                 _refuse(Reason.ARTIFACT_SIGNATURE, "main takes no platform index")
         want = [_tensor(header.args[index]) for index in header.kept]
         _compare("argument", got, want)
-        results = [str(kind) for kind in main.type.results]
+        results = [str(kind) for kind in kind_of_main.results]
         _compare("result", results, [_tensor(spec) for spec in header.outs])
 
     # ---- blocks and operations
 
     def _block(self, block: Any, depth: int, inside: set[Any] | None) -> None:
-        """`inside` is None in code, and in a region that combines scalars the values known there."""
+        """`inside` is None in code; in a region that combines scalars, the values known there."""
         for argument in block.arguments:
             scalar = self._type(argument.type)
             if not scalar:
@@ -223,7 +229,7 @@ class _Walk:
         if allowed is None and self._builtin:
             allowed = BUILTIN_ATTRIBUTES.get(name)
         if allowed is None or name == "func.func":  # and no function inside a function
-            _refuse(Reason.ARTIFACT_OP, f"the operation {ascii(name)}")
+            _refuse(Reason.ARTIFACT_OP, f"the operation {name!a}")
         self._ops += 1
         self._now.ops += 1
         if self._ops > OPS_MAX:
@@ -282,7 +288,7 @@ class _Walk:
         symbol = CALLS.get(name)
         if symbol is not None:
             if name == "stablehlo.composite" and _text(op.attributes["name"]) not in COMPOSITES:
-                text = f"the composite {ascii(_text(op.attributes['name'])[:40])}"
+                text = f"the composite {_text(op.attributes['name'])[:40]!a}"
                 _refuse(Reason.ARTIFACT_OP, f"{text}; call the function itself")
             callee = ir.FlatSymbolRefAttr(op.attributes[symbol]).value
             self._now.calls.append(callee)
@@ -291,7 +297,9 @@ class _Walk:
             if name == "stablehlo.composite":
                 _check_composite(op)
         elif name == "stablehlo.reduce_precision":
-            bits = [ir.IntegerAttr(op.attributes[n]).value for n in ("exponent_bits", "mantissa_bits")]
+            bits = [
+                ir.IntegerAttr(op.attributes[n]).value for n in ("exponent_bits", "mantissa_bits")
+            ]
             if not 0 < bits[0] <= FLOAT_BITS_MAX or not 0 <= bits[1] <= FLOAT_BITS_MAX:
                 _refuse(Reason.ARTIFACT_LIMITS, f"reduce_precision to {bits} bits")
 
@@ -300,11 +308,11 @@ class _Walk:
         if self._builtin:
             return
         if target not in TARGETS:
-            text = f"the custom call {ascii(target[:60])}; write it with jax.lax or jax.numpy"
+            text = f"the custom call {target[:60]!a}; write it with jax.lax or jax.numpy"
             _refuse(Reason.ARTIFACT_CALL, text)
         self._attributes(op, allowed)
         for name in ("called_computations", "backend_config"):
-            if name in op.attributes and len(cast(Any, op.attributes[name])):
+            if name in op.attributes and not _empty(op.attributes[name]):
                 _refuse(Reason.ARTIFACT_CALL, f"the custom call {target} with a {name}")
 
     # ---- types, constants, attributes
@@ -315,16 +323,16 @@ class _Walk:
         if known is not None:
             return known
         if not isinstance(kind, ir.RankedTensorType):
-            _refuse(Reason.ARTIFACT_SHAPES, f"a value of the type {ascii(str(kind)[:60])}")
+            _refuse(Reason.ARTIFACT_SHAPES, f"a value of the type {str(kind)[:60]!a}")
         tensor = ir.RankedTensorType(kind)
         if tensor.rank > RANK_MAX:
             _refuse(Reason.ARTIFACT_LIMITS, f"an array of {tensor.rank} dimensions")
         if tensor.encoding is not None:
-            _refuse(Reason.ARTIFACT_SHAPES, f"an array with an encoding: {ascii(str(kind)[:60])}")
+            _refuse(Reason.ARTIFACT_SHAPES, f"an array with an encoding: {str(kind)[:60]!a}")
         if not tensor.has_static_shape:
             _refuse(Reason.ARTIFACT_SHAPES, f"an array without a fixed shape: {str(kind)[:60]}")
         if str(tensor.element_type) not in _ELEMENT_BYTES:
-            _refuse(Reason.ARTIFACT_SHAPES, f"an array of {ascii(str(tensor.element_type)[:40])}")
+            _refuse(Reason.ARTIFACT_SHAPES, f"an array of {str(tensor.element_type)[:40]!a}")
         elements = 1
         for extent in tensor.shape:
             elements *= extent
@@ -357,13 +365,11 @@ class _Walk:
             text = f"a constant of {size} bytes ({str(tensor)[:60]}); pass it as an argument"
             _refuse(Reason.ARTIFACT_CONSTANT, text)
 
-    def _attributes(
-        self, op: Any, allowed: frozenset[str], skip: tuple[str, ...] = ()
-    ) -> None:
+    def _attributes(self, op: Any, allowed: frozenset[str], skip: tuple[str, ...] = ()) -> None:
         attributes = op.attributes
         for name in attributes:
             if name not in allowed:
-                _refuse(Reason.ARTIFACT_OP, f"{op.name} with the attribute {ascii(name[:60])}")
+                _refuse(Reason.ARTIFACT_OP, f"{op.name} with the attribute {name[:60]!a}")
             if name not in skip:
                 _check_attribute(attributes[name], ATTRIBUTE_DEPTH_MAX, op.name)
 
@@ -388,12 +394,12 @@ class _Calls:
         if name in self._inlined:
             return self._inlined[name]
         if name in above:
-            _refuse(Reason.ARTIFACT_OP, f"function {ascii(name[:60])} calls itself")
+            _refuse(Reason.ARTIFACT_OP, f"function {name[:60]!a} calls itself")
         if len(above) >= CALL_DEPTH_MAX:
             _refuse(Reason.ARTIFACT_LIMITS, f"calls nested more than {CALL_DEPTH_MAX} deep")
         function = self._functions.get(name)
         if function is None:
-            _refuse(Reason.ARTIFACT_OP, f"a call of {ascii(name[:60])}, which is not there")
+            _refuse(Reason.ARTIFACT_OP, f"a call of {name[:60]!a}, which is not there")
         below = (*above, name)
         total = function.ops + sum(self._count(callee, below) for callee in function.calls)
         if total > OPS_MAX:
@@ -408,16 +414,21 @@ class _Calls:
         self._scalars.add(name)
         function = self._functions[name]
         if not function.scalar:
-            text = f"function {ascii(name[:60])} of arrays in a reducer or comparator"
+            text = f"function {name[:60]!a} of arrays in a reducer or comparator"
             _refuse(Reason.ARTIFACT_OP, text)
         for callee in function.calls:
             self._scalar(callee)
 
 
+def _empty(attribute: Any) -> bool:
+    text = isinstance(attribute, ir.StringAttr)
+    return not (attribute.value if text else len(attribute))
+
+
 def _symbol(attribute: Any) -> str:
     name = _text(attribute)
     if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
-        _refuse(Reason.ARTIFACT_FORMAT, f"a function called {ascii(name[:40])}")
+        _refuse(Reason.ARTIFACT_FORMAT, f"a function called {name[:40]!a}")
     return name
 
 
@@ -457,7 +468,7 @@ def _check_dictionary(attribute: Any, allowed: frozenset[str] | None, where: str
     _check_items(len(attribute), where)
     for named in attribute:
         if allowed is not None and named.name not in allowed:
-            _refuse(Reason.ARTIFACT_OP, f"{ascii(where[:80])} with {ascii(named.name[:60])}")
+            _refuse(Reason.ARTIFACT_OP, f"{where[:80]!a} with {named.name[:60]!a}")
         _check_attribute(named.attr, ATTRIBUTE_DEPTH_MAX - 1, where)
 
 

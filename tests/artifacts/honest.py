@@ -57,7 +57,9 @@ def complex_fft(x: Any) -> Any:
 
 
 def convolution(x: Any, kernel: Any) -> Any:
-    y = lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = lax.conv_general_dilated(
+        x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
@@ -77,11 +79,21 @@ def random_bits_rbg(seed: Any) -> Any:
 
 
 def gather_scatter(table: Any, rows: Any, values: Any) -> Any:
-    return table[rows], table.at[rows].add(values), table.at[rows].set(values), table.at[rows].max(values)
+    return (
+        table[rows],
+        table.at[rows].add(values),
+        table.at[rows].set(values),
+        table.at[rows].max(values),
+    )
 
 
 def running_totals(x: Any) -> Any:
-    return jnp.cumsum(x, axis=0), jnp.cumprod(x, axis=1), lax.cummax(x), lax.associative_scan(jnp.add, x)
+    return (
+        jnp.cumsum(x, axis=0),
+        jnp.cumprod(x, axis=1),
+        lax.cummax(x),
+        lax.associative_scan(jnp.add, x),
+    )
 
 
 def extremes(x: Any) -> Any:
@@ -129,7 +141,14 @@ def special_functions(x: Any) -> Any:
 
 def trigonometry(x: Any) -> Any:
     y = jnp.sin(x) + jnp.cos(x) * jnp.tan(x) + jnp.arcsin(x) + jnp.arccos(x) + jnp.arctan2(x, x + 1)
-    z = jnp.sinh(x) + jnp.cosh(x) + jnp.tanh(x) + jnp.arcsinh(x) + jnp.arccosh(x + 2) + jnp.arctanh(x)
+    z = (
+        jnp.sinh(x)
+        + jnp.cosh(x)
+        + jnp.tanh(x)
+        + jnp.arcsinh(x)
+        + jnp.arccosh(x + 2)
+        + jnp.arctanh(x)
+    )
     return y, z, jnp.cbrt(x), jnp.expm1(x), jnp.log1p(x), jnp.exp2(x), jnp.hypot(x, x), jnp.sinc(x)
 
 
@@ -143,7 +162,13 @@ def integers(x: Any, y: Any) -> Any:
 
 def masks(x: Any, keep: Any) -> Any:
     chosen = jnp.where(keep & (x > 0), x, jnp.nan)
-    return chosen, jnp.any(keep, axis=0), jnp.all(keep), jnp.logical_xor(keep, x > 1), jnp.isnan(chosen)
+    return (
+        chosen,
+        jnp.any(keep, axis=0),
+        jnp.all(keep),
+        jnp.logical_xor(keep, x > 1),
+        jnp.isnan(chosen),
+    )
 
 
 def double_precision(x: Any, n: Any) -> Any:
@@ -183,7 +208,9 @@ def gradient_step(w: Any, x: Any, y: Any) -> Any:
 
 def convolution_gradient(x: Any, kernel: Any) -> Any:
     def total(k: Any) -> Any:
-        y = lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jnp.sum(lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"))
 
     return jax.grad(total)(kernel)
@@ -195,12 +222,18 @@ def checkpointed_layers(x: Any, weights: Any) -> Any:
 
 
 def half_precision(x: Any, y: Any) -> Any:
-    product = jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    product = jnp.matmul(
+        x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    )
     return product, x.astype(jnp.float16) * 2, lax.reduce_precision(x, 5, 10)
 
 
 def histogram(x: Any) -> Any:
-    return jnp.bincount(x, length=16), jax.ops.segment_sum(x, x % 4, num_segments=4), jnp.searchsorted(jnp.sort(x), x)
+    return (
+        jnp.bincount(x, length=16),
+        jax.ops.segment_sum(x, x % 4, num_segments=4),
+        jnp.searchsorted(jnp.sort(x), x),
+    )
 
 
 def heat_step(state: Any, n: Any) -> Any:
@@ -213,7 +246,14 @@ def heat_step(state: Any, n: Any) -> Any:
 def padded_blocks(x: Any) -> Any:
     y = jnp.pad(x, ((1, 2), (3, 0)), mode="reflect")
     tiles = jnp.tile(x, (2, 1)).reshape(-1, 2).transpose(1, 0)
-    return y, tiles, jnp.concatenate([x, x], 1), jnp.stack([x, -x]), jnp.repeat(x, 3, axis=0), jnp.kron(x, x)
+    return (
+        y,
+        tiles,
+        jnp.concatenate([x, x], 1),
+        jnp.stack([x, -x]),
+        jnp.repeat(x, 3, axis=0),
+        jnp.kron(x, x),
+    )
 
 
 def mandelbrot(re: Any, im: Any) -> Any:
