@@ -14,7 +14,7 @@ CWT := cwt==3.3.0
 # For python -m tests.bench, e.g. make bench BENCH="overhead --quick"
 BENCH ?= overhead minilm footprint
 
-.PHONY: help venv demo test check bench test-long clean-room kernels docs clean
+.PHONY: help venv demo test check bench test-long clean-room kernels docs fuzz-artifacts clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,11 @@ kernels: venv  ## rebuild the committed kernel artifacts, and say what drifted
 
 docs: venv  ## the generated pages of docs/reference
 	@$(PY) -m tests.reference
+
+N ?= 20000
+SEED ?= 1
+fuzz-artifacts: venv  ## N mutants of artifacts, each judged in a process of its own
+	@$(PY) -m tests.fuzz artifacts --count $(N) --seed $(SEED)
 
 clean:  ## remove what make made
 	rm -rf .venv .venv-cwt build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,9 @@ pinned StableHLO version, so that a newer exporter does not change them without 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax import export
@@ -18,12 +19,31 @@ from jax._src.interpreters import mlir
 from jax._src.lib import _jax  # type: ignore[attr-defined]
 from jaxlib.mlir import ir, passmanager
 
-from .spec import ArraySpec, KernelInfo
+from .spec import KernelInfo
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Old enough for every jaxlib in JAX's window, new enough for each op in use; StableHLO reads
 # serialisations up to five years old (docs/compatibility.md).
 STABLEHLO_VERSION = "1.10.0"
+
+
+class Shaped(Protocol):
+    """An argument as far as export looks at it: a NumPy dtype's name and a shape."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def flat(function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:
+    """`function` with its result as a flat tuple of arrays, whatever tree it gives back."""
+
+    @functools.wraps(function)
+    def leaves(*args: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jax.tree.leaves(function(*args)))
+
+    return leaves
 
 
 def strip(exported: export.Exported) -> export.Exported:
@@ -38,11 +58,19 @@ def strip(exported: export.Exported) -> export.Exported:
     return dataclasses.replace(exported, mlir_module_serialized=serialized)
 
 
-def export_bytes(function: Callable[..., Any], args: Sequence[ArraySpec]) -> bytes:
-    """Artifact bytes of `function` for exactly these shapes; flat arrays in, a flat tuple out."""
-    shapes = [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
-    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
+def shapes_of(args: Sequence[Shaped]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(arg.shape, arg.dtype) for arg in args]
+
+
+def export_flat(flattened: jax.stages.Wrapped, args: Sequence[Shaped]) -> bytes:
+    """Artifact bytes of a jitted function whose result is a flat tuple (`flat`)."""
+    exported = export.export(flattened, platforms=PLATFORMS)(*shapes_of(args))
     return bytes(strip(exported).serialize(vjp_order=0))
+
+
+def export_bytes(function: Callable[..., Any], args: Sequence[Shaped]) -> bytes:
+    """Artifact bytes of `function` for exactly these shapes; flat arrays in, a flat tuple out."""
+    return export_flat(jax.jit(flat(function)), args)
 
 
 def export_kernel(info: KernelInfo, function: Callable[..., Any]) -> bytes:

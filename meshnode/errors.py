@@ -9,6 +9,7 @@ did wrong decides who must act.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import ClassVar
 
 
@@ -39,6 +40,15 @@ class Refused(MeshError):
     """The request was refused."""
 
     exit_code = 1
+
+
+class ArtifactRefused(Refused):
+    """The artifact was refused; `mesh artifact check FILE` says why."""
+
+    def __init__(self, reason: IntEnum, text: str) -> None:
+        """`reason` is a code of meshnode.protocol.reasons; `text` says what is wrong where."""
+        super().__init__(text)
+        self.reason = reason
 
 
 class UsageError(MeshError):

@@ -26,6 +26,7 @@ FOLDERS: tuple[tuple[str, int, int], ...] = (
     ("property", 90, 600),
     ("sim", 120, 900),
     ("kernels", 180, 300),
+    ("artifacts", 240, 900),
     ("node", 120, 300),
     ("processes", 300, 900),
     ("attack", 240, 900),

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from meshnode.errors import LocalResource, MeshError, UsageError
+from meshnode.errors import ArtifactRefused, LocalResource, MeshError, UsageError
 from meshnode.node.home import home_path, run_base
 
 JSON_VERSION: Final = 1
@@ -260,6 +260,8 @@ def run(group: click.Command, name: str, argv: Sequence[str] | None = None) -> i
     except (KeyboardInterrupt, click.Abort):
         talk(shown.return_line or "stopped")
         return 130
+    except ArtifactRefused as error:
+        return _failed(shown, str(error), error.reason.name, error.exit_code)
     except MeshError as error:
         return _failed(shown, str(error), type(error).__name__, error.exit_code)
     except BrokenPipeError:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "peers": Late("meshnode.cli.look:peers", "List the cars and nodes in reach."),
     "kernels": Late("meshnode.cli.look:kernels", "List the kernels there are."),
     "models": Late("meshnode.cli.look:models", "Get the weights that a kernel needs."),
+    "artifact": Late("meshnode.cli.artifact:artifact", "Build, show and check your own functions."),
     "receipts": Late("meshnode.cli.receipts:receipts", "List, show and verify signed receipts."),
     "account": Late("meshnode.cli.found:account", "Sign for a car whose account key is here."),
 }

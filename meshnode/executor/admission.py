@@ -13,6 +13,7 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import (
     ARGS_MAX,
     LEASE_UNITS_MAX,
+    STEPS_MAX,
     ArraySpec,
     BlobRef,
     Digest,
@@ -89,7 +90,7 @@ def _check_stepped(spec: ExecSpec, stepped: Stepped) -> None:
         raise Refused(Reason.KERNEL_SPEC, "the kernel has no such state arrays")
     if spec.outs != tuple(state[index] for index in stepped.result):
         raise Refused(Reason.KERNEL_SPEC, "the outputs are not the state arrays that it names")
-    if not 1 <= spec.steps <= wire.STEPS_MAX:
+    if not 1 <= spec.steps <= STEPS_MAX:
         raise Refused(Reason.KERNEL_SPEC, f"{spec.steps} steps")
     state_bytes = sum(map(wire.array_bytes, state))
     if not 1 <= state_bytes <= wire.STATE_BYTES_MAX:

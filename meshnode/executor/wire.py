@@ -19,7 +19,15 @@ from typing import Any, Final
 
 import cbor2
 
-from meshnode.protocol.types import ARGS_MAX, DIMS_MAX, LEASE_UNITS_MAX, ArraySpec, Stepped
+from meshnode.protocol.types import (
+    ARGS_MAX,
+    ARTIFACT_BYTES_MAX,
+    DIMS_MAX,
+    LEASE_UNITS_MAX,
+    STEPS_MAX,
+    ArraySpec,
+    Stepped,
+)
 
 # ---- node -> worker
 LOAD: Final = 1
@@ -40,14 +48,12 @@ UNUSABLE: Final = 23  # the executable of the LOAD does not load here
 STATE: Final = 24  # a checkpoint lies in the run's state file
 WATCH: Final = 25  # watched arrays after a slice
 
-ARTIFACT_BYTES_MAX: Final = 16 << 20
 UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
 RUN_INLINE_BYTES_MAX: Final = 16 << 20  # inline inputs of one run
 EXECUTABLE_BYTES_MAX: Final = 48 << 20  # one compiled program, serialised
 STATE_BYTES_MAX: Final = 256 << 20  # all state arrays of a stepped program
 WATCH_BYTES_MAX: Final = 32 << 10  # all watched arrays: they fit one frame between nodes
 LOOP_UNITS_MAX: Final = 64  # units of one XLA call
-STEPS_MAX: Final = (1 << 31) - 1  # of one unit; the kernel counts them in int32
 TEXT_BYTES_MAX: Final = 2048
 PROBED_BYTES_MAX: Final = 64 << 10
 FLUSH_UNITS: Final = 64

@@ -19,7 +19,7 @@ from ..errors import MeshError
 from .attempt import Attempt
 from .codec import decode, digest_of, encode_ordered
 from .events import JobOrder
-from .objects import JobArg, JobSpec, Span, Steps
+from .objects import JobArg, JobSpec, JobSteps, Span
 from .reasons import Reason
 from .rule import decode_map, encode_map
 from .types import (
@@ -111,7 +111,7 @@ def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:
         order.memory_mb_max,
         1,
         order.code,
-        None if order.stepped is None else Steps(order.steps, *order.stepped),
+        None if order.stepped is None else JobSteps(order.steps, *order.stepped),
     )
     check_steps(made)
     if made.code is not None and not 0 < made.code.size <= ARTIFACT_BYTES_MAX:

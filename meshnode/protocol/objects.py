@@ -18,6 +18,7 @@ from .rule import (
     Code,
     Fixed,
     Int,
+    Kid,
     Kind,
     Many,
     Nested,
@@ -32,6 +33,7 @@ from .types import (
     ADDR_CHARS_MAX,
     ADDRS_MAX,
     ARGS_MAX,
+    ARTIFACT_BYTES_MAX,
     BLOB_BYTES_MAX,
     CACHED_MAX,
     CLASSES_MAX,
@@ -63,6 +65,7 @@ T_OFFER: Final = "mesh-offer/1"
 T_LEASE: Final = "mesh-lease/1"
 T_RECEIPT: Final = "mesh-receipt/1"
 T_ACCEPT: Final = "mesh-accept/1"
+T_MANIFEST: Final = "mesh-manifest/1"
 
 NO_CURRENCY: Final = "XXX"  # ISO 4217: no currency involved
 
@@ -423,7 +426,7 @@ class JobArg(NamedTuple):
 JOB_ARG: Final = Row(JobArg, Uint(1), ARRAY, DIGEST, Uint(BLOB_BYTES_MAX), Uint(1))
 
 
-class Steps(NamedTuple):
+class JobSteps(NamedTuple):
     """A long job: each unit is this many steps of a stepped artifact; see `types.Stepped`."""
 
     total: int
@@ -454,7 +457,7 @@ class JobSpec:
     replicas: Annotated[int, at(12, Uint(16))]
     code: Annotated[BlobRef | None, at(13, BLOB, optional=True)] = None
     steps: Annotated[
-        Steps | None, at(14, Row(Steps, Uint(STEPS_MAX), INDICES, INDICES), optional=True)
+        JobSteps | None, at(14, Row(JobSteps, Uint(STEPS_MAX), INDICES, INDICES), optional=True)
     ] = None
 
 
@@ -638,3 +641,89 @@ class Acceptance:
             optional=True,
         ),
     ] = None
+
+
+class ArgRole(IntEnum):
+    """How an argument meets the units of a job."""
+
+    CONSTANT = 0  # the same array for every unit
+    MAPPED = 1  # one slice a unit
+    STATE = 2  # of a stepped artifact: what one call returns is the next one's argument
+
+
+class Numerics(IntEnum):
+    """How two honest cars of different kinds may differ on one unit."""
+
+    EXACT = 0
+    F32_HIGHEST = 1
+    TF32 = 2
+    BF16 = 3
+
+
+class ManifestArg(NamedTuple):
+    role: ArgRole
+    spec: ArraySpec
+
+
+class Steps(NamedTuple):
+    """Of a stepped artifact: `step(constants..., state..., n: int32) -> state...`.
+
+    `result` and `watch` are indices of its state arrays, in the order of its arguments of that
+    role: what a unit gives in the end, and what the submitter sees as it goes on. Rising.
+    """
+
+    result: tuple[int, ...]
+    watch: tuple[int, ...]
+    unit: int  # steps of one unit, if the person says nothing
+    slice: int  # a first guess of how many take half a second
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What its maker says of an artifact; a car believes only what the bytes themselves say.
+
+    `args` are those of the artifact in calling order; a stepped one takes `n` after them. The
+    tolerance is in 1e-9 of the largest output.
+    """
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    maker: Annotated[bytes, at(2, Kid())]
+    name_of_object: Annotated[Literal["manifest"], at(4, Fixed("manifest"))]
+    name: Annotated[str, at(5, Tstr(KERNEL_CHARS_MAX))]
+    artifact: Annotated[Digest, at(6, DIGEST)]
+    size: Annotated[int, at(7, Uint(ARTIFACT_BYTES_MAX))]
+    args: Annotated[
+        tuple[ManifestArg, ...],
+        at(8, Many(Row(ManifestArg, Code(ArgRole), ARRAY), ARGS_MAX)),
+    ]
+    outs: Annotated[tuple[ArraySpec, ...], at(9, Many(ARRAY, ARGS_MAX, 1))]
+    x64: Annotated[int, at(10, Uint(1))]
+    numerics: Annotated[Numerics, at(11, Code(Numerics))]
+    tolerance_nano: Annotated[int, at(12, Uint())]
+    unit_wall_ms_max: Annotated[int, at(13, Uint())]
+    memory_mb_max: Annotated[int, at(14, Uint())]
+    result_bytes_max: Annotated[int, at(15, Uint(BLOB_BYTES_MAX))]
+    jax: Annotated[str, at(16, Tstr(32))]
+    calling_convention: Annotated[int, at(17, Uint(1024))]
+    platforms: Annotated[tuple[str, ...], at(18, Many(Tstr(16), 8, 1))]
+    made_ms: Annotated[int, at(19, MS)]
+    steps: Annotated[
+        Steps | None,
+        at(20, Row(Steps, INDICES, INDICES, Uint(), Uint()), optional=True),
+    ] = None
+
+    def __post_init__(self) -> None:
+        state = [arg.spec for arg in self.args if arg.role is ArgRole.STATE]
+        if self.steps is None:
+            if state:
+                raise ValueError("an argument is state, but the artifact is not stepped")
+            return
+        if not state or tuple(state) != self.outs:
+            raise ValueError("a stepped artifact returns its state: as many arrays, equal shapes")
+        for indices in (self.steps.result, self.steps.watch):
+            if sorted(set(indices)) != list(indices) or (indices and indices[-1] >= len(state)):
+                raise ValueError("result and watch are rising indices of state arrays")
+        if not self.steps.result or not self.steps.unit or not self.steps.slice:
+            raise ValueError("a stepped artifact has a result, and steps in a unit and a slice")

@@ -26,7 +26,7 @@ from typing import (
 
 from ..errors import RemoteProtocolError
 from .codec import Cbor
-from .types import TEXT_BYTES_MAX, UINT_MAX
+from .types import ACCOUNT_BYTES, PEER_BYTES, PEER_PREFIX, TEXT_BYTES_MAX, UINT_MAX
 
 T = TypeVar("T")
 
@@ -99,6 +99,21 @@ class Bstr:
                 raise _refuse(f"{len(value)} bytes where {self.size} belong")
         elif len(value) > self.most:
             raise _refuse(f"{len(value)} bytes; at most {self.most}")
+        return value
+
+    def dump(self, value: Any) -> Cbor:
+        return bytes(value)
+
+
+class Kid:
+    """Who signs, as the envelope names them: a peer id or an account."""
+
+    def load(self, value: Any) -> bytes:
+        if type(value) is not bytes or not (
+            len(value) == ACCOUNT_BYTES
+            or (len(value) == PEER_BYTES and value.startswith(PEER_PREFIX))
+        ):
+            raise _refuse("neither a peer id nor an account")
         return value
 
     def dump(self, value: Any) -> Cbor:

@@ -23,6 +23,7 @@ LeaseId = NewType("LeaseId", bytes)  # 16 random bytes, minted by the provider's
 PROTOCOL_VERSION: Final = 1
 PEER_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, libp2p Ed25519 key
 PEER_BYTES: Final = 38
+ACCOUNT_BYTES: Final = 32
 ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 
@@ -39,6 +40,7 @@ PART_BYTES_MAX: Final = 48 * 1024  # output bytes in one part frame
 JOB_UNITS_MAX: Final = 1 << 32
 LEASE_UNITS_MAX: Final = 4096  # also the most units of one receipt
 RECEIPT_SPAN_MS_MAX: Final = 60_000
+ARTIFACT_BYTES_MAX: Final = 16 << 20
 ARGS_MAX: Final = 64
 DIMS_MAX: Final = 8
 ADDRS_MAX: Final = 16
@@ -84,8 +86,7 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
 
 
-STEPS_MAX: Final = 1 << 31  # of one unit: `n` is an int32
-ARTIFACT_BYTES_MAX: Final = 16 << 20
+STEPS_MAX: Final = (1 << 31) - 1  # of one unit: `n` is an int32
 WATCH_BYTES_MAX: Final = 32 << 10  # watched arrays of a long job: they travel in one frame
 
 

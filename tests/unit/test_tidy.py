@@ -40,6 +40,7 @@ PRINTERS = (
     "tests/bench/",
     "tests/attack/",
     "tests/soak/",
+    "tests/fuzz/",
     "jaxkernels/timing.py",
 )
 

@@ -166,6 +166,26 @@ def _rules() -> Iterator[tuple[str, str, Any]]:
     meters = {k: v for k, v in receipt[10].items() if k != 8}
     yield "a meter missing", objects.T_RECEIPT, {**receipt, 10: meters}
     yield "a meter more", objects.T_RECEIPT, {**receipt, 10: {**receipt[10], 9: 0}}
+    for what, fields in _manifests(random.Random(4)):
+        yield what, objects.T_MANIFEST, fields
+
+
+def _manifests(rng: random.Random) -> Iterator[tuple[str, Any]]:
+    plain = fields_of(sample(objects.Manifest, rng, full=False))
+    stepped = fields_of(sample(objects.Manifest, rng, full=True))
+    array, state = plain[9][0], stepped[9][0]
+    yield "state of an artifact that is not stepped", {**plain, 8: [[2, array]]}
+    yield "a role that is none", {**plain, 8: [[3, array]]}
+    yield "a maker of 33 bytes", {**plain, 2: bytes(33)}
+    yield "a manifest of no result", {**plain, 9: []}
+    yield "a manifest of no platform", {**plain, 18: []}
+    yield "an artifact over 16 MiB", {**plain, 7: (16 << 20) + 1}
+    yield "a stepped artifact without state", {**stepped, 8: [[0, state]]}
+    yield "a stepped artifact that returns more than its state", {**stepped, 9: [state, state]}
+    yield "a result that is no state array", {**stepped, 20: [[1], [], 100, 10]}
+    yield "a stepped artifact without result", {**stepped, 20: [[], [0], 100, 10]}
+    yield "indices that do not rise", {**stepped, 20: [[0, 0], [], 100, 10]}
+    yield "a slice of no steps", {**stepped, 20: [[0], [], 100, 0]}
 
 
 def _frames() -> Iterator[tuple[str, bytes]]:

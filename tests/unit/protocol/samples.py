@@ -17,6 +17,7 @@ from meshnode.protocol.rule import (
     Code,
     Fixed,
     Int,
+    Kid,
     Many,
     Nested,
     OrNull,
@@ -25,7 +26,7 @@ from meshnode.protocol.rule import (
     Uint,
     rules,
 )
-from meshnode.protocol.types import UINT_MAX
+from meshnode.protocol.types import PEER_PREFIX, UINT_MAX
 
 # typ -> (rule, the field that names who signs)
 SIGNED: dict[str, tuple[type[Any], str]] = {
@@ -41,6 +42,7 @@ SIGNED: dict[str, tuple[type[Any], str]] = {
     objects.T_LEASE: (objects.Lease, "provider"),
     objects.T_RECEIPT: (objects.Receipt, "provider"),
     objects.T_ACCEPT: (objects.Acceptance, ""),  # whose channel it is says who
+    objects.T_MANIFEST: (objects.Manifest, "maker"),
 }
 EDGES = (0, 1, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, UINT_MAX)
 # Of every group one: a new reason must not change the vectors of objects that do not name it.
@@ -61,6 +63,8 @@ def draw(kind: Any, rng: random.Random) -> Any:
     if isinstance(kind, Bstr):
         size = kind.size if kind.size is not None else min(kind.most, rng.choice((0, 1, 23, 300)))
         return rng.randbytes(size)
+    if isinstance(kind, Kid):
+        return rng.choice((PEER_PREFIX, b"")) + rng.randbytes(32)
     if isinstance(kind, Tstr):
         if kind.size is not None:
             return "XXXEURUSD"[: kind.size]
@@ -101,10 +105,19 @@ def _whole(rule_class: type, values: dict[str, Any], rng: random.Random) -> dict
     if rule_class in (objects.Agreement, messages.Terms):
         values["rates"] = tuple(rate._replace(unit=rate.unit or 1) for rate in values["rates"])
     if rule_class is objects.JobSpec and values["steps"] is not None:
-        values["steps"] = objects.Steps(400, (0,), ())
+        values["steps"] = objects.JobSteps(400, (0,), ())
     if rule_class is objects.Offer:
         first, size = rng.choice((0, 24, 1 << 31)), rng.choice((1, 256, 4096))
         values["job"] = replace(values["job"], units=first + 3 * size)
         values["task"] = objects.Span(first, 2 * size)
         values["run"] = objects.Span(first + size, size)
+    if rule_class is objects.Manifest:
+        stepped = values["steps"] is not None
+        array = draw(objects.ARRAY, rng)
+        role = objects.ArgRole.STATE if stepped else objects.ArgRole.MAPPED
+        constant = objects.ManifestArg(objects.ArgRole.CONSTANT, array)
+        values["args"] = (constant, objects.ManifestArg(role, array))
+        values["outs"] = (array,)
+        if stepped:
+            values["steps"] = objects.Steps((0,), (), 100, 10)
     return values

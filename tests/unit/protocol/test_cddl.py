@@ -18,6 +18,7 @@ from meshnode.protocol.rule import (
     Code,
     Fixed,
     Int,
+    Kid,
     Many,
     Nested,
     OrNull,
@@ -57,6 +58,8 @@ def expected(kind: Any) -> str:
         return "int"
     if isinstance(kind, Code):
         return choice(kind.enum)
+    if isinstance(kind, Kid):
+        return cddl.normal("kid")
     if isinstance(kind, Bstr | Tstr):
         word = "bstr" if isinstance(kind, Bstr) else "tstr"
         return (

@@ -1,0 +1,1 @@
+"""Artifacts: honest ones are accepted, forged ones are refused or end only their own process."""
