@@ -11,6 +11,7 @@ All methods may be called from any thread and block only for the disk.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
@@ -88,10 +89,7 @@ class ExecutableCache:
         if self._folder is not None and len(content) <= self._bytes_max:
             with contextlib.suppress(OSError):  # a full disk costs a compile next time
                 return Entry(self._write(self._folder, key, content), figures)
-        fd = os.memfd_create("executable", os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.write(content)
-        return Entry(fd, figures)
+        return Entry(_unnamed(content), figures)
 
     def drop(self, key: bytes) -> None:
         """Forget what turned out to be of no use."""
@@ -130,11 +128,15 @@ class ExecutableCache:
                 os.fchmod(file.fileno(), 0o400)
                 file.write(content)
             fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-            with self._lock:
-                self._forget(key)
-                self._evict(len(content))
-                draft.replace(self._path(folder, key))
-                self._sizes[key.hex()] = len(content)
+            try:
+                with self._lock:
+                    self._forget(key)
+                    self._evict(len(content))
+                    draft.replace(self._path(folder, key))
+                    self._sizes[key.hex()] = len(content)
+            except OSError:
+                os.close(fd)
+                raise
             return fd
         finally:
             draft.unlink(missing_ok=True)
@@ -148,6 +150,17 @@ class ExecutableCache:
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 self._path(self._folder, key).unlink(missing_ok=True)
+
+
+def _unnamed(content: bytes) -> int:
+    """A file that nobody can write to or find."""
+    fd = os.memfd_create("executable", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
 
 
 def _checked(fd: int) -> Figures | None:

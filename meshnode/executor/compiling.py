@@ -54,7 +54,18 @@ class Compiler:
         self, artifact: Digest, load: wire.Load, environment: bytes
     ) -> tuple[Entry | None, Figures]:
         """The executable (the caller closes it) and its figures; without one where the backend
-        cannot serialise. Refused if the program is refused; ZygoteLost."""
+        cannot serialise. Refused if the program is refused or needs too much memory; ZygoteLost."""
+        entry, figures = await self._known_or_made(artifact, load, environment)
+        if figures.memory_mb > load.memory_mb_max:
+            if entry is not None:
+                os.close(entry.fd)
+            text = f"it needs {figures.memory_mb} MB, {load.memory_mb_max} MB are allowed"
+            raise Refused(Reason.MEMORY, text)
+        return entry, figures
+
+    async def _known_or_made(
+        self, artifact: Digest, load: wire.Load, environment: bytes
+    ) -> tuple[Entry | None, Figures]:
         key = key_of(artifact, load, environment)
         lock, users = self._locks.get(key, (trio.Lock(), 0))
         self._locks[key] = lock, users + 1

@@ -50,7 +50,7 @@ from .bounds import (
     BlobFiles,
     ExecutorConfig,
 )
-from .cache import Entry, ExecutableCache, Figures
+from .cache import ExecutableCache, Figures
 from .compiling import Compiler
 from .forks import Zygote, ZygoteLost, open_zygote
 from .probing import probe
@@ -163,6 +163,16 @@ class Executor:
     def running(self) -> int:
         """Slots in use."""
         return sum(worker.run is not None for worker in self._workers)
+
+    @property
+    def zygote_ready(self) -> bool:
+        """A run that starts now waits for no import of jax."""
+        return self._zygote is not None
+
+    @property
+    def compiles(self) -> int:
+        """Compile-only workers started so far."""
+        return self._compiler.compiles
 
     # -------------------------------------------------------------------------------------- checks
 
@@ -299,7 +309,12 @@ class Executor:
             await self._hear(worker)
         artifact = self._artifacts.artifact(spec.artifact, spec.code)
         load = load_of(spec, artifact.exported, self._memory(spec))
-        executable, figures = await self._executable(worker, load)
+        environment = worker.environment
+        try:
+            executable, figures = await self._compiler.executable(spec.artifact, load, environment)
+        except Refused as refused:
+            self._remember(worker.program, refused)
+            raise
         if executable is None:
             await worker.load(load, fds)
             return
@@ -310,46 +325,21 @@ class Executor:
         while not worker.loaded:
             for kind, body in await worker.receive():
                 if kind == wire.UNUSABLE:  # a cache of another machine, say
-                    await self._compiler.drop(spec.artifact, load, worker.environment)
+                    await self._compiler.drop(spec.artifact, load, environment)
                     await worker.load(load, fds)
                     return
                 self._on_frame(worker, kind, body)
-
-    async def _executable(self, worker: Worker, load: wire.Load) -> tuple[Entry | None, Figures]:
-        """The program's machine code; a refusal that holds for every run is remembered."""
-        artifact, fits = worker.program.artifact, load.memory_mb_max
-        try:
-            entry, figures = await self._compiler.executable(artifact, load, worker.environment)
-        except Refused as refused:
-            self._remember(worker.program, refused)
-            raise
-        _keep(self._figures, worker.program, figures, FIGURES_KEPT_MAX)
-        if figures.memory_mb > fits:
-            if entry is not None:
-                os.close(entry.fd)
-            text = f"it needs {figures.memory_mb} MB, {fits} MB are allowed"
-            raise Refused(Reason.MEMORY, text)
-        return entry, figures
 
     async def _bring_loop(self, worker: Worker, spec: ExecSpec, units: int) -> None:
         """What WANT asked for, while the run goes on; without it units go one by one."""
         artifact = self._artifacts.artifact(spec.artifact, spec.code)
         load = load_of(spec, artifact.exported, self._memory(spec))
         load = replace(load, loop_units=units)
-        with trio.move_on_after(self._config.load_s_max):
-            try:
-                entry, figures = await self._compiler.executable(
-                    spec.artifact, load, worker.environment
-                )
-            except (Refused, ZygoteLost):
-                return
-            if entry is None:
-                return
-            try:
-                if figures.memory_mb <= load.memory_mb_max:
+        with trio.move_on_after(self._config.load_s_max), contextlib.suppress(Refused, ZygoteLost):
+            entry, _ = await self._compiler.executable(spec.artifact, load, worker.environment)
+            if entry is not None:
+                with os.fdopen(entry.fd, "rb"):
                     await worker.say(wire.LOOP, wire.LOOP_BODY.pack(units), entry.fd)
-            finally:
-                os.close(entry.fd)
 
     async def _hear(self, worker: Worker) -> None:
         """What has come, into events."""
@@ -404,8 +394,9 @@ class Executor:
             self._finish(worker, run, Reason.DONE, "")
 
     def _on_frame(self, worker: Worker, kind: int, body: bytes) -> None:
-        if kind == wire.READY and len(body) == wire.READY_BODY.size:
-            # The layers in force; a policy that asks for some will compare here.
+        if kind == wire.READY and len(body) == wire.READY_BODY.size and not worker.environment:
+            # Said before anybody's code is in the process, and believed only then. The layers
+            # in force are for a policy that asks for some to compare.
             _, worker.environment = wire.READY_BODY.unpack(body)
             return
         if kind == wire.WANT and len(body) == wire.WANT_BODY.size:

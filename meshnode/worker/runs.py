@@ -9,6 +9,7 @@ worker never uses one for its program.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -29,7 +30,6 @@ LOOP_RUN_MIN: Final = 3  # what is left of a run and shorter goes unit by unit
 LOOP_UNIT_S_MAX: Final = 250e-6  # a dispatch is less than a tenth of a longer unit
 LOOP_S_MAX: Final = 0.02  # of one call, so that a stop is heard soon
 LOOP_BYTES_MAX: Final = 4 << 20  # stacked arguments and results of one call
-WARM_UNITS: Final = 4  # a program's first calls take longer
 GAIN_MIN: Final = 1.05  # of a loop over unit by unit
 
 
@@ -214,26 +214,29 @@ class UnitRun:
 
 
 class _UnitClock:
-    """How long units last, until that is known; asks for a loop once, if one would pay."""
+    """How long a unit lasts, as the median of a few says; asks for a loop once, if it would pay."""
 
     def __init__(self, program: Program, outlet: Outlet, units: int) -> None:
-        self._left = 0 if program.loop_asked or units < LOOP_UNITS_MIN else LOOP_UNITS_MIN
+        self._left = 0 if program.loop_asked or units < LOOP_UNITS_MIN else LOOP_UNITS_MIN - 1
         self._program = program
         self._outlet = outlet
-        self._began = 0.0
+        self._units_s: list[float] = []
+        self._last_s = time.perf_counter()
 
     def tick(self) -> None:
         if not self._left:
             return
         self._left -= 1
-        if self._left == LOOP_UNITS_MIN - WARM_UNITS:
-            self._began = time.perf_counter()
-        elif not self._left:
-            unit_s = (time.perf_counter() - self._began) / (LOOP_UNITS_MIN - WARM_UNITS)
-            units = loop_units(unit_s, self._program.unit_bytes + self._program.mapped_bytes)
-            if units:
-                self._program.loop_asked = True
-                self._outlet.send(wire.frame(wire.WANT, wire.WANT_BODY.pack(units)))
+        now_s = time.perf_counter()
+        self._units_s.append(now_s - self._last_s)
+        self._last_s = now_s
+        if self._left:
+            return
+        unit_s = statistics.median(self._units_s)
+        units = loop_units(unit_s, self._program.unit_bytes + self._program.mapped_bytes)
+        if units:
+            self._program.loop_asked = True
+            self._outlet.send(wire.frame(wire.WANT, wire.WANT_BODY.pack(units)))
 
 
 def loop_units(unit_s: float, unit_bytes: int) -> int:

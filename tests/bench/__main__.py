@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("overhead", "minilm", "footprint", "validator")
+BENCHES = ("overhead", "minilm", "footprint", "validator", "warm")
 
 
 def main() -> int:
