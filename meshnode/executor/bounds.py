@@ -55,6 +55,12 @@ class ExecutorConfig:
     """Of XLA in each worker; 0 is cores / slots."""
     probe_cache: Path | None = None
     """Where the probe's answer is kept, so that a node restarts without starting jax."""
+    sandbox_least: int = 0
+    """Layers without which no worker runs anything, of the owner's policy: protocol.sandbox."""
+    cgroup: str = ""
+    """A control group in which each worker gets one of its own; empty: none."""
+    share_device: bool = False
+    """Let workers of several submitters hold one accelerator at a time. Not of the CPU."""
     log_workers: bool = False
     python: str = sys.executable
 

@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -29,7 +29,8 @@ from meshnode.errors import LocalProtocolError
 from meshnode.protocol.effects import Admit, ExecSpec, StartExec, StopExec
 from meshnode.protocol.events import Admitted, Event, ExecEnded, Meters, Started, UnitsDone
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import Digest
+from meshnode.protocol.sandbox import missing, names
+from meshnode.protocol.types import Peer
 
 from . import wire
 from .admission import Program, Refused, check_run, check_sizes, memory_mb_least, program_of
@@ -45,16 +46,17 @@ from .bounds import (
     ExecutorConfig,
 )
 from .forks import Child, Zygote, ZygoteLost, open_zygote
-from .probing import probe
+from .link import Link, open_blob
+from .probing import forget, probe
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 _LOAD_REFUSALS = frozenset({Reason.KERNEL_SPEC, Reason.JAX_WINDOW, Reason.MEMORY})
-_WORKER_REASONS = {
-    int(reason): reason
-    for reason in (*_LOAD_REFUSALS, Reason.FAILED_BY_JOB, Reason.STOPPED_BY_OWNER)
-}
+# Says nothing of the program: the next worker may fare better, another program no better.
+_OTHER_REFUSALS = (Reason.SANDBOX, Reason.FAILED_BY_JOB, Reason.STOPPED_BY_OWNER)
+_OutputsOf = Callable[[bytes, int, int], tuple[bytes, ...] | None]
+_WORKER_REASONS = {int(reason): reason for reason in (*_LOAD_REFUSALS, *_OTHER_REFUSALS)}
 
 
 class Figures(NamedTuple):
@@ -89,7 +91,7 @@ class _Run:
 @dataclass(eq=False, slots=True)
 class _Worker:
     program: Program
-    sock: socket.socket  # ours, non-blocking
+    link: Link
     scope: trio.CancelScope
     run: _Run | None
     child: Child | None = None
@@ -142,6 +144,8 @@ class Executor:
         self._zygote_users = 0
         self._used_s = trio.current_time()
         self._probing = False
+        self._layers = 0  # of the sandbox, as the probe found them
+        self._exclusive = False  # an accelerator: one submitter's workers at a time
         self._closing = False
 
     # ------------------------------------------------------------------------ called by the driver
@@ -238,11 +242,22 @@ class Executor:
             run = self._queue[0]
             worker = next((w for w in self._workers if w.idle and w.program == run.program), None)
             if worker is None:
+                if self._exclusive and self._others_hold_the_device(run.program.submitter):
+                    return  # `_bury` places again
                 self._make_room()
                 self._queue.popleft()
                 self._spawn(run)
             elif self._dispatch(worker, run):
                 self._queue.popleft()
+
+    def _others_hold_the_device(self, submitter: Peer) -> bool:
+        """What one submitter's worker leaves in a device's memory goes with its process; idle ones
+        end here, a running one is waited for."""
+        others = [w for w in self._workers if w.program.submitter != submitter]
+        for worker in others:
+            if worker.idle:
+                worker.doom(Reason.OK)
+        return bool(others)
 
     def _make_room(self) -> None:
         """At the bound the worker that has been idle longest goes; running ones are <= slots."""
@@ -256,7 +271,7 @@ class Executor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         scope = trio.CancelScope(deadline=trio.current_time() + self._config.load_s_max)
-        worker = _Worker(run.program, ours, scope, run)
+        worker = _Worker(run.program, Link(ours), scope, run)
         self._zygote_users += 1
         self._workers.append(worker)
         self._nursery.start_soon(self._live, worker, theirs)
@@ -264,22 +279,8 @@ class Executor:
     def _dispatch(self, worker: _Worker, run: _Run) -> bool:
         """Into the worker's socket, here and now. False: the worker turned out to be dead."""
         effect = run.effect
-        mask, fds = 0, array.array("i")
         try:
-            mapped = [arg for arg in effect.spec.args if arg.mapped]
-            for index, arg in enumerate(mapped):
-                if arg.blob is None:
-                    mask |= 1 << index
-                else:
-                    unit_bytes = wire.array_bytes(arg.spec)
-                    first, count = effect.run.first * unit_bytes, effect.run.count * unit_bytes
-                    fds.append(self._open_blob(arg.blob.blob_id, first, count))
-            head = wire.encode_run_head(
-                effect.exec_id, effect.run.first, effect.run.count, mask, len(effect.inline)
-            )
-            files = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
-            # The socket of an idle worker is empty, so this takes what fits and never blocks.
-            sent = worker.sock.sendmsg([head, effect.inline], files)
+            rest = worker.link.send_run(effect, run.unit_bytes, self._blobs)
         except Refused as refused:
             worker.run = None
             self._rest(worker)
@@ -288,38 +289,24 @@ class Executor:
         except OSError:
             worker.doom(Reason.WORKER_DIED)
             return False
-        finally:
-            for fd in fds:
-                os.close(fd)
         worker.run = run
         run.started_s = trio.current_time()
         assert worker.figures is not None
         run.flop_per_unit = run.flop_per_unit or worker.figures.flop_per_unit
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
-        rest = len(head) + len(effect.inline) - sent
         if rest:
-            self._nursery.start_soon(self._send_rest, worker, effect.inline[-rest:])
+            self._nursery.start_soon(self._send_rest, worker, rest)
         self._emit(Started(effect.exec_id))
         return True
 
     async def _send_rest(self, worker: _Worker, rest: bytes) -> None:
-        view = memoryview(rest)
+        view, sock = memoryview(rest), worker.link.sock
         with contextlib.suppress(OSError):  # the worker's own task sees its end
             while view:
                 try:
-                    view = view[worker.sock.send(view) :]
+                    view = view[sock.send(view) :]
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(worker.sock.fileno())
-
-    def _open_blob(self, blob_id: Digest, first_byte: int, byte_count: int) -> int:
-        try:
-            fd = self._blobs.open_blob(blob_id, first_byte, byte_count)
-        except (KeyError, OSError) as error:
-            raise Refused(Reason.BLOB_MISSING, f"blob {blob_id.hex()[:16]}") from error
-        if os.fstat(fd).st_size < first_byte + byte_count:
-            os.close(fd)
-            raise Refused(Reason.KERNEL_SPEC, f"blob {blob_id.hex()[:16]} is too short")
-        return fd
+                    await trio.lowlevel.wait_writable(sock.fileno())
 
     # ------------------------------------------------------------------------------ a worker's life
 
@@ -352,50 +339,56 @@ class Executor:
         fds = array.array("i")
         for arg in spec.args:
             if not arg.mapped and arg.blob is not None:
-                fds.append(self._open_blob(arg.blob.blob_id, 0, wire.array_bytes(arg.spec)))
+                size = wire.array_bytes(arg.spec)
+                fds.append(open_blob(self._blobs, arg.blob.blob_id, 0, size))
                 files.callback(os.close, fds[-1])
         zygote = await self._ensure_zygote()
-        worker.child = await zygote.fork("worker", theirs, self._config.threads_per_worker())
+        worker.child = await zygote.fork(
+            "worker",
+            theirs,
+            self._config.threads_per_worker(),
+            self._memory_mb_max(spec),
+            self._config.cgroup,
+        )
         load = wire.Load(
             self._artifacts.artifact(spec.artifact).exported,
             tuple(wire.LoadArg(arg.mapped, arg.spec) for arg in spec.args),
             spec.outs,
             self._memory_mb_max(spec),
         )
-        frame = memoryview(wire.encode_load(load))
-        sent = worker.sock.sendmsg(
-            [frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
-        )
+        rest = worker.link.send(memoryview(wire.encode_load(load)), fds)
         theirs.close()
-        await self._send_rest(worker, bytes(frame[sent:]))
+        await self._send_rest(worker, rest)
 
     async def _serve(self, worker: _Worker) -> None:
         """Answers into events, until the worker ends."""
+        sock = worker.link.sock
         while True:
-            await trio.lowlevel.wait_readable(worker.sock.fileno())
-            chunk = worker.sock.recv(RECEIVE_BYTES)
+            await trio.lowlevel.wait_readable(sock.fileno())
+            chunk = sock.recv(RECEIVE_BYTES)
             if not chunk:
                 raise OSError("end of file")
             for kind, body in worker.frames.feed(chunk):
                 if kind == wire.UNITS:
-                    await self._on_units(worker, body)
+                    await self._on_units(worker, body, worker.link.outputs_in_frame)
+                elif kind == wire.UNITS_IN_AREA:
+                    await self._on_units(worker, body, worker.link.outputs_in_area)
                 else:
                     self._on_frame(worker, kind, body)
 
-    async def _on_units(self, worker: _Worker, body: bytes) -> None:
+    async def _on_units(self, worker: _Worker, body: bytes, outputs_of: _OutputsOf) -> None:
         run = worker.run
         if run is None or len(body) < wire.UNITS_HEAD.size:
             raise wire.WireError("units")
         exec_id, first, units, device_ms, last = wire.UNITS_HEAD.unpack_from(body)
-        effect, size, start = run.effect, run.unit_bytes, wire.UNITS_HEAD.size
+        effect = run.effect
         if exec_id != effect.exec_id or first != effect.run.first + run.done or not units:
             raise wire.WireError("units of another run")
-        if run.done + units > effect.run.count or len(body) != start + units * size:
+        outputs = outputs_of(body, units, run.unit_bytes)
+        if run.done + units > effect.run.count or outputs is None:
             raise wire.WireError("units of a wrong size")
         run.done += units
         run.device_ms = device_ms
-        view = memoryview(body)
-        outputs = tuple(bytes(view[at : at + size]) for at in range(start, len(body), size))
         event = UnitsDone(exec_id, first, outputs, run.meters())
         try:
             self._send.send_nowait(event)
@@ -407,8 +400,9 @@ class Executor:
             self._finish(worker, run, Reason.DONE, "")
 
     def _on_frame(self, worker: _Worker, kind: int, body: bytes) -> None:
-        if kind == wire.READY and len(body) == wire.READY_BODY.size:
-            return  # the layers in force; a policy that asks for some will compare here
+        if kind == wire.READY and len(body) == wire.READY_BODY.size and not worker.loaded:
+            self._check_layers(*wire.READY_BODY.unpack(body))
+            return
         if kind == wire.LOADED and len(body) == wire.LOADED_BODY.size and not worker.loaded:
             compile_ms, flop_per_unit, memory_mb = wire.LOADED_BODY.unpack(body)
             worker.figures = Figures(flop_per_unit, memory_mb, compile_ms)
@@ -437,6 +431,17 @@ class Executor:
             reason = run.stop_reason or reason
         self._finish(worker, run, reason, text)
 
+    def _check_layers(self, layers: int) -> None:
+        """A worker says which it has: what the policy asks for, and what the advert promises."""
+        lacks = missing(self._config.sandbox_least, layers)
+        if lacks:
+            raise Refused(Reason.SANDBOX, f"its owner asks for {names(lacks)}")
+        lacks = missing(self._layers, layers)
+        if lacks:
+            forget(self._config)  # this machine has changed under the kept answer
+            self.probe()
+            raise Refused(Reason.SANDBOX, f"the probe had {names(lacks)}, this worker has not")
+
     def _finish(self, worker: _Worker, run: _Run, reason: Reason, text: str) -> None:
         """The run is over and the worker lives on."""
         worker.run = None
@@ -456,7 +461,7 @@ class Executor:
                 text = await worker.child.ending()
             await worker.child.gone()
             os.close(worker.child.pidfd)
-        worker.sock.close()
+        worker.link.close()
         self._workers.remove(worker)
         run, worker.run = worker.run, None
         if run is not None:
@@ -525,7 +530,12 @@ class Executor:
         self._zygote_users += 1
         self._used_s = trio.current_time()
         try:
-            self._emit(await probe(self._config, self._ensure_zygote))
+            found = await probe(self._config, self._ensure_zygote)
+            self._layers = found.sandbox_layers
+            self._exclusive = not self._config.share_device and any(
+                each.platform != "cpu" for each in found.classes
+            )
+            self._emit(found)
         finally:
             self._probing = False
             self._let_go_of_zygote()

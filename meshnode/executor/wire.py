@@ -24,12 +24,15 @@ from meshnode.protocol.types import ARGS_MAX, DIMS_MAX, LEASE_UNITS_MAX, ArraySp
 # ---- node -> worker
 LOAD: Final = 1
 RUN: Final = 2
+AREA: Final = 3  # shared memory from now on, one open file; see `area`
+TAKEN: Final = 4  # the outputs of one UNITS_IN_AREA frame are copied
 # ---- worker -> node
 READY: Final = 16
 LOADED: Final = 17
 UNITS: Final = 18
 ENDED: Final = 19
 PROBED: Final = 20
+UNITS_IN_AREA: Final = 21
 
 ARTIFACT_BYTES_MAX: Final = 16 << 20
 UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
@@ -43,10 +46,13 @@ CONTROL_BYTES_MAX: Final = 4096  # one message to or from the zygote
 FDS_MAX: Final = ARGS_MAX
 
 HEAD: Final = struct.Struct("!IB")
-RUN_HEAD: Final = struct.Struct("!QQIQ")  # exec_id, first, count, bit i: mapped arg i is inline
+# exec_id, first, count, bit i: mapped arg i is inline, inline bytes that are in the area
+RUN_HEAD: Final = struct.Struct("!QQIQQ")
+AREA_BODY: Final = struct.Struct("!QQ")  # bytes for inputs, bytes for outputs behind them
 READY_BODY: Final = struct.Struct("!I")  # sandbox layers in force
 LOADED_BODY: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
 UNITS_HEAD: Final = struct.Struct("!QQIIB")  # exec_id, first, units, device_ms, last
+UNITS_AREA_AT: Final = struct.Struct("!Q")  # behind UNITS_HEAD: first byte among the outputs
 ENDED_HEAD: Final = struct.Struct("!QHI")  # exec_id (0: the load), reason, device_ms
 
 # The longest body a worker may send: a flush is sent once it is over FLUSH_BYTES, so it holds at
@@ -165,21 +171,21 @@ def decode_load(body: bytes) -> Load:
 
 
 def encode_run_head(
-    exec_id: int, first: int, count: int, inline_mask: int, inline_bytes: int
+    exec_id: int, first: int, count: int, inline_mask: int, inline_bytes: int, area_bytes: int = 0
 ) -> bytes:
-    """Header of a RUN frame; `inline_bytes` bytes follow."""
+    """Header of a RUN frame; `inline_bytes` bytes follow, `area_bytes` are in the area."""
     head = HEAD.pack(RUN_HEAD.size + inline_bytes, RUN)
-    return head + RUN_HEAD.pack(exec_id, first, count, inline_mask)
+    return head + RUN_HEAD.pack(exec_id, first, count, inline_mask, area_bytes)
 
 
-def decode_run(body: bytes) -> tuple[int, int, int, int, memoryview]:
-    """(exec_id, first, count, inline_mask, inline)."""
+def decode_run(body: bytes) -> tuple[int, int, int, int, int, memoryview]:
+    """(exec_id, first, count, inline_mask, area_bytes, inline)."""
     if len(body) < RUN_HEAD.size:
         raise WireError("run")
-    exec_id, first, count, mask = RUN_HEAD.unpack_from(body)
+    exec_id, first, count, mask, area_bytes = RUN_HEAD.unpack_from(body)
     if not 1 <= count <= LEASE_UNITS_MAX:
         raise WireError("count")
-    return exec_id, first, count, mask, memoryview(body)[RUN_HEAD.size :]
+    return exec_id, first, count, mask, area_bytes, memoryview(body)[RUN_HEAD.size :]
 
 
 def encode_ended(exec_id: int, reason: int, device_ms: int, text: str) -> bytes:

@@ -73,6 +73,10 @@ class Reason(IntEnum):
     TOO_LARGE = 45, "a size or count is over the protocol's bound"
     READINGS = 46, "the car's readings are missing or too old"
     LOW_VOLTAGE = 47, "the 12 V battery is below the owner's limit"
+    SANDBOX = (
+        48,
+        "the car's workers lack a sandbox layer that its kernel has or its owner asks for",
+    )
     # ---- what happened
     DONE = 64, "all units are done"
     FAILED_BY_JOB = 65, "the kernel failed on these inputs"
