@@ -41,6 +41,20 @@ def program_of(spec: ExecSpec) -> Program:
     return Program(spec.submitter, spec.artifact, args, spec.outs)
 
 
+class Sizes(NamedTuple):
+    """What of a spec is asked for at every run of it."""
+
+    program: Program
+    unit_bytes: int  # all outputs of one unit
+    inline_bytes: int  # of one unit
+
+
+def sizes_of(spec: ExecSpec) -> Sizes:
+    """Of a spec that `check_sizes` has let through."""
+    inline = sum(wire.array_bytes(arg.spec) for arg in spec.args if arg.mapped and not arg.blob)
+    return Sizes(program_of(spec), sum(map(wire.array_bytes, spec.outs)), inline)
+
+
 def memory_mb_least(spec: ExecSpec) -> int:
     """Arguments and results of one unit; temporaries are known only after the compile."""
     arrays = (*(arg.spec for arg in spec.args), *spec.outs)
@@ -66,14 +80,13 @@ def check_sizes(spec: ExecSpec, memory_mb_max: int) -> None:
             raise Refused(Reason.KERNEL_SPEC, "a constant's blob is not of its array's size")
 
 
-def check_run(effect: StartExec) -> None:
-    run, spec = effect.run, effect.spec
+def check_run(effect: StartExec, inline_bytes: int) -> None:
+    run = effect.run
     if not 1 <= run.count <= LEASE_UNITS_MAX:
         raise Refused(Reason.TOO_LARGE, f"{run.count} units in one run")
     if effect.state is not None:
         raise Refused(Reason.KERNEL_SPEC, "this kernel has no steps to go on from")
-    inline = sum(wire.array_bytes(arg.spec) for arg in spec.args if arg.mapped and not arg.blob)
-    if inline * run.count != len(effect.inline):
+    if inline_bytes * run.count != len(effect.inline):
         raise Refused(Reason.KERNEL_SPEC, f"{len(effect.inline)} bytes of inline arguments")
     if len(effect.inline) > wire.RUN_INLINE_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{len(effect.inline)} bytes of inline arguments")

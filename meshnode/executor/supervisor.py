@@ -18,10 +18,9 @@ import os
 import signal
 import socket
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -33,7 +32,16 @@ from meshnode.protocol.sandbox import missing, names
 from meshnode.protocol.types import Peer
 
 from . import wire
-from .admission import Program, Refused, check_run, check_sizes, memory_mb_least, program_of
+from .admission import (
+    Program,
+    Refused,
+    Sizes,
+    check_run,
+    check_sizes,
+    memory_mb_least,
+    program_of,
+    sizes_of,
+)
 from .artifacts import Artifact, ArtifactSource
 from .bounds import (
     EVENTS_LATE_MAX,
@@ -48,9 +56,7 @@ from .bounds import (
 from .forks import Child, Zygote, ZygoteLost, open_zygote
 from .link import Link, open_blob
 from .probing import forget, probe
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
+from .run import Figures, Run, keep
 
 _LOAD_REFUSALS = frozenset({Reason.KERNEL_SPEC, Reason.JAX_WINDOW, Reason.MEMORY})
 # Says nothing of the program: the next worker may fare better, another program no better.
@@ -59,41 +65,12 @@ _OutputsOf = Callable[[bytes, int, int], tuple[bytes, ...] | None]
 _WORKER_REASONS = {int(reason): reason for reason in (*_LOAD_REFUSALS, *_OTHER_REFUSALS)}
 
 
-class Figures(NamedTuple):
-    """What loading a program told."""
-
-    flop_per_unit: int
-    memory_mb: int
-    compile_ms: int
-
-
-@dataclass(eq=False, slots=True)
-class _Run:
-    effect: StartExec
-    program: Program
-    unit_bytes: int
-    flop_per_unit: int = 0
-    done: int = 0
-    device_ms: int = 0
-    started_s: float = 0.0
-    stop_reason: Reason | None = None
-
-    def meters(self) -> Meters:
-        wall_ms = round((trio.current_time() - self.started_s) * 1000) if self.started_s else 0
-        # A worker that counts more device time than has passed is wrong or lies.
-        return Meters(
-            device_ms=min(self.device_ms, wall_ms + 1),
-            wall_ms=wall_ms,
-            kflop=self.flop_per_unit * self.done // 1000,
-        )
-
-
 @dataclass(eq=False, slots=True)
 class _Worker:
     program: Program
     link: Link
     scope: trio.CancelScope
-    run: _Run | None
+    run: Run | None
     child: Child | None = None
     loaded: bool = False
     figures: Figures | None = None
@@ -133,11 +110,12 @@ class Executor:
         # and yet must start tasks, and a task between would cost each run a wake-up.
         self._nursery = nursery
         self._workers: list[_Worker] = []
-        self._queue: deque[_Run] = deque()
-        self._runs: dict[int, _Run] = {}
+        self._queue: deque[Run] = deque()
+        self._runs: dict[int, Run] = {}
         self._late: deque[Event] = deque()
         self._figures: OrderedDict[Program, Figures] = OrderedDict()
         self._refused: OrderedDict[Program, tuple[Reason, str]] = OrderedDict()
+        self._passed: OrderedDict[Hashable, tuple[Artifact, Sizes]] = OrderedDict()
         self._zygote: Zygote | None = None
         self._zygote_scope: trio.CancelScope | None = None
         self._zygote_lock = trio.Lock()
@@ -171,22 +149,22 @@ class Executor:
             self._nursery.start_soon(self._warm)
 
     def start(self, effect: StartExec) -> None:
-        """Run now or as soon as a slot is free."""
+        """Run now, or as soon as a slot is free and a worker is loaded: then `Started` tells."""
         if effect.exec_id in self._runs:
             raise LocalProtocolError(f"exec {effect.exec_id} runs already")
         try:
-            artifact = self._check(effect.spec)
-            check_run(effect)
+            artifact, sizes = self._sizes(effect.spec)
+            check_run(effect, sizes.inline_bytes)
             if len(self._queue) >= RUNS_QUEUED_MAX:
                 raise Refused(Reason.BUSY, f"{RUNS_QUEUED_MAX} runs wait already")
         except Refused as refused:
             self._emit(ExecEnded(effect.exec_id, refused.reason, Meters(), refused.text))
             return
-        unit_bytes = sum(wire.array_bytes(spec) for spec in effect.spec.outs)
-        run = _Run(effect, program_of(effect.spec), unit_bytes, artifact.flop_per_unit)
+        run = Run(effect, sizes.program, sizes.unit_bytes, artifact.flop_per_unit)
         self._runs[effect.exec_id] = run
         self._queue.append(run)
         self._place()
+        run.waited = not run.started_s
 
     def stop(self, effect: StopExec) -> None:
         """`grace_ms` 0 kills; else the run ends at the next unit, and is killed after the grace."""
@@ -211,6 +189,16 @@ class Executor:
         return sum(worker.run is not None for worker in self._workers)
 
     # -------------------------------------------------------------------------------------- checks
+
+    def _sizes(self, spec: ExecSpec) -> tuple[Artifact, Sizes]:
+        """`_check`, remembered: a requester's short calls are all of one program."""
+        key = (spec.submitter, spec.artifact, spec.args, spec.outs, spec.memory_mb_max)
+        known = self._passed.get(key)
+        if known is None:
+            artifact = self._check(spec)
+            known = artifact, sizes_of(spec)
+            keep(self._passed, key, known, FIGURES_KEPT_MAX)
+        return known
 
     def _check(self, spec: ExecSpec) -> Artifact:
         """Everything that can be refused before a process is spawned."""
@@ -266,7 +254,7 @@ class Executor:
             idle = [worker for worker in alive if worker.idle]
             min(idle, key=lambda worker: worker.scope.deadline).doom(Reason.OK)
 
-    def _spawn(self, run: _Run) -> None:
+    def _spawn(self, run: Run) -> None:
         # Both ends exist before the child does, so nothing waits for an address.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
@@ -276,7 +264,7 @@ class Executor:
         self._workers.append(worker)
         self._nursery.start_soon(self._live, worker, theirs)
 
-    def _dispatch(self, worker: _Worker, run: _Run) -> bool:
+    def _dispatch(self, worker: _Worker, run: Run) -> bool:
         """Into the worker's socket, here and now. False: the worker turned out to be dead."""
         effect = run.effect
         try:
@@ -296,7 +284,8 @@ class Executor:
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
         if rest:
             self._nursery.start_soon(self._send_rest, worker, rest)
-        self._emit(Started(effect.exec_id))
+        if run.waited:  # else the caller still stands in `start`, and a wake-up is all it would get
+            self._emit(Started(effect.exec_id))
         return True
 
     async def _send_rest(self, worker: _Worker, rest: bytes) -> None:
@@ -389,7 +378,8 @@ class Executor:
             raise wire.WireError("units of a wrong size")
         run.done += units
         run.device_ms = device_ms
-        event = UnitsDone(exec_id, first, outputs, run.meters())
+        meters = run.meters()
+        event = UnitsDone(exec_id, first, outputs, meters)
         try:
             self._send.send_nowait(event)
         except trio.WouldBlock:
@@ -397,7 +387,7 @@ class Executor:
         if last:
             if run.done != effect.run.count:
                 raise wire.WireError("an end before the end")
-            self._finish(worker, run, Reason.DONE, "")
+            self._finish(worker, run, Reason.DONE, "", meters)
 
     def _on_frame(self, worker: _Worker, kind: int, body: bytes) -> None:
         if kind == wire.READY and len(body) == wire.READY_BODY.size and not worker.loaded:
@@ -406,7 +396,8 @@ class Executor:
         if kind == wire.LOADED and len(body) == wire.LOADED_BODY.size and not worker.loaded:
             compile_ms, flop_per_unit, memory_mb = wire.LOADED_BODY.unpack(body)
             worker.figures = Figures(flop_per_unit, memory_mb, compile_ms)
-            _keep(self._figures, worker.program, worker.figures, FIGURES_KEPT_MAX)
+            keep(self._figures, worker.program, worker.figures, FIGURES_KEPT_MAX)
+            self._passed.clear()  # they passed without these figures
             worker.loaded = True
             run = worker.run
             assert run is not None  # it was spawned for a run, and only its end takes it away
@@ -422,7 +413,8 @@ class Executor:
             raise wire.WireError(f"reason {code}")
         if not worker.loaded:
             if reason in _LOAD_REFUSALS - {Reason.MEMORY}:  # no other run of it will fare better
-                _keep(self._refused, worker.program, (reason, text), REFUSALS_KEPT_MAX)
+                keep(self._refused, worker.program, (reason, text), REFUSALS_KEPT_MAX)
+                self._passed.clear()
             raise Refused(reason, text)
         if exec_id != run.effect.exec_id:
             raise wire.WireError("the end of another run")
@@ -442,11 +434,13 @@ class Executor:
             self.probe()
             raise Refused(Reason.SANDBOX, f"the probe had {names(lacks)}, this worker has not")
 
-    def _finish(self, worker: _Worker, run: _Run, reason: Reason, text: str) -> None:
+    def _finish(
+        self, worker: _Worker, run: Run, reason: Reason, text: str, meters: Meters | None = None
+    ) -> None:
         """The run is over and the worker lives on."""
         worker.run = None
         self._rest(worker)
-        self._end(run, reason, text)
+        self._end(run, reason, text, meters)
         self._place()
 
     def _rest(self, worker: _Worker) -> None:
@@ -483,9 +477,9 @@ class Executor:
         limit_ms = run.effect.spec.wall_ms_max
         return Reason.WALL_CLOCK, f"its limit of {limit_ms} ms is over"
 
-    def _end(self, run: _Run, reason: Reason, text: str) -> None:
+    def _end(self, run: Run, reason: Reason, text: str, meters: Meters | None = None) -> None:
         del self._runs[run.effect.exec_id]
-        self._emit(ExecEnded(run.effect.exec_id, reason, run.meters(), text))
+        self._emit(ExecEnded(run.effect.exec_id, reason, meters or run.meters(), text))
 
     # -------------------------------------------------------------------------------------- zygote
 
@@ -585,10 +579,3 @@ async def open_executor(
             executor._close()
             nursery.cancel_scope.cancel()
     executor._send.close()
-
-
-def _keep(kept: OrderedDict[_K, _V], key: _K, value: _V, count_max: int) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > count_max:
-        kept.popitem(last=False)

@@ -14,6 +14,7 @@ from .job import array_bytes, inline_size
 from .objects import T_CONSENT, T_POLICY, Consent, Offer, Policy, Role, Submitters
 from .outbox import Outbox
 from .reasons import Reason
+from .sandbox import missing
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, INLINE_BYTES_MAX, LEASE_UNITS_MAX, Digest
 
@@ -68,9 +69,16 @@ class Owner:
             return Reason.NO_CONSENT
         if self.classes is None or not self.classes.classes:
             return Reason.NO_WORKER
+        if missing(self.sandbox_least, self.classes.sandbox_layers):
+            return Reason.SANDBOX
         if not self.budget.may_run:
             return self.budget.reason
         return Reason.OK
+
+    @property
+    def sandbox_least(self) -> int:
+        """Layers that the owner's policy asks of every worker."""
+        return 0 if self.consent is None else self.consent[3].sandbox_least or 0
 
     def admits(self, payer: bytes) -> bool:
         assert self.consent is not None

@@ -54,8 +54,24 @@ def missing(least: int, layers: int) -> Layer:
     return Layer(least & ~layers)
 
 
-def names(layers: int) -> str:
-    """`files, syscalls`: for a person. Unknown bits come as numbers."""
+def of_names(text: str) -> Layer:
+    """`files,tcp`; ValueError names what is no layer."""
+    layers = Layer(0)
+    for name in filter(None, (part.strip().upper() for part in text.split(","))):
+        if name not in Layer.__members__:
+            known = ", ".join(layer.name.lower() for layer in Layer if layer.name)
+            raise ValueError(f"{name.lower()} is no sandbox layer; there are {known}")
+        layers |= Layer[name]
+    return layers
+
+
+def listed(layers: int) -> list[str]:
+    """Names in the order of their bits; bits that this version does not know as one number."""
     known = [layer.name.lower() for layer in Layer if layer & layers and layer.name]
     unknown = layers & ~int(ALL)
-    return ", ".join([*known, *([f"bits {unknown:#x}"] if unknown else [])]) or "none"
+    return [*known, f"bits {unknown:#x}"] if unknown else known
+
+
+def names(layers: int) -> str:
+    """`files, syscalls`: for a person."""
+    return ", ".join(listed(layers)) or "none"
