@@ -38,10 +38,12 @@ class Group:
         return made
 
     def _limit(self, memory_bytes: int) -> None:
+        limit = self.path / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")
+        if not limit.exists():  # the kernel makes it with the folder, and nobody else
+            raise OSError(f"{self.path.parent} is no control group that bounds memory")
+        limit.write_text(str(memory_bytes))
         if self.version == 1:
-            (self.path / "memory.limit_in_bytes").write_text(str(memory_bytes))
             return
-        (self.path / "memory.max").write_text(str(memory_bytes))
         for name, value in (("memory.swap.max", "0"), ("pids.max", str(TASKS_MAX))):
             with contextlib.suppress(OSError):  # no swap accounting, no pids controller
                 (self.path / name).write_text(value)
@@ -49,6 +51,10 @@ class Group:
     def join(self) -> None:
         """The calling process, and what it will start."""
         (self.path / "cgroup.procs").write_text("0")
+
+    def holds_me(self) -> bool:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        return any(line.endswith(f"/{self.path.name}") for line in lines)
 
     def ran_out(self) -> bool:
         """Whether the kernel killed in it for want of memory."""

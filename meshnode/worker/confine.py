@@ -101,6 +101,8 @@ def before_backend(terms: Terms) -> Layer:
     there, layers = kernel_has(profile), Layer(0)
     if terms.group is not None:
         terms.group.join()
+        if not terms.group.holds_me():
+            raise LayerMissing(Layer.CGROUP)
         layers |= Layer.CGROUP | Layer.MEMORY
     # A device's nodes are for a group of users that nobody is not in.
     if not profile.devices and privileges.become_nobody(profile.installed):

@@ -2,9 +2,8 @@
 
 All through `Executor.start`, the call that the node makes, and so with every layer that this
 kernel has in force (`layers` names them). `noop_us` is one unit of `bench.noop@1` on a loaded
-worker: two wake-ups of the node's loop, one of the worker, one call into XLA. `io4mb_ms` is one unit of a
-kernel that adds one to 4 MB. `bare` figures are the same calls of XLA in one process, without any
-executor: what is left to win.
+worker: two wake-ups of the node's loop, one of the worker, one call into XLA. `io4mb_ms` is one
+unit of a kernel that adds one to 4 MB.
 """
 
 from __future__ import annotations
