@@ -128,6 +128,13 @@ async def told(
     executor: Executor, effect: StartExec, on: Callable[[Event], None] = lambda _: None
 ) -> Told:
     executor.start(effect)
+    return await heard(executor, effect, on)
+
+
+async def heard(
+    executor: Executor, effect: StartExec, on: Callable[[Event], None] = lambda _: None
+) -> Told:
+    """Of a run that was started."""
     outputs: list[bytes] = []
     slices: list[SliceDone] = []
     partials: list[Partial] = []
@@ -308,12 +315,9 @@ def test_a_stop_right_behind_the_start_is_heard(house: House) -> None:
     async def body(executor: Executor) -> None:
         await told(executor, house.run(1, BURN_LONG))
         effect = house.run(1_000_000, BURN_LONG)
-
-        def stop(event: Event) -> None:
-            if isinstance(event, Started):
-                executor.stop(StopExec(effect.exec_id, Reason.CANCELLED, 20_000))
-
-        got = await told(executor, effect, stop)
+        executor.start(effect)
+        executor.stop(StopExec(effect.exec_id, Reason.CANCELLED, 20_000))
+        got = await heard(executor, effect)
         assert got.end.reason is Reason.CANCELLED
         assert got.slices[-1].step < 1_000 and got.end.meters.wall_ms < 19_000
         assert (await told(executor, house.run(5, BURN_LONG))).end.reason is Reason.DONE
