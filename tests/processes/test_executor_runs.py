@@ -18,7 +18,7 @@ from meshnode.executor.cache import MAGIC
 from meshnode.protocol.effects import Admit, ArgSource, ExecSpec, StartExec, StopExec
 from meshnode.protocol.events import Event, ExecEnded
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ArraySpec, Digest, Peer
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
 
 from .test_executor import (
     TEST_S_MAX,
@@ -71,7 +71,7 @@ class OwnArtifacts(MadeArtifacts):
             self.digests[path.stem] = Digest(hashlib.sha256(exported).digest())
             self._exported[self.digests[path.stem]] = exported
 
-    def artifact(self, digest: Digest) -> Artifact:
+    def artifact(self, digest: Digest, code: BlobRef | None = None, /) -> Artifact:
         return Artifact(self._exported[digest])
 
 
