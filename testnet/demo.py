@@ -71,7 +71,7 @@ class Demo:
     async def submit(self, kernel: str, prepared: Prepared) -> bytes:
         from jaxkernels import registry
 
-        return await self.net.call(lambda mesh: mesh.submit(registry.get(kernel), prepared))
+        return await self.net.call(lambda mesh: mesh.submit_kernel(registry.get(kernel), prepared))
 
     async def finish(self, job_id: bytes) -> Any:
         return await self.net.call(lambda mesh: mesh.finish(job_id, JOB_S_MAX))
