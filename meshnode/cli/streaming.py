@@ -56,7 +56,7 @@ def watched_arrays(kernel: KernelInfo, values: bytes) -> Watched:
 
 
 def stream(mesh: Mesh, job_id: bytes, shown: Streamed | None) -> None:
-    """Until the job has ended. `shown` None: several units, whose texts would mix; only progress."""
+    """Until the job has ended; `shown` None for several units, whose texts would mix."""
     tell = _Tell()
     for notice in mesh.watch(job_id):
         fields = notice.fields
