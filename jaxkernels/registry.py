@@ -19,12 +19,27 @@ from .bench_noop.api import INFO as BENCH_NOOP
 from .bench_spin.api import INFO as BENCH_SPIN
 from .embed_minilm.api import INFO as EMBED_MINILM
 from .errors import ArtifactDamaged, UnknownKernel
+from .linalg_matmul.api import INFO as LINALG_MATMUL
 from .lm_llama_decode.api import INFO as LM_LLAMA_DECODE
+from .mc_pricing.api import INFO as MC_PRICING
+from .md_lj.api import INFO as MD_LJ
+from .render_sdf.api import INFO as RENDER_SDF
 from .spec import KernelInfo
 from .vec_knn.api import INFO as VEC_KNN
 
 KERNELS: dict[str, KernelInfo] = {
-    info.spec: info for info in (BENCH_NOOP, BENCH_SPIN, EMBED_MINILM, LM_LLAMA_DECODE, VEC_KNN)
+    info.spec: info
+    for info in (
+        BENCH_NOOP,
+        BENCH_SPIN,
+        EMBED_MINILM,
+        LINALG_MATMUL,
+        LM_LLAMA_DECODE,
+        MC_PRICING,
+        MD_LJ,
+        RENDER_SDF,
+        VEC_KNN,
+    )
 }
 
 ARTIFACT_BYTES_MAX = 16 << 20

@@ -140,5 +140,9 @@ class KernelInfo:
         return sum(arg.unit_bytes for arg in self.args if arg.mapped)
 
     @property
+    def constant_bytes(self) -> int:
+        return sum(arg.unit_bytes for arg in self.args if not arg.mapped)
+
+    @property
     def out_bytes_per_unit(self) -> int:
         return sum(out.unit_bytes for out in self.outs)

@@ -91,7 +91,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _values(path: Path) -> Any:
-    """A JSON value a line: a text, a map with `text`, or numbers (then they become an array)."""
+    """A JSON value a line: a text, a map with `text`, another map, or numbers (made an array)."""
     values = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
@@ -101,13 +101,15 @@ def _values(path: Path) -> Any:
         except ValueError as error:
             raise UsageError(f"{path}, line {number}: {error}") from None
         values.append(value["text"] if isinstance(value, dict) and "text" in value else value)
-    if values and not isinstance(values[0], str):
+    if values and not isinstance(values[0], str | dict):
         import numpy as np
 
         try:
             array = np.asarray(values)
         except ValueError as error:
             raise UsageError(f"{path}: the lines do not make one array: {error}") from None
+        if array.dtype.kind not in "biuf":
+            raise UsageError(f"{path}: the lines are not all texts, all maps or all numbers")
         return array.astype(np.float32) if array.dtype == np.float64 else array.astype(np.int32)
     return values
 

@@ -157,11 +157,13 @@ def put_value(value: Any, out: Path | None, fields: dict[str, Any], kernel: str)
 
 
 def _named(value: Any, kernel: str) -> dict[str, Any]:
-    """The result's arrays by the names of the kernel's outputs."""
+    """The result's arrays by the names that the host side gives, else by those of the outputs."""
     import numpy as np
 
     from jaxkernels import registry
 
+    if isinstance(value, dict):
+        return {name: np.asarray(item) for name, item in value.items()}
     values = value if isinstance(value, tuple) else (value,)
     outs = registry.get(kernel).outs
     names = [outs[at].name if at < len(outs) else f"out{at}" for at in range(len(values))]

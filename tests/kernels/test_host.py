@@ -18,6 +18,8 @@ from jaxkernels.bench_spin.host import calibrate
 from jaxkernels.bench_spin.reference import state_after
 from jaxkernels.errors import BadInput, ModelMissing, UnknownKernel
 from jaxkernels.host import Prepared
+from jaxkernels.linalg_matmul.api import COLUMNS, INNER
+from jaxkernels.linalg_matmul.api import ROWS as MM_ROWS
 from jaxkernels.vec_knn.api import ROWS, TOP, WIDTH
 from jaxkernels.vec_knn.reference import reference as knn_reference
 
@@ -85,8 +87,33 @@ def test_knn_over_blocks_is_knn_over_the_whole(
     assert scores.tolist() == np.take_along_axis(exact, order, axis=1).tolist()
 
 
+@settings(deadline=None, max_examples=8)
+@given(
+    rows=st.sampled_from([1, 5, MM_ROWS, MM_ROWS + 1]),
+    inner=st.sampled_from([1, 7, INNER, INNER + 3, 2 * INNER]),
+    columns=st.sampled_from([1, 3, COLUMNS, 2 * COLUMNS + 1]),
+    seed=st.integers(0, 100),
+)
+def test_matmul_in_blocks_is_matmul(rows: int, inner: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Small whole numbers: every sum is exact, so any block in a wrong place shows.
+    a = rng.integers(-3, 4, (rows, inner)).astype(np.float32)
+    b = rng.integers(-3, 4, (inner, columns)).astype(np.float32)
+    prepared = host.prepare("linalg.matmul@1", {"a": a, "b": b})
+    left, right = (arg.array for arg in prepared.args)
+    outs = [left[i] @ right[i] for i in range(prepared.units)]
+    context = json.loads(json.dumps(prepared.context))
+    found = host.finish("linalg.matmul@1", [np.stack(outs)], context)
+    assert found.dtype == np.float32 and (found == a @ b).all()
+
+
 def vectors_of(count: int) -> np.ndarray[Any, Any]:
     return np.zeros((count, WIDTH), np.float32)
+
+
+def huge() -> np.ndarray[Any, Any]:
+    """A large matrix that takes no memory."""
+    return np.broadcast_to(np.float32(1), (1 << 16, 1 << 16))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +129,11 @@ def vectors_of(count: int) -> np.ndarray[Any, Any]:
         ("bench.spin@1", 1, {"ms": -1.0}),
         ("bench.spin@1", 1, {"ms": float("nan")}),
         ("bench.spin@1", 1, {"ms": "long"}),
+        ("linalg.matmul@1", np.zeros((2, 2), np.float32), {}),
+        ("linalg.matmul@1", {"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, {}),
+        ("linalg.matmul@1", {"a": vectors_of(2), "b": vectors_of(2)}, {}),
+        ("linalg.matmul@1", {"a": vectors_of(0), "b": vectors_of(0).T}, {}),
+        ("linalg.matmul@1", {"a": huge(), "b": huge()}, {}),
         ("vec.knn@1", vectors_of(1), {}),
         ("vec.knn@1", {"queries": vectors_of(9), "vectors": vectors_of(1)}, {}),
         ("vec.knn@1", {"queries": vectors_of(1), "vectors": vectors_of(0)}, {}),

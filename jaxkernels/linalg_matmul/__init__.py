@@ -1,0 +1,1 @@
+"""linalg.matmul: see `api`."""

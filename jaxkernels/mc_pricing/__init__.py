@@ -1,0 +1,1 @@
+"""mc.pricing: see `api`."""

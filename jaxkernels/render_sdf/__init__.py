@@ -1,0 +1,1 @@
+"""render.sdf: see `api`."""
