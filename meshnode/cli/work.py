@@ -106,19 +106,24 @@ class Asked:
 
             self.info = registry.get(name)
             self.options = read_options(self.info, given["settings"])
+        if given["steps"] and not self.stepped:
+            raise UsageError(f"{self.name} has no steps")
         self.cars = read_cars(given["cars"], _testnet())
         self._make_home()
 
     @staticmethod
     def _bundle(path: Path) -> Foreign:
         from meshnode.client import Foreign
-        from meshnode.errors import RemoteProtocolError
+        from meshnode.errors import ArtifactRefused, RemoteProtocolError
+        from meshnode.protocol.reasons import Reason
 
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}; `mesh artifact build` makes one")
         try:
             return Foreign.of_bundle(path)
         except RemoteProtocolError as error:
             text = f"{path} is no bundle of `mesh artifact build`: {error}"
-            raise UsageError(text) from None
+            raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text) from None
 
     def _make_home(self) -> None:
         """--genesis: so that one line on a fresh machine is enough."""
@@ -173,8 +178,6 @@ class Asked:
         from meshnode.client import Terms
         from meshnode.protocol.types import Peer
 
-        if self.given["steps"] and not self.stepped:
-            raise UsageError(f"{self.name} has no steps")
         return Terms(
             policy=self.given["policy"],
             cars=tuple(Peer(car) for car in self.cars),
