@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import trio
 
-from meshnode.executor import Executor, ExecutorConfig, open_executor, wire
+from jaxkernels import registry
+from meshnode.executor import (
+    BuiltinArtifacts,
+    Executor,
+    ExecutorConfig,
+    open_executor,
+    wire,
+)
 from meshnode.ledger.blobs import BlobStore
 from meshnode.protocol.effects import Admit, ArgSource, ExecSpec, StartExec, StopExec
 from meshnode.protocol.events import (
@@ -381,3 +388,68 @@ def test_work_is_counted_in_steps(house: House) -> None:
         assert isinstance(few, Meters)
 
     with_executor(house, body)
+
+
+# ---------------------------------------------------------------------------- the release's kernels
+
+
+def released(house: House, kernel: str, inline: bytes, steps: int) -> StartExec:
+    info = registry.get(kernel)
+    assert info.stepped is not None
+    rng = np.random.default_rng(1)
+    sources = []
+    for arg in info.args:
+        shape = ArraySpec(arg.dtype, arg.shape)
+        if arg.mapped:
+            sources.append(ArgSource(True, shape, None))
+        else:
+            constant = rng.uniform(2.5, 9.0, arg.shape).astype(arg.dtype)
+            sources.append(ArgSource(False, shape, house.blobs.put_array(constant)[0]))
+    spec = replace(
+        house.spec(steps, BURN_SHORT),
+        kernel=kernel,
+        artifact=Digest(registry.artifact(kernel).digest),
+        args=tuple(sources),
+        outs=tuple(ArraySpec(out.dtype, out.shape) for out in info.outs),
+        stepped=Stepped(info.stepped.result, info.stepped.watch),
+    )
+    run = UnitRun(TaskId(b"t" * 16), 0, 0, 1)
+    return StartExec(next(house.exec_ids), spec, run, inline)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [spec for spec, info in registry.KERNELS.items() if info.stepped and info.model is None],
+)
+def test_a_released_kernel_goes_on_with_the_same_bits(house: House, kernel: str) -> None:
+    """Whatever numbers the state holds: random ones do, as long as none is too large."""
+    steps = 200
+    rng = np.random.default_rng(2)
+    state = [arg for arg in registry.get(kernel).args if arg.mapped]
+    inline = b"".join(
+        (rng.uniform(0, 9, arg.shape) * (arg.dtype == "float32")).astype(arg.dtype).tobytes()
+        for arg in state
+    )
+
+    async def body(executor: Executor) -> None:
+        whole = await told(executor, released(house, kernel, inline, steps))
+        assert whole.end.reason is Reason.DONE, whole.end
+        effect = released(house, kernel, inline, steps)
+
+        def stop(event: Event) -> None:
+            if isinstance(event, Partial):  # after the first slice, of one step
+                executor.stop(StopExec(effect.exec_id, Reason.STOPPED_BY_OWNER, 20_000))
+
+        left = await told(executor, effect, stop)
+        assert left.end.reason is Reason.STOPPED_BY_OWNER and left.outputs == []
+        last = left.slices[-1]
+        assert 0 < last.step < steps
+        again = replace(released(house, kernel, inline, steps), state=last.state, step=last.step)
+        assert (await told(executor, again)).outputs == whole.outputs
+
+    async def main() -> None:
+        with trio.fail_after(TEST_S_MAX):
+            async with open_executor(house.config, house.blobs, BuiltinArtifacts()) as executor:
+                await body(executor)
+
+    trio.run(main)
