@@ -102,7 +102,7 @@ def test_partials_are_thinned_and_checkpoints_too_often_end_the_worker(
         first = stepped.partial(b"abcd")
         assert first is not None and first.watch == b"abcd"
         assert stepped.partial(b"abcd") is None
-        await trio.sleep(WATCH_S_MIN)
+        clock.jump(2 * WATCH_S_MIN)
         assert stepped.partial(b"abcd") is not None
 
         os.pwrite(stepped.state_fd, b"s" * 20, 0)
@@ -113,7 +113,8 @@ def test_partials_are_thinned_and_checkpoints_too_often_end_the_worker(
         with pytest.raises(wire.WireError, match="too often"):
             await stepped.keep(Meters(), stopping=False)
         assert await stepped.keep(Meters(), stopping=True) is not None  # the last one is welcome
-        await trio.sleep(STATE_S_MIN)
+        clock.jump(2 * STATE_S_MIN)
         assert await stepped.keep(Meters(), stopping=False) is not None
 
-    trio.run(main, clock=MockClock(autojump_threshold=0.01))
+    clock = MockClock()
+    trio.run(main, clock=clock)
