@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("overhead", "minilm", "footprint")
+BENCHES = ("overhead", "minilm", "footprint", "kernels")
 
 
 def main() -> int:
