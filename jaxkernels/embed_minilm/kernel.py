@@ -56,10 +56,9 @@ def _attend(qkv: jax.Array, bias: jax.Array) -> jax.Array:
         q, k, v, hidden = one
         scores = _product("qd,kd->qk", q * (1 / math.sqrt(HEAD_WIDTH)), k) + hidden
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        seen: jax.Array = _product("qk,kd->qd", weights, v) / jnp.sum(weights, -1, keepdims=True)
-        return seen
+        return _product("qk,kd->qd", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
 
-    seen = jax.lax.map(head, (q, k, v, jnp.repeat(bias, HEADS, axis=0)))
+    seen: jax.Array = jax.lax.map(head, (q, k, v, jnp.repeat(bias, HEADS, axis=0)))
     seen = seen.reshape(BATCH, HEADS, TOKENS, HEAD_WIDTH)
     return seen.transpose(0, 2, 1, 3).reshape(BATCH * TOKENS, WIDTH)
 
