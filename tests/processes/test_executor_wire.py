@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.executor import wire
-from meshnode.protocol.types import ArraySpec, Stepped
+from meshnode.protocol.types import STEPS_MAX, ArraySpec, Stepped
 
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=8)
 
@@ -94,7 +94,7 @@ def test_any_steps_are_steps_or_a_wire_error(body: bytes) -> None:
         (_, _, count, _, _), steps, step, _ = wire.decode_steps(body)
     except wire.WireError:
         return
-    assert count >= 1 and step <= steps <= wire.STEPS_MAX
+    assert count >= 1 and step <= steps <= STEPS_MAX
 
 
 def test_steps_come_back_as_they_were() -> None:
