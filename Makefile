@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar o
 # A venv of its own: cwt reads our signed objects and must not share our CBOR library.
 CWT := cwt==3.3.0
 # For python -m tests.bench, e.g. make bench BENCH="overhead --quick"
-BENCH ?= overhead minilm footprint
+BENCH ?= overhead minilm footprint validator warm kernels
 
 .PHONY: help venv demo test check bench test-long clean-room kernels docs fuzz-artifacts clean
 
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	@echo "installing what we are measured against: Ray, Dask, onnxruntime"
+	@echo "installing what we are measured against: Ray, Dask, onnxruntime, PyTorch"
 	@$(PIP) --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 

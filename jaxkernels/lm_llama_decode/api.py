@@ -8,8 +8,8 @@ prompt is read, appends the next token. The prompt goes the same way token by to
 cut anywhere gives the same bits. An end token or `limit` tokens end it: more steps change nothing.
 
 The weights stay 4 bits wide, as they are published (GGUF Q4_1: blocks of 32 along the inputs, each
-with a scale and a least value; the word table Q8_0): 116 MB to bring to a car instead of 538, and
-one token reads 116 MB of memory instead of 538, which is what limits decoding on a CPU.
+with a scale and a least value; the word table Q8_0): 112 MB to bring to a car instead of 538, and
+one token reads 112 MB of memory instead of 538, which is what limits decoding on a CPU.
 
 256 tokens of context, prompt and answer together, because the cache is the checkpoint that moves
 from car to car: 46 kB a token, 11.8 MB in all. The model itself could go on to 8,192.

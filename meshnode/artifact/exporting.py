@@ -20,7 +20,9 @@ from ..errors import ArtifactRefused
 from ..protocol.job import DTYPE_BYTES
 from ..protocol.reasons import Reason
 from ..protocol.types import ARGS_MAX, ArraySpec
+from ..worker.header import read_header
 from ..worker.validate import CONSTANT_BYTES_MAX, validated
+from .bundle import Exported
 
 STEP_COUNT: Final = ArraySpec("int32", ())  # the `n` of a stepped function, after its state
 _WIDE: Final = ("int64", "uint64", "float64")
@@ -62,6 +64,25 @@ def export(
             raise refused from error
     validated(content)
     return content
+
+
+def export_program(
+    function: Callable[..., Any], specs: Sequence[ArraySpec], *, x64: bool | None = None
+) -> tuple[Exported, bytes]:
+    """`export`, and what the bytes say of themselves."""
+    content = export(function, specs, x64=x64)
+    header = read_header(content)
+    return (
+        Exported(
+            header.args,
+            header.outs,
+            header.x64,
+            jax.__version__,
+            header.calling_convention,
+            header.platforms,
+        ),
+        content,
+    )
 
 
 def _check_constants(constants: Sequence[Any]) -> None:

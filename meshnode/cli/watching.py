@@ -110,11 +110,11 @@ def follow(
                 done += fields.get("count") or 0
             elif notice.kind == "attempt" and fields.get("state") in ENDED_BADLY:
                 car = frame.ident(fields["peer"])[-8:] if fields.get("peer") else "?"
-                shown.say(f"{car}: {fields['state']}, {_text(fields.get('reason'))}")
+                shown.say(f"{car}: {fields['state']}, {reason_text(fields.get('reason'))}")
             shown.at(min(done, total), total)
 
 
-def _text(code: Any) -> str:
+def reason_text(code: Any) -> str:
     from meshnode.node.failures import reason_of
 
     reason = reason_of(code) if isinstance(code, int) else None
@@ -135,7 +135,49 @@ def put_result(mesh: Mesh, job_id: bytes, out: Path | None) -> None:
     put_value(value, out, fields, mesh.show(job_id)["kernel"])
 
 
+def finished_text(mesh: Mesh, job_id: bytes) -> str:
+    """The whole text of a job that gives one; raises what went wrong."""
+    value = mesh.finish(job_id)
+    assert isinstance(value, str)
+    return value
+
+
+def texts_of(value: Any) -> list[str] | None:
+    """A result that is text, one for each input; None if it is arrays."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return texts
+    return None
+
+
+def _put_texts(texts: list[str], out: Path | None, fields: dict[str, Any]) -> None:
+    import json
+
+    if out is not None:
+        if out.suffix == ".txt":
+            body = "".join(f"{text}\n" for text in texts)
+        elif out.suffix in (".jsonl", ".json"):
+            body = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
+        else:
+            raise UsageError(f"{out}: the result is text; write a .txt or .jsonl")
+        try:
+            out.write_text(body, encoding="utf-8")
+        except OSError as error:
+            raise LocalResource(f"{out} cannot be written: {error.strerror}") from None
+        frame.talk(f"wrote {out}: {len(texts)} texts")
+    if frame.face().json:
+        values = {"texts": texts} if out is None else {}
+        frame.put_json({**fields, "out": out, "arrays": [], "values": values})
+    elif out is None:
+        for text in texts:
+            click.echo(text)
+
+
 def put_value(value: Any, out: Path | None, fields: dict[str, Any], kernel: str) -> None:
+    texts = texts_of(value)
+    if texts is not None:
+        _put_texts(texts, out, fields)
+        return
     arrays = _named(value, kernel)
     shapes = [
         {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
@@ -165,7 +207,7 @@ def _named(value: Any, kernel: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return {name: np.asarray(item) for name, item in value.items()}
     values = value if isinstance(value, tuple) else (value,)
-    outs = registry.get(kernel).outs
+    outs = registry.KERNELS[kernel].outs if kernel in registry.KERNELS else ()
     names = [outs[at].name if at < len(outs) else f"out{at}" for at in range(len(values))]
     return {name: np.asarray(item) for name, item in zip(names, values, strict=True)}
 
@@ -185,8 +227,8 @@ def check_out(out: Path | None) -> None:
     """Before the work, not after it: can the result be written there?"""
     if out is None:
         return
-    if out.suffix not in (".npy", ".npz", ".jsonl", ".json"):
-        raise UsageError(f"{out}: the result can be written as .npy, .npz, .jsonl or .json")
+    if out.suffix not in (".npy", ".npz", ".jsonl", ".json", ".txt"):
+        raise UsageError(f"{out}: the result can be written as .npy, .npz, .jsonl, .json or .txt")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {out.absolute().parent}")
 
@@ -195,6 +237,8 @@ def _write(arrays: dict[str, Any], out: Path) -> None:
     import numpy as np
 
     check_out(out)
+    if out.suffix == ".txt":
+        raise UsageError(f"{out}: the result is arrays; write a .npy, .npz or .jsonl")
     draft = out.with_name(f".{out.name}.part")
     try:
         if out.suffix in (".npy", ".npz"):

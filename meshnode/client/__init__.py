@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from meshnode.node.failures import error_of_reason
 
-from .blocking import Job, Mesh, Notice, as_completed, connect
+from .blocking import Mesh, connect
+from .job import Job, Notice, as_completed
 from .orders import Note, Terms
+from .programs import Foreign
 
 __all__ = [
+    "Foreign",
     "Job",
     "Mesh",
     "Note",

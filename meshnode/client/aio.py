@@ -1,7 +1,7 @@
 """The trio-native twin of `blocking`: the same requests, awaited.
 
     async with connect(home) as mesh:
-        job_id = await mesh.submit(kernel, prepared)
+        job_id = await mesh.submit_kernel(kernel, prepared)
         async for notice in mesh.watch(job_id): ...
         arrays = await mesh.result(job_id)
 
@@ -38,7 +38,8 @@ from meshnode.node.wire import (
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
-from .blocking import NOTICES_MAX, Notice
+from .blocking import NOTICES_MAX
+from .job import Notice
 from .orders import Array, Note, Terms, finish, inline_args, make_order, split_outputs
 
 CONNECT_S: Final = 5.0
@@ -75,7 +76,7 @@ class AsyncMesh:
     async def shutdown(self) -> None:
         await self._ask("shutdown")
 
-    async def submit(
+    async def submit_kernel(
         self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
     ) -> bytes:
         order = await self._order(kernel, prepared, terms or Terms())

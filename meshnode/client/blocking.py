@@ -1,7 +1,7 @@
 """The blocking Python API: a `Mesh` is a connection to one's own node, a `Job` a handle on work.
 
     with connect(home) as mesh:
-        job_id = mesh.submit(kernel, prepared)           # bytes; returns at once
+        job_id = mesh.submit_kernel(kernel, prepared)           # bytes; returns at once
         for notice in mesh.watch(job_id):                # until the job has ended
             print(notice.kind, notice.fields)
         arrays = mesh.result(job_id)                     # one array [units, *shape] per output
@@ -22,8 +22,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -55,9 +55,11 @@ from meshnode.node.wire import (
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
+from .job import Job, Notice
 from .orders import (
     Array,
     Note,
+    Program,
     Terms,
     finish,
     inline_args,
@@ -65,35 +67,18 @@ from .orders import (
     of_kernel_error,
     split_outputs,
 )
+from .programs import Foreign, spec_of
+from .programs import prepare as prepare_foreign
 
 ANSWER_S: Final = 30.0
 """How long an ordinary request may take; putting blobs and waiting for jobs have their own."""
 PUT_S: Final = 600.0
 NOTICES_MAX: Final = 65_536
 """Notices of one watch that wait for their reader; more end the watch with an error."""
-ENDED: Final = frozenset({"done", "failed", "cancelled"})
 _RECEIVE_BYTES: Final = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """One thing that happened to a job.
-
-    kinds: `job` (state, reason, units, done), `attempt` (task, attempt, peer, state, reason, first,
-    count, done), `units` (first, count, peer, attempt, and outputs if asked for), `announced`,
-    `ended` (reason, text, peer): how a car said that its run ended.
-    """
-
-    kind: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    unix_ms: int = 0  # when, in `logs`
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        return cls(str(plain["kind"]), dict(plain["fields"]), int(plain.get("unix_ms", 0)))
-
-
-JOBS_WAITED_MAX: Final = 32
+PROGRAMS_KEPT_MAX: Final = 64
 
 
 class _Stream:
@@ -114,6 +99,7 @@ class Mesh:
         self._waiting: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._streams: dict[int, _Stream] = {}
         self._gone: MeshError | None = None
+        self._programs: dict[Any, Foreign] = {}
         self._reader = threading.Thread(target=self._read, name="mesh-reader", daemon=True)
         self._reader.start()
 
@@ -175,7 +161,7 @@ class Mesh:
         except KernelError as error:
             raise of_kernel_error(error) from error
 
-    def submit(
+    def submit_kernel(
         self,
         kernel: KernelInfo,
         prepared: host.Prepared,
@@ -194,8 +180,112 @@ class Mesh:
     def submit_job(
         self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
     ) -> Job:
-        """As `submit`, with a handle in the shape of concurrent.futures."""
-        return Job(self, self.submit(kernel, prepared, terms=terms))
+        """As `submit_kernel`, with a handle in the shape of concurrent.futures."""
+        return Job(self, self.submit_kernel(kernel, prepared, terms=terms))
+
+    # ---- functions and bundles
+
+    def submit(
+        self,
+        function: Callable[..., Any] | Foreign,
+        *args: Any,
+        terms: Terms | None = None,
+    ) -> Job:
+        """Run a JAX function once on a car of the mesh: `mesh.submit(fn, x).result()`.
+
+        The function is exported here and validated there; its arguments are arrays. Also for a
+        bundle: `mesh.submit(Foreign.of_bundle(path), x)`. The result has no unit axis.
+        """
+        arrays = [np.asarray(arg) for arg in args]
+        specs = [(True, spec_of(array, mapped=False)) for array in arrays]
+        return self._submit(function, specs, arrays, terms, single=True)
+
+    def map(
+        self,
+        function: Callable[..., Any] | Foreign,
+        *stacked: Any,
+        constants: Sequence[Any] = (),
+        terms: Terms | None = None,
+    ) -> Job:
+        """Run a JAX function for each row of the arrays: `mesh.map(fn, xs).result()`.
+
+        `constants` come after the rows, the same for every unit; cars fetch them once. Iterating
+        over the job gives the rows' results in order, as they come.
+        """
+        rows = [np.asarray(array) for array in stacked]
+        fixed = [np.asarray(array) for array in constants]
+        if not rows or any(array.ndim == 0 for array in rows):
+            raise UsageError("map takes arrays with one row for each unit; see submit for one unit")
+        specs = [(True, spec_of(array, mapped=True)) for array in rows]
+        specs += [(False, spec_of(array, mapped=False)) for array in fixed]
+        return self._submit(function, specs, [*rows, *fixed], terms, single=False)
+
+    def _submit(
+        self,
+        function: Callable[..., Any] | Foreign,
+        specs: list[tuple[bool, ArraySpec]],
+        arrays: list[Array],
+        terms: Terms | None,
+        *,
+        single: bool,
+    ) -> Job:
+        foreign = function if isinstance(function, Foreign) else self._exported(function, specs)
+        prepared = prepare_foreign(foreign, arrays, single=single)
+        return self.submit_foreign(foreign, prepared, terms=terms)
+
+    def submit_foreign(
+        self, foreign: Foreign, prepared: host.Prepared, *, terms: Terms | None = None
+    ) -> Job:
+        """Hand over a job of a program that is not of the release."""
+        order = self._foreign_order(foreign, prepared, terms or Terms())
+        answer = self._ask("submit", order=order_fields(order), timeout_s=PUT_S)
+        return Job(self, answer["job_id"], order.outs, order.units)
+
+    def call_foreign(
+        self,
+        foreign: Foreign,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Array]:
+        """As `call`, for a program that is not of the release."""
+        order = self._foreign_order(foreign, prepared, terms or Terms(durable=False))
+        answer = self._ask("call", order=order_fields(order), timeout_s=timeout_s or _forever())
+        return split_outputs(self._outputs(answer), order.outs, order.units)
+
+    def _exported(
+        self, function: Callable[..., Any], specs: list[tuple[bool, ArraySpec]]
+    ) -> Foreign:
+        """Tracing takes a good part of a second: once for each function and shape."""
+        key = (function, tuple(specs))
+        known = self._programs.get(key)
+        if known is None:
+            known = self._programs[key] = Foreign.of_function(function, specs)
+            if len(self._programs) > PROGRAMS_KEPT_MAX:
+                del self._programs[next(iter(self._programs))]
+        return known
+
+    def _foreign_order(self, foreign: Foreign, prepared: host.Prepared, terms: Terms) -> JobOrder:
+        program = Program(
+            foreign.name,
+            foreign.artifact,
+            foreign.outs,
+            code=self._put(memoryview(foreign.content)),
+            stepped=foreign.stepped,
+            steps=(terms.steps or foreign.steps) if foreign.stepped else 0,
+        )
+        if terms.steps and not foreign.stepped:
+            raise UsageError(f"{foreign.name} has no steps")
+        terms = replace(
+            terms,
+            wall_s_max=terms.wall_s_max or foreign.wall_s_max,
+            memory_mb_max=foreign.memory_mb_max or terms.memory_mb_max,
+        )
+        note = Note(foreign.name, dict(prepared.context), terms.label, _unix_ms())
+        return make_order(prepared, self._blobs_of(prepared, {}), terms, note, program)
+
+    # ---- one call
 
     def call(
         self,
@@ -302,13 +392,17 @@ class Mesh:
     ) -> JobOrder:
         if kernel.spec != prepared.kernel:
             raise UsageError(f"the input was prepared for {prepared.kernel}, not {kernel.spec}")
+        note = Note(kernel.spec, dict(prepared.context), terms.label, _unix_ms())
+        return make_order(prepared, self._blobs_of(prepared, known), terms, note)
+
+    def _blobs_of(self, prepared: host.Prepared, known: dict[int, BlobRef]) -> dict[int, BlobRef]:
+        """References of the arguments that do not travel in frames; stored where they are not."""
         inline = inline_args(prepared)
         blobs = dict(known)
         for number, arg in enumerate(prepared.args):
             if number not in inline and number not in blobs:
                 blobs[number] = self.put_path(arg.path) if arg.path else self.put(arg.array)
-        note = Note(kernel.spec, dict(prepared.context), terms.label, time.time_ns() // 1_000_000)
-        return make_order(prepared, blobs, terms, note)
+        return blobs
 
     def _put(self, content: memoryview) -> BlobRef:
         if content.nbytes <= INLINE_RESULT_BYTES_MAX:
@@ -448,64 +542,6 @@ class Mesh:
                 stream.queue.put_nowait(self._gone)
 
 
-class Job:
-    """A job of the node, in the shape of a concurrent.futures.Future."""
-
-    def __init__(self, mesh: Mesh, job_id: bytes) -> None:
-        self.mesh = mesh
-        self.job_id = job_id
-
-    def state(self) -> str:
-        """running | done | failed | cancelled"""
-        state: str = self.mesh.show(self.job_id)["state"]
-        return state
-
-    def done(self) -> bool:
-        return self.state() in ENDED
-
-    def running(self) -> bool:
-        return not self.done()
-
-    def cancelled(self) -> bool:
-        return self.state() == "cancelled"
-
-    def cancel(self) -> bool:
-        """True if the job ended by this."""
-        self.mesh.cancel(self.job_id)
-        return self.cancelled()
-
-    def watch(self) -> Iterator[Notice]:
-        return self.mesh.watch(self.job_id)
-
-    def explain(self) -> list[dict[str, Any]]:
-        return self.mesh.explain(self.job_id)
-
-    def arrays(self, timeout_s: float | None = None) -> list[Array]:
-        """One array [units, *shape] per output."""
-        return self.mesh.result(self.job_id, timeout_s)
-
-    def result(self, timeout_s: float | None = None) -> Any:
-        """As the kernel's host side presents it."""
-        return self.mesh.finish(self.job_id, timeout_s)
-
-    def exception(self, timeout_s: float | None = None) -> MeshError | None:
-        """None if the job is done well; TimedOut is raised if it has not ended by then."""
-        answer = self.mesh.wait(self.job_id, timeout_s)
-        return None if answer["state"] == "done" else error_of_reason(answer["reason"])
-
-    def __repr__(self) -> str:
-        return f"<Job {self.job_id.hex()[:8]}>"
-
-
-def as_completed(jobs: Sequence[Job]) -> Iterator[Job]:
-    """The jobs as they end; one thread waits for each of at most `JOBS_WAITED_MAX` at a time."""
-    with concurrent.futures.ThreadPoolExecutor(min(len(jobs), JOBS_WAITED_MAX) or 1) as pool:
-        waits = {pool.submit(job.mesh.wait, job.job_id): job for job in jobs}
-        for wait in concurrent.futures.as_completed(waits):
-            wait.result()
-            yield waits[wait]
-
-
 def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
     """Connect to the node that runs on this home. Unreachable if none does.
 
@@ -535,6 +571,10 @@ def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
         mesh.close()
         raise
     return mesh
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _forever() -> float:

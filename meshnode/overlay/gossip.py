@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 import trio
@@ -28,6 +29,7 @@ from .host import MeshHost, id_of, peer_of
 from .sink import EventSink
 
 READ_BYTES: Final = 64 << 10
+FLOOD_PEERS: Final = 10
 PUSHES_MAX: Final = 1_024
 """Messages read and not yet looked at; each takes well under a millisecond."""
 
@@ -40,6 +42,24 @@ class MeshRouter(GossipSub):
     def _handle_dropped_rpc(self, peer_id: ID, rpc: Any, reason: str) -> None:
         self.counters["gossip_dropped_peer_queue"] += 1
         super()._handle_dropped_rpc(peer_id, rpc, reason)
+
+    def _get_peers_to_send(
+        self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
+    ) -> Iterable[ID]:
+        """What this node says itself goes to peers outside its mesh too, up to FLOOD_PEERS.
+
+        A mesh forms at the heartbeat: what was published before it went to nobody, and was never
+        offered again, because by then the peer is in the mesh and no IHAVE goes there. GossipSub
+        1.1 calls this flood publishing; libp2p 0.8.1 has no option for it.
+        """
+        chosen = set(super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id))
+        pubsub = self.pubsub
+        if pubsub is not None and origin == pubsub.my_id:
+            for topic in topic_ids:
+                known = sorted(pubsub.peer_topics.get(topic, ()), key=ID.to_bytes)
+                others = [peer for peer in known if peer in pubsub.peers and peer not in chosen]
+                chosen.update(others[: max(0, FLOOD_PEERS - len(chosen))])
+        return chosen
 
     async def heartbeat(self) -> None:
         while True:

@@ -477,7 +477,8 @@ def _dot(op: Any, size: Any, _: Cost) -> int:
     left = ir.RankedTensorType(op.operands[0].type).shape
     contracted = math.prod(left[at] for at in numbers.lhs_contracting_dimensions)
     made = size(op.results[0].type)
-    return int(2 * made.elements * made.factor * contracted)
+    flop: int = 2 * made.elements * made.factor * contracted
+    return flop
 
 
 def _convolution(op: Any, size: Any, _: Cost) -> int:
@@ -485,7 +486,8 @@ def _convolution(op: Any, size: Any, _: Cost) -> int:
     kernel = ir.RankedTensorType(op.operands[1].type).shape
     features = max(1, kernel[numbers.kernel_output_feature_dimension])
     made = size(op.results[0].type)
-    return int(2 * made.elements * made.factor * (math.prod(kernel) // features))
+    flop: int = 2 * made.elements * made.factor * (math.prod(kernel) // features)
+    return flop
 
 
 def _reduce(op: Any, size: Any, inner: Cost) -> int:
@@ -506,7 +508,7 @@ def _select_and_scatter(op: Any, size: Any, inner: Cost) -> int:
 
 def _sort(op: Any, size: Any, inner: Cost) -> int:
     shape = ir.RankedTensorType(op.operands[0].type).shape
-    axis = ir.IntegerAttr(op.attributes["dimension"]).value
+    axis = ir.IntegerAttr(op.attributes["dimension"]).value if "dimension" in op.attributes else -1
     length = shape[axis] if shape else 1
     rounds = max(0, length - 1).bit_length()
     return int(size(op.operands[0].type).elements * rounds * max(1, inner.flop))
@@ -518,7 +520,8 @@ def _fft(op: Any, size: Any, _: Cost) -> int:
     given, made = size(op.operands[0].type), size(op.results[0].type)
     real = given.factor == 1 or made.factor == 1
     elements = max(given.elements, made.elements)  # of the real side, where there is one
-    return math.ceil((2.5 if real else 5) * elements * math.log2(max(points, 2)))
+    flop: int = math.ceil((2.5 if real else 5) * elements * math.log2(max(points, 2)))
+    return flop
 
 
 def _map(op: Any, size: Any, inner: Cost) -> int:
@@ -526,7 +529,7 @@ def _map(op: Any, size: Any, inner: Cost) -> int:
 
 
 def _rng(op: Any, size: Any, _: Cost) -> int:
-    return RNG_FLOP * sum(size(result.type).elements for result in op.results)
+    return RNG_FLOP * int(sum(size(result.type).elements for result in op.results))
 
 
 _FLOP: Final = {

@@ -30,7 +30,8 @@ SLICE_S: Final = 1.0
 WATCHED_SLICE_S: Final = 0.5  # somebody waits for what comes out
 GROWTH_MAX: Final = 8  # of a slice over the one before: the first ones tell little
 FIRST_CHECKPOINT_S: Final = 0.5
-CHECKPOINT_S: Final = 3.0  # what a lost car costs; writing 12 MB of state takes 10 ms
+CHECKPOINT_S_MIN: Final = 1.0  # what a lost car costs
+STATE_BYTES_PER_S: Final = 4 << 20  # a large state goes out less often: it crosses a car's uplink
 
 
 class SteppedPort(Port, Protocol):
@@ -56,12 +57,15 @@ class SteppedRun:
         self._slice_steps = 1
         self._due_s = time.perf_counter() + FIRST_CHECKPOINT_S
         self._file_free = True
+        self._checkpoint_s = CHECKPOINT_S_MIN
 
     def compute(self, first: int, starts: Sequence[Sequence[Array]], steps: int, step: int) -> bool:
         """All units, the first of them from `step` on. False: asked to stop, checkpoint handed
         out."""
         for index, start in enumerate(starts):
             self._results.flush()
+            size = sum(array.nbytes for array in start)
+            self._checkpoint_s = max(CHECKPOINT_S_MIN, size / STATE_BYTES_PER_S)
             state = [jax.device_put(np.array(array)) for array in start]
             if not self._unit(first + index, state, steps, step if index == 0 else 0):
                 return False
@@ -102,7 +106,7 @@ class SteppedRun:
     def _free(self) -> bool:
         if self._port.kept and not self._file_free:
             self._file_free = True
-            self._due_s = time.perf_counter() + CHECKPOINT_S
+            self._due_s = time.perf_counter() + self._checkpoint_s
             return False
         return self._file_free
 

@@ -139,6 +139,7 @@ class _Walk:
     def __init__(self, builtin: bool) -> None:
         self._builtin = builtin
         self._types: dict[Any, bool] = {}  # a type that passed: whether it is a scalar
+        self._passed: set[Any] = set()  # attributes
         self._functions: dict[str, _Function] = {}
         self._now = _Function()
         self._ops = 0
@@ -371,7 +372,10 @@ class _Walk:
             if name not in allowed:
                 _refuse(Reason.ARTIFACT_OP, f"{op.name} with the attribute {name[:60]!a}")
             if name not in skip:
-                _check_attribute(attributes[name], ATTRIBUTE_DEPTH_MAX, op.name)
+                value = attributes[name]
+                if value not in self._passed:  # MLIR keeps equal attributes once
+                    _check_attribute(value, ATTRIBUTE_DEPTH_MAX, op.name)
+                    self._passed.add(value)
 
 
 class _Calls:
@@ -457,9 +461,9 @@ def _check_attribute(attribute: Any, depth: int, where: str) -> None:
             _check_attribute(item, depth - 1, where)
     elif kind is ir.DictAttr:
         _check_dictionary(attribute, None, where)
-    elif kind is ir.Attribute and str(attribute).startswith("#stablehlo"):
+    elif kind is ir.Attribute and (text := str(attribute)).startswith("#stablehlo"):
         # Enumerations and dimension numbers, whose lists are no longer than an array has axes.
-        _check_items(str(attribute).count(","), where)
+        _check_items(text.count(","), where)
     else:
         _refuse(Reason.ARTIFACT_OP, f"{where} with an attribute that is a {kind.__name__}")
 

@@ -207,7 +207,11 @@ def call(name: str, target: str, attributes: str = "") -> None:
     code(name, f"%r = stablehlo.custom_call @{target}(%x) {{{attributes}}} : ({T}) -> {T}", CALL)
 
 
-call("Python callback by index", "xla_ffi_python_cpu_callback", "api_version = 4 : i32")
+call(
+    "Python callback by index",
+    "xla_ffi_python_cpu_callback",
+    "api_version = 4 : i32, backend_config = {index = 123456789 : ui64}",
+)
 call("libc's system", "system")
 call("libc's abort", "abort", "api_version = 2 : i32")
 call("Pallas on a GPU", "mosaic_gpu_v2", "api_version = 4 : i32")

@@ -267,6 +267,12 @@ def mandelbrot(re: Any, im: Any) -> Any:
     return lax.fori_loop(0, 50, step, (jnp.zeros_like(c), jnp.zeros(re.shape, jnp.int32)))[1]
 
 
+def empty_arrays(x: Any) -> Any:
+    nothing = x[:0]
+    total = jnp.sum(nothing) + jnp.sum(jnp.fft.fft(x[:1]).real)
+    return jnp.sort(nothing), jnp.concatenate([nothing, x]), total
+
+
 PROGRAMS: dict[str, Honest] = {
     "affine_mlp": Honest(affine_mlp, ("f32[8,16]", "f32[16,32]", "f32[32]", "f32[32,4]")),
     "scan_sum": Honest(scan_sum, ("f32[10,7]",)),
@@ -299,6 +305,7 @@ PROGRAMS: dict[str, Honest] = {
     "histogram": Honest(histogram, ("i32[40]",)),
     "heat_step": Honest(heat_step, ("f32[64]", "i32[]")),
     "padded_blocks": Honest(padded_blocks, ("f32[4,6]",)),
+    "empty_arrays": Honest(empty_arrays, ("f32[5]",)),
     "mandelbrot": Honest(mandelbrot, ("f32[16,16]", "f32[16,16]")),
 }
 

@@ -14,8 +14,12 @@ from meshnode.artifact.bundle import read_bundle, write_bundle
 from meshnode.artifact.checking import check_bytes
 from meshnode.cli import frame
 from meshnode.cli.mesh import mesh
+from meshnode.errors import ArtifactRefused
 from meshnode.node import keystore
 from meshnode.protocol.objects import ArgRole
+from meshnode.protocol.reasons import Reason
+from meshnode.worker.check import check_manifest
+from meshnode.worker.header import read_header
 from tests import json_shape
 
 from . import forged, honest
@@ -184,8 +188,11 @@ def test_a_manifest_that_lies_about_its_artifact_is_refused(
     ]
     for lie in lies:
         manifest = dataclasses.replace(bundle.manifest, **lie)
-        verdict = check_bytes(write_bundle(manifest, bundle.content, key))
-        assert verdict.reason == "ARTIFACT_MANIFEST", lie
+        with pytest.raises(ArtifactRefused) as refused:
+            check_manifest(manifest, read_header(bundle.content))
+        assert refused.value.reason is Reason.ARTIFACT_MANIFEST, lie
+    verdict = check_bytes(write_bundle(manifest, bundle.content, key))
+    assert verdict.reason == "ARTIFACT_MANIFEST"
     hurt = bytearray(Path("a.mesh").read_bytes())
     hurt[80] ^= 1
     assert check_bytes(bytes(hurt)).reason in ("BAD_SIGNATURE", "ARTIFACT_FORMAT")

@@ -91,7 +91,7 @@ class Work:
         terms = Terms(label="under attack", lease_units_max=40)
         while not self.stop and not self.wrong:
             try:
-                submit = partial(Mesh.submit, kernel=kernel, prepared=prepared, terms=terms)
+                submit = partial(Mesh.submit_kernel, kernel=kernel, prepared=prepared, terms=terms)
                 self.job_id = await self.net.call(submit)
                 job_id = self.job_id
                 (value,) = await self.net.call(

@@ -52,7 +52,8 @@ def artifacts(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="meshnode-fuzz-") as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "tests.fuzz", "seeds", str(folder)]
+        command = [sys.executable, "-m", "tests.fuzz", "seeds", str(folder), "--which"]
+        command.append(options.which)
         subprocess.run(command, check=True)
         seeds = mutants.seeds_of(folder)
     forks.ready()
@@ -72,6 +73,7 @@ def main() -> int:
     fuzz = what.add_parser("artifacts", help="mutate and judge")
     fuzz.add_argument("--count", type=int, default=20_000)
     fuzz.add_argument("--seed", type=int, default=1)
+    fuzz.add_argument("--which", choices=("honest", "forged", "all"), default="all")
     fuzz.add_argument("--compile", action="store_true", help="have XLA compile what is accepted")
     fuzz.add_argument("--keep", type=Path, help="folder for the bytes of mutants that killed")
     seeds = what.add_parser("seeds", help="write the corpora")

@@ -17,7 +17,7 @@ from . import forks
 BYTECODE_MAGIC: Final = b"ML\xefR"
 EDGES: Final = (0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF)
 WORDS: Final = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0, 1 << 16)
-WALL_S: Final = 10.0
+WALL_S: Final = 5.0
 REPORT_EVERY_S: Final = 10.0
 
 Mutation = Callable[[bytearray, int, int, random.Random], None]

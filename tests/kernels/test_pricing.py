@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,11 +107,11 @@ def test_units_draw_apart_and_again_the_same() -> None:
 
 
 def test_a_sum_of_a_million_keeps_its_digits() -> None:
-    """A plain float32 sum of these is off by more than 1e-5."""
+    """Row by row in plain float32, a group of these is off by 2.8e-6."""
     from jaxkernels.mc_pricing.kernel import group_means
 
     x = (1 + np.random.default_rng(0).random(LANES) * 1e-3).astype(np.float32)
-    means = np.asarray(group_means(x), dtype=np.float64)
+    means = np.asarray(group_means(jax.numpy.asarray(x)), dtype=np.float64)
     exact = x.reshape(-1, len(means)).mean(axis=0, dtype=np.float64)
     assert np.abs(means / exact - 1).max() < 1.2e-7
 

@@ -15,10 +15,9 @@ import pytest
 import trio
 
 from jaxkernels import host, registry
-from meshnode.client import Mesh, Terms, as_completed, connect
+from meshnode.client import Job, Mesh, Terms, as_completed, connect
 from meshnode.client import aio as client_aio
 from meshnode.client.background import connect_or_start
-from meshnode.client.blocking import Job
 from meshnode.errors import LocalProtocolError, NoSuitableNode, TimedOut, Unreachable, UsageError
 from meshnode.node.home import socket_path
 from meshnode.node.wire import CONTROL_FRAME_BYTES_MAX, SOCKET_NAME, FrameBuffer, pack
@@ -97,7 +96,7 @@ def rows(units: int) -> host.Array:
 
 def test_submit_watch_result(mesh: Mesh) -> None:
     prepared = mesh.prepare(KERNEL, rows(500))  # 32 kB: a blob
-    job_id = mesh.submit(INFO, prepared, terms=Terms(label="five hundred"))
+    job_id = mesh.submit_kernel(INFO, prepared, terms=Terms(label="five hundred"))
     kinds = [notice.kind for notice in mesh.watch(job_id)]
     assert kinds[0] == kinds[-1] == "job"
     (out,) = mesh.result(job_id)
@@ -116,7 +115,7 @@ def test_a_call_is_one_request(mesh: Mesh) -> None:
 
 def test_large_inputs_and_results_go_by_file(mesh: Mesh) -> None:
     big = rows(40_000)  # 2.5 MB in and out
-    job_id = mesh.submit(INFO, mesh.prepare(KERNEL, big), terms=Terms())
+    job_id = mesh.submit_kernel(INFO, mesh.prepare(KERNEL, big), terms=Terms())
     (out,) = mesh.result(job_id, timeout_s=60)
     assert np.array_equal(out, big + 1)
     assert list((mesh.home / "tmp").iterdir()) == []
@@ -147,7 +146,7 @@ def test_jobs_are_futures(mesh: Mesh) -> None:
 
 def test_a_job_that_no_car_may_run(mesh: Mesh) -> None:
     terms = Terms(cars=(mesh.hello()["peer"],), deadline_s=0.5)  # only this node, which runs none
-    job = Job(mesh, mesh.submit(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms))
+    job = Job(mesh, mesh.submit_kernel(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms))
     with pytest.raises(TimedOut):
         job.result(timeout_s=30)
     assert job.explain()
@@ -214,7 +213,7 @@ def test_the_trio_twin(home: Path) -> None:
         with trio.fail_after(60):
             async with client_aio.connect(home) as mesh:
                 prepared = host.prepare(KERNEL, rows(500))
-                job_id = await mesh.submit(INFO, prepared)
+                job_id = await mesh.submit_kernel(INFO, prepared)
                 notices = [notice async for notice in mesh.watch(job_id)]
                 assert notices[-1].fields["state"] == "done"
                 (out,) = await mesh.result(job_id)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.executor import wire
-from meshnode.protocol.types import ArraySpec
+from meshnode.protocol.types import STEPS_MAX, ArraySpec, Stepped
 
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=8)
 
@@ -60,19 +60,49 @@ SPECS = st.builds(
 )
 
 
+STEPPED = st.builds(
+    Stepped,
+    st.lists(st.integers(0, 1), max_size=4).map(tuple),
+    st.lists(st.integers(0, 1), max_size=4).map(tuple),
+)
+
+
 @given(
     st.builds(
         wire.Load,
         st.binary(max_size=64),
-        st.lists(st.builds(wire.LoadArg, st.booleans(), SPECS), max_size=64).map(tuple),
+        # Two mapped arguments at least: what `STEPPED` names is there.
+        st.lists(st.builds(wire.LoadArg, st.booleans(), SPECS), max_size=62).map(
+            lambda args: (*args, *[wire.LoadArg(True, ArraySpec("int32", ()))] * 2)
+        ),
         st.lists(SPECS, max_size=8).map(tuple),
         st.integers(0, 1 << 20),
+        st.none() | STEPPED,
+        st.integers(0, wire.LOOP_UNITS_MAX),
+        st.booleans(),
     )
 )
 def test_a_load_comes_back_as_it_was(load: wire.Load) -> None:
     ((kind, body),) = wire.FrameReader().feed(wire.encode_load(load))
     assert kind == wire.LOAD
     assert wire.decode_load(body) == load
+
+
+@given(st.binary(max_size=128))
+def test_any_steps_are_steps_or_a_wire_error(body: bytes) -> None:
+    try:
+        (_, _, count, _, _), steps, step, _ = wire.decode_steps(body)
+    except wire.WireError:
+        return
+    assert count >= 1 and step <= steps <= STEPS_MAX
+
+
+def test_steps_come_back_as_they_were() -> None:
+    head = wire.encode_steps_head((9, 3, 2, 5), 70, 8, True, 4)
+    ((kind, body),) = wire.FrameReader().feed(head + b"abcd")
+    (*run, inline), steps, step, goes_on = wire.decode_steps(body)
+    assert kind == wire.STEPS and (run, bytes(inline)) == ([9, 3, 2, 5], b"abcd")
+    assert (steps, step, goes_on) == (70, 8, True)
 
 
 def test_a_size_cannot_overflow() -> None:

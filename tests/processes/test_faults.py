@@ -126,7 +126,7 @@ def test_no_consent_no_work_and_the_submitter_hears_it(tmp_path: Path) -> None:
             await net.wait(partial(seen_idle, net), RUN_S_MAX, "the car is seen and may not work")
             noop = registry.get("bench.noop@1")
             prepared = host.prepare(noop.spec, np.zeros((8, 16), np.float32))
-            job_id = await net.call(lambda mesh: mesh.submit(noop, prepared))
+            job_id = await net.call(lambda mesh: mesh.submit_kernel(noop, prepared))
             ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
             assert ended["state"] == "failed"
             said = await net.call(lambda mesh: mesh.explain(job_id))
@@ -233,7 +233,7 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noop = registry.get("bench.noop@1")
             prepared = host.prepare(noop.spec, np.zeros((200, 16), np.float32))
             terms = Terms(lease_units_max=16)
-            job_id = await net.call(lambda mesh: mesh.submit(noop, prepared, terms=terms))
+            job_id = await net.call(lambda mesh: mesh.submit_kernel(noop, prepared, terms=terms))
             await net.call(lambda mesh: mesh.result(job_id))
             home = net.home()
             await net.wait(
@@ -377,7 +377,7 @@ def test_a_full_disk_under_blobs_of_a_car() -> None:
                 x = np.arange((1 << 17) * 16, dtype=np.float32).reshape(-1, 16)
                 noop = registry.get("bench.noop@1")
                 prepared = host.prepare(noop.spec, x)
-                job_id = await net.call(lambda mesh: mesh.submit(noop, prepared))
+                job_id = await net.call(lambda mesh: mesh.submit_kernel(noop, prepared))
                 (y,) = await net.call(lambda mesh: mesh.result(job_id, RUN_S_MAX))
                 assert np.array_equal(y, x + 1)
                 await net.kill("car-0", signal.SIGTERM)
@@ -401,7 +401,9 @@ def test_a_full_disk_under_the_ledger(name: str) -> None:
                 spin = registry.get("bench.spin@1")
                 prepared = host.prepare(spin.spec, np.ones((4_000, 1), np.int32))
                 terms = Terms(lease_units_max=8)  # many receipts
-                job_id = await net.call(lambda mesh: mesh.submit(spin, prepared, terms=terms))
+                job_id = await net.call(
+                    lambda mesh: mesh.submit_kernel(spin, prepared, terms=terms)
+                )
                 ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
                 if name == SUBMITTER:
                     assert (ended["state"], ended["reason"]) == ("failed", Reason.DISK_FULL)
@@ -440,7 +442,7 @@ async def a_job_runs(net: Testnet) -> None:
     x = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
     noop = registry.get("bench.noop@1")
     prepared = host.prepare(noop.spec, x)
-    job_id = await net.call(lambda mesh: mesh.submit(noop, prepared))
+    job_id = await net.call(lambda mesh: mesh.submit_kernel(noop, prepared))
     (y,) = await net.call(lambda mesh: mesh.result(job_id, RUN_S_MAX))
     assert np.array_equal(y, x + 1)
 

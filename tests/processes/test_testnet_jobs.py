@@ -49,7 +49,7 @@ def test_a_job_is_right_and_every_unit_has_an_accepted_receipt() -> None:
             async with Testnet(4, 11) as net, aio.connect(net.home()) as mesh:
                 x = np.arange(500 * 16, dtype=np.float32).reshape(500, 16)
                 kernel = registry.get("bench.noop@1")
-                job_id = await mesh.submit(kernel, host.prepare(kernel.spec, x))
+                job_id = await mesh.submit_kernel(kernel, host.prepare(kernel.spec, x))
                 (y,) = await mesh.result(job_id)
                 assert np.array_equal(y, x + 1)
                 every = list(range(500))
@@ -70,7 +70,7 @@ def test_a_car_killed_with_a_lease_costs_another_attempt_and_no_unit() -> None:
                 iterations = np.arange(UNITS, dtype=np.int32)[:, None] + ITERATIONS
                 kernel = registry.get("bench.spin@1")
                 prepared = host.prepare(kernel.spec, iterations)
-                job_id = await mesh.submit(kernel, prepared, terms=Terms(lease_units_max=20))
+                job_id = await mesh.submit_kernel(kernel, prepared, terms=Terms(lease_units_max=20))
                 dead = await kill_a_holder(net, mesh, job_id)
 
                 (value,) = await mesh.result(job_id)

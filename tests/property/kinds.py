@@ -12,6 +12,7 @@ from meshnode.protocol.rule import (
     Code,
     Fixed,
     Int,
+    Kid,
     Many,
     Nested,
     OrNull,
@@ -20,7 +21,7 @@ from meshnode.protocol.rule import (
     Uint,
     rules,
 )
-from meshnode.protocol.types import JOB_UNITS_MAX, LEASE_UNITS_MAX, UINT_MAX
+from meshnode.protocol.types import JOB_UNITS_MAX, LEASE_UNITS_MAX, PEER_PREFIX, UINT_MAX
 
 ITEMS_MAX = 4  # of an array: the bound itself is tested with vectors
 BYTES_MAX = 64
@@ -39,6 +40,9 @@ def kind(of: Any) -> st.SearchStrategy[Any]:
         if of.size is not None:
             return st.binary(min_size=of.size, max_size=of.size)
         return st.binary(max_size=min(of.most, BYTES_MAX))
+    if isinstance(of, Kid):
+        account = st.binary(min_size=32, max_size=32)
+        return account | account.map(lambda key: PEER_PREFIX + key)
     if isinstance(of, Tstr):
         if of.size is not None:
             return st.text(st.characters(codec="ascii"), min_size=of.size, max_size=of.size)
@@ -70,6 +74,14 @@ def rule(draw: st.DrawFn, rule_class: type) -> Any:
         values["shares"] = (objects.Share(one, 0, mine), objects.Share(two, 4, 10_000 - mine))
     elif rule_class in (objects.Agreement, messages.Terms):
         values["rates"] = tuple(rate._replace(unit=max(1, rate.unit)) for rate in values["rates"])
+    elif rule_class is objects.Manifest:
+        state, constant = draw(kind(objects.ARRAY)), draw(kind(objects.ARRAY))
+        stepped = values["steps"] is not None
+        role = objects.ArgRole.STATE if stepped else objects.ArgRole.MAPPED
+        fixed = objects.ManifestArg(objects.ArgRole.CONSTANT, constant)
+        values["args"] = (fixed, objects.ManifestArg(role, state))
+        values["outs"] = (state,)
+        values["steps"] = objects.Steps((0,), (0,), 100, 10) if stepped else None
     elif rule_class is objects.Offer:
         first = draw(st.integers(0, JOB_UNITS_MAX - 1))
         size = draw(st.integers(1, min(LEASE_UNITS_MAX, JOB_UNITS_MAX - first)))

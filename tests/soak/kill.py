@@ -164,7 +164,9 @@ def submit(seed: int, mesh: Mesh) -> list[Sent]:
     for name, (inputs, want) in wanted.items():
         kernel = registry.get(name)
         terms = Terms(label=f"seed {seed}", lease_units_max=LEASE_UNITS)
-        sent.append(Sent(mesh.submit(kernel, host.prepare(kernel.spec, inputs), terms=terms), want))
+        sent.append(
+            Sent(mesh.submit_kernel(kernel, host.prepare(kernel.spec, inputs), terms=terms), want)
+        )
     return sent
 
 

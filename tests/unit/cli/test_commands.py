@@ -39,6 +39,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    path = tmp_path / "job.mesh"
+    path.write_bytes(b"no bundle")
+    return path
+
+
 # ---- help
 
 
@@ -88,7 +95,9 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
 # ---- how a command ends
 
 
-def test_exit_codes_and_one_clear_line(capfd: pytest.CaptureFixture[str], home: Path) -> None:
+def test_exit_codes_and_one_clear_line(
+    capfd: pytest.CaptureFixture[str], home: Path, damaged: Path
+) -> None:
     for words, code, said in (
         (["nope"], 2, "No such command 'nope'"),
         (["map"], 2, "Missing argument"),
@@ -101,7 +110,10 @@ def test_exit_codes_and_one_clear_line(capfd: pytest.CaptureFixture[str], home: 
         (["init", "--home", str(home)], 2, "which network?"),
         (["peers", "--testnet", "none"], 2, "there is no testnet 'none'"),
         (["peers", "--testnet", "../x"], 2, "is no name of a testnet"),
-        (["run", "job.mesh", "1", "--home", str(home)], 1, "only built-in kernels"),
+        (["run", "job.mesh", "1", "--home", str(home)], 2, "there is no file job.mesh"),
+        (["run", str(damaged), "1", "--home", str(home)], 1, "is no bundle"),
+        (["run", "bench.noop@1", "--home", str(home)], 2, "give INPUT"),
+        (["run", "bench.spin@1", "4", "--steps", "3", "--home", str(home)], 2, "has no steps"),
     ):
         got, out, err = run(capfd, *words)
         assert (got, out) == (code, ""), words
@@ -109,9 +121,9 @@ def test_exit_codes_and_one_clear_line(capfd: pytest.CaptureFixture[str], home: 
 
 
 def test_a_refusal_in_json_is_an_object_and_an_exit_code(
-    capfd: pytest.CaptureFixture[str], home: Path
+    capfd: pytest.CaptureFixture[str], home: Path, damaged: Path
 ) -> None:
-    code, out, _ = run(capfd, "run", "job.mesh", "1", "--home", str(home), "--json")
+    code, out, _ = run(capfd, "run", str(damaged), "1", "--home", str(home), "--json")
     refusal = json_shape.check("refusal", out)
     assert code == 1 and refusal["accepted"] is False and refusal["exit_code"] == 1
 

@@ -110,6 +110,10 @@ def test_ids_are_those_of_an_independent_computation(
     assert store.put_bytes(content) == ref
     (folder / "file").write_bytes(content)
     assert store.put_file(folder / "file") == ref
+    with (folder / "file").open("ab+") as longer:  # an open file counts as far as it is said to
+        longer.write(b"more")
+        longer.flush()
+        assert store.put_open(longer.fileno(), ref.size) == ref
     assert store.manifest(ref.blob_id) == (size, digests)
     assert store.held() == (ref.blob_id,)
     assert store.bytes_used == size

@@ -1,0 +1,131 @@
+"""Handles on work: a job in the shape of concurrent.futures, and what happened to it.
+
+Made by `blocking.Mesh`; a job goes on without its handle.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from meshnode.errors import MeshError, UsageError
+from meshnode.node.failures import error_of_reason
+from meshnode.protocol.job import array_bytes
+from meshnode.protocol.types import ArraySpec
+
+from .orders import Array, split_outputs
+
+if TYPE_CHECKING:
+    from .blocking import Mesh
+
+ENDED: Final = frozenset({"done", "failed", "cancelled"})
+JOBS_WAITED_MAX: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing that happened to a job.
+
+    kinds: `job` (state, reason, units, done), `attempt` (task, attempt, peer, state, reason, first,
+    count, done, step: the one that it goes on from), `units` (first, count, peer, attempt, and
+    outputs if asked for), `announced`, `ended` (reason, text, peer): how a car said that its run
+    ended; of long jobs `watch` (unit, step, steps, values, peer) and `checkpoint` (task, step,
+    peer): its state after so many steps is here.
+    """
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    unix_ms: int = 0  # when, in `logs`
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Self:
+        return cls(str(plain["kind"]), dict(plain["fields"]), int(plain.get("unix_ms", 0)))
+
+
+class Job:
+    """A job of the node, in the shape of a concurrent.futures.Future."""
+
+    def __init__(
+        self, mesh: Mesh, job_id: bytes, outs: tuple[ArraySpec, ...] = (), units: int = 0
+    ) -> None:
+        self.mesh = mesh
+        self.job_id = job_id
+        self._outs = outs  # known to whoever submitted it, for iterating over its units
+        self._units = units
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each unit's result, in order, as soon as it and all before it are here."""
+        if not self._units:
+            raise UsageError("only a job that was submitted here can be iterated over")
+        size = sum(map(array_bytes, self._outs))
+        early: dict[int, bytes] = {}
+        at = 0
+        for notice in self.mesh.watch(self.job_id, outputs=True):
+            if notice.kind != "units":
+                continue
+            first, outputs = notice.fields["first"], notice.fields["outputs"]
+            for index in range(notice.fields["count"]):
+                early[first + index] = outputs[index * size : (index + 1) * size]
+            while at in early:
+                yield self._row(split_outputs(early.pop(at), self._outs, 1))
+                at += 1
+        arrays = self.arrays()  # also raises what went wrong
+        for unit in range(at, self._units):  # what came before the watch did
+            yield self._row([array[unit : unit + 1] for array in arrays])
+
+    @staticmethod
+    def _row(arrays: list[Array]) -> Any:
+        row = [array[0] for array in arrays]
+        return row[0] if len(row) == 1 else tuple(row)
+
+    def state(self) -> str:
+        """running | done | failed | cancelled"""
+        state: str = self.mesh.show(self.job_id)["state"]
+        return state
+
+    def done(self) -> bool:
+        return self.state() in ENDED
+
+    def running(self) -> bool:
+        return not self.done()
+
+    def cancelled(self) -> bool:
+        return self.state() == "cancelled"
+
+    def cancel(self) -> bool:
+        """True if the job ended by this."""
+        self.mesh.cancel(self.job_id)
+        return self.cancelled()
+
+    def watch(self) -> Iterator[Notice]:
+        return self.mesh.watch(self.job_id)
+
+    def explain(self) -> list[dict[str, Any]]:
+        return self.mesh.explain(self.job_id)
+
+    def arrays(self, timeout_s: float | None = None) -> list[Array]:
+        """One array [units, *shape] per output."""
+        return self.mesh.result(self.job_id, timeout_s)
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """As the kernel's host side presents it."""
+        return self.mesh.finish(self.job_id, timeout_s)
+
+    def exception(self, timeout_s: float | None = None) -> MeshError | None:
+        """None if the job is done well; TimedOut is raised if it has not ended by then."""
+        answer = self.mesh.wait(self.job_id, timeout_s)
+        return None if answer["state"] == "done" else error_of_reason(answer["reason"])
+
+    def __repr__(self) -> str:
+        return f"<Job {self.job_id.hex()[:8]}>"
+
+
+def as_completed(jobs: Sequence[Job]) -> Iterator[Job]:
+    """The jobs as they end; one thread waits for each of at most `JOBS_WAITED_MAX` at a time."""
+    with concurrent.futures.ThreadPoolExecutor(min(len(jobs), JOBS_WAITED_MAX) or 1) as pool:
+        waits = {pool.submit(job.mesh.wait, job.job_id): job for job in jobs}
+        for wait in concurrent.futures.as_completed(waits):
+            wait.result()
+            yield waits[wait]
