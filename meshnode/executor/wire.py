@@ -24,15 +24,15 @@ from meshnode.protocol.types import ARGS_MAX, DIMS_MAX, LEASE_UNITS_MAX, ArraySp
 # ---- node -> worker
 LOAD: Final = 1
 RUN: Final = 2
-AREA: Final = 3  # shared memory from now on, one open file; see `area`
-TAKEN: Final = 4  # the outputs of one UNITS_IN_AREA frame are copied
+AREA: Final = 7  # shared memory from now on, one open file; see `area`
+TAKEN: Final = 8  # the outputs of one UNITS_IN_AREA frame are copied
 # ---- worker -> node
 READY: Final = 16
 LOADED: Final = 17
 UNITS: Final = 18
 ENDED: Final = 19
 PROBED: Final = 20
-UNITS_IN_AREA: Final = 21
+UNITS_IN_AREA: Final = 26
 
 ARTIFACT_BYTES_MAX: Final = 16 << 20
 UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
