@@ -95,6 +95,13 @@ class ComputeSettings:
     zygote_parent: str = ""
     """Socket of a shared parent of zygotes, for many cars on one machine: jax is imported once.
     Empty: a zygote of one's own, started with the first offer (1-2 s, 120 MB)."""
+    worker_cgroup: str = ""
+    """A control group (v2, or v1's memory controller) that this node may make groups in, one for
+    each worker: its memory is then bounded as a whole. systemd: `Delegate=memory pids` and
+    `DelegateSubgroup=node`, and here the unit's own folder below /sys/fs/cgroup. Empty: none."""
+    share_device: bool = False
+    """Let workers of several submitters hold an accelerator at a time. What one leaves in the
+    device's memory another may find. The CPU is always shared, memory being the kernel's there."""
     worker_log: bool = False
     """Keep what workers print in `worker.log` of the run directory."""
 

@@ -52,6 +52,17 @@ def meshnode() -> None:
     """
 
 
+def _layers(_: click.Context, __: click.Parameter, text: str | None) -> int:
+    from meshnode.protocol import sandbox
+
+    if text is None:
+        return int(sandbox.LEAST)
+    try:
+        return int(sandbox.of_names(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 _TERMS: tuple[Any, ...] = (
     click.option(
         "--soc-floor",
@@ -76,6 +87,13 @@ _TERMS: tuple[Any, ...] = (
         default="fleet",
         show_default=True,
         help="Whose work may run here: this account's, the operator's too, or everybody's.",
+    ),
+    click.option(
+        "--sandbox-least",
+        metavar="LAYERS",
+        callback=_layers,
+        help="Sandbox layers without which nothing runs here, separated by commas. Default: "
+        "no_new_privs,no_capabilities,syscalls,files,rlimits",
     ),
     click.option(
         "--operator", metavar="HEX", help="The account that runs the fleet; else your own."
@@ -105,6 +123,7 @@ def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
         watt_max=given["watt_max"],
         plugged_rule=_PLUGGED[given["power"]],
         submitters=Submitters[given["submitters"].upper()],
+        sandbox_least=given["sandbox_least"],
     )
     purposes = founding.PURPOSES_DEFAULT
     if given["power"] == "battery":
@@ -256,6 +275,11 @@ def status(home: Path) -> None:
     why = found["may_run"]
     click.echo(f"state     runs since {found['up_s']} s (pid {found['pid']})")
     click.echo(f"work      {'may run' if not why['code'] else why['text']}")
+    lacks = found["sandbox"]["missing"]
+    if found["sandbox"]["layers"] is not None and found["provides"]:
+        click.echo(f"sandbox   {', '.join(found['sandbox']['layers']) or 'none'}")
+    if lacks:
+        click.echo(f"          your policy asks for {', '.join(lacks)} too")
     click.echo(f"slots     {found['slots_free']} of {found['slots']} free")
     click.echo(f"peers     {found['peers_up']} connected, {found['cars_known']} cars known")
     for address in found["addrs"]:

@@ -1,14 +1,17 @@
 """What can be refused from an `ExecSpec` alone, before any process is spawned.
 
-Called by `supervisor` at `admit` and `start`. The worker checks the same specs again against the
-artifact itself; cost before running (operations, energy, time) will stand here too.
+Called by `programs` and `supervisor` at `admit` and `start`. The worker checks the same specs again
+against the artifact itself. Once a program's cost is known, so is whether it can end in time and in
+memory; its energy is for `protocol.owner`, which knows what a unit takes on this car.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from meshnode.protocol.effects import ExecSpec, StartExec
+from meshnode.protocol.events import WorkerClass
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import (
     ARGS_MAX,
@@ -22,6 +25,23 @@ from meshnode.protocol.types import (
 )
 
 from . import wire
+
+# Of the program itself: every worker would say the same.
+PROGRAM_REFUSALS: Final = frozenset(
+    {
+        Reason.KERNEL_SPEC,
+        Reason.JAX_WINDOW,
+        *(reason for reason in Reason if reason.name.startswith("ARTIFACT_")),
+    }
+)
+# Of one attempt to load it.
+LOAD_REFUSALS: Final = PROGRAM_REFUSALS | {Reason.MEMORY, Reason.FAILED_BY_JOB, Reason.SANDBOX}
+
+# The probe measures products of f32 for a moment, beside whatever else the machine does, and an
+# accelerator multiplies narrow floats up to 16 times faster: a program is refused for its time
+# only where even that would not do.
+_PROBE_SHORT_ON_CPU: Final = 2
+_PROBE_SHORT: Final = 16
 
 
 class Program(NamedTuple):
@@ -49,12 +69,6 @@ def program_of(spec: ExecSpec) -> Program:
         for arg in spec.args
     )
     return Program(spec.submitter, spec.artifact, args, spec.outs, spec.stepped)
-
-
-def load_of(spec: ExecSpec, exported: bytes, memory_mb_max: int) -> wire.Load:
-    """What a worker is told of the program."""
-    args = tuple(wire.LoadArg(arg.mapped, arg.spec) for arg in spec.args)
-    return wire.Load(exported, args, spec.outs, memory_mb_max, spec.stepped)
 
 
 def memory_mb_least(spec: ExecSpec) -> int:
@@ -100,19 +114,53 @@ def _check_stepped(spec: ExecSpec, stepped: Stepped) -> None:
         raise Refused(Reason.TOO_LARGE, f"{watched} bytes to watch")
 
 
-def check_run(effect: StartExec) -> None:
-    run, spec = effect.run, effect.spec
+def check_run(effect: StartExec, inline_bytes: int) -> None:
+    run = effect.run
     if not 1 <= run.count <= LEASE_UNITS_MAX:
         raise Refused(Reason.TOO_LARGE, f"{run.count} units in one run")
     if effect.state is not None:
         _check_checkpoint(effect, effect.state)
     elif effect.step:
         raise Refused(Reason.KERNEL_SPEC, f"step {effect.step} without a checkpoint")
-    inline = sum(wire.array_bytes(arg.spec) for arg in spec.args if arg.mapped and not arg.blob)
-    if inline * run.count != len(effect.inline):
+    if inline_bytes * run.count != len(effect.inline):
         raise Refused(Reason.KERNEL_SPEC, f"{len(effect.inline)} bytes of inline arguments")
     if len(effect.inline) > wire.RUN_INLINE_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{len(effect.inline)} bytes of inline arguments")
+
+
+def rate_mflops_most(classes: Iterable[WorkerClass]) -> int:
+    """No program computes faster here; 0 before the probe has answered."""
+    return max(
+        (
+            each.rate_mflops * (_PROBE_SHORT_ON_CPU if each.platform == "cpu" else _PROBE_SHORT)
+            for each in classes
+        ),
+        default=0,
+    )
+
+
+def check_time(flop: int, rate_mflops: int, wall_ms_max: int) -> None:
+    """WALL_CLOCK if it cannot end in time even at that rate; 0 of either says nothing."""
+    least_ms = flop // (rate_mflops * 1000) if rate_mflops else 0
+    if least_ms > wall_ms_max:
+        text = (
+            f"{flop / 1e9:.3g} GFLOP take {least_ms / 1000:.3g} s or more at "
+            f"{rate_mflops / 1000:.3g} GFLOP/s, {wall_ms_max / 1000:g} s are allowed"
+        )
+        raise Refused(Reason.WALL_CLOCK, text)
+
+
+def check_memory(memory_mb: int, memory_mb_max: int) -> None:
+    if memory_mb > memory_mb_max:
+        text = f"it needs {memory_mb} MB, {memory_mb_max} MB are allowed"
+        raise Refused(Reason.MEMORY, text)
+
+
+def flop_of_run(effect: StartExec, flop_per_unit: int) -> int:
+    """All that is left to do of it; `flop_per_unit` is of a step, if stepped."""
+    if effect.spec.stepped is None:
+        return flop_per_unit * effect.run.count
+    return flop_per_unit * (effect.run.count * effect.spec.steps - effect.step)
 
 
 def _check_checkpoint(effect: StartExec, state: BlobRef) -> None:

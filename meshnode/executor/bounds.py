@@ -19,7 +19,7 @@ EVENTS_QUEUED_MAX: Final = 256  # then workers wait, by the back-pressure of the
 EVENTS_LATE_MAX: Final = 4096  # small events that found the channel full
 REFUSALS_KEPT_MAX: Final = 64
 FIGURES_KEPT_MAX: Final = 64
-RECEIVE_BYTES: Final = 256 << 10
+RECEIVE_BYTES: Final = 64 << 10  # below the size from which malloc maps pages anew each time
 ZYGOTE_START_S_MAX: Final = 60.0
 FORK_S_MAX: Final = 10.0
 EXIT_S_MAX: Final = 2.0  # from SIGKILL to the process gone
@@ -64,6 +64,12 @@ class ExecutorConfig:
     """Folder of compiled programs, this user's alone; None compiles for each worker anew."""
     executable_bytes_max: int = 1 << 30
     """Of that folder; at the bound the program used longest ago goes."""
+    sandbox_least: int = 0
+    """Layers without which no worker runs anything, of the owner's policy: protocol.sandbox."""
+    cgroup: str = ""
+    """A control group in which each worker gets one of its own; empty: none."""
+    share_device: bool = False
+    """Let workers of several submitters hold one accelerator at a time. Not of the CPU."""
     log_workers: bool = False
     python: str = sys.executable
 

@@ -2,15 +2,16 @@
 
 Asked by `supervisor` before it loads a program into a worker, and when a worker wants a loop over
 many units. A compile-only worker is forked for one artifact, executes nothing, says one frame and
-is killed: so the cache holds no word of a process that ran anybody's code. It does parse hostile
-bytes, so an entry counts for the artifact that it was made of and no other.
+is killed: so the cache holds no word of a process that ran anybody's code. It has validated what
+it compiled, so machine code out of the cache needs no second look. It does parse hostile bytes,
+confined like any worker, so an entry counts for the artifact that it was made of and no other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
@@ -22,16 +23,13 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Digest
 
 from . import wire
-from .admission import Refused
-from .bounds import RECEIVE_BYTES, ExecutorConfig
+from .admission import LOAD_REFUSALS, Refused, check_memory
+from .bounds import ExecutorConfig
 from .cache import Entry, ExecutableCache, Figures
 from .forks import Zygote
+from .link import Link, open_link
 
-_REASONS: Final = {
-    int(reason): reason
-    for reason in (Reason.KERNEL_SPEC, Reason.JAX_WINDOW, Reason.MEMORY, Reason.FAILED_BY_JOB)
-}
-_FRAME_BYTES_MAX: Final = wire.FIGURES.size + wire.EXECUTABLE_BYTES_MAX
+_REASONS: Final = {int(reason): reason for reason in LOAD_REFUSALS}
 
 
 class Compiler:
@@ -42,10 +40,13 @@ class Compiler:
         config: ExecutorConfig,
         cache: ExecutableCache,
         zygote: Callable[[], Awaitable[Zygote]],
+        check_layers: Callable[[int], None],
     ) -> None:
+        """`check_layers`: Refused if a worker with these sandbox layers may not run here."""
         self._config = config
         self._cache = cache
         self._zygote = zygote
+        self._check_layers = check_layers
         self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
         self.compiles = 0
         """Compile-only workers started so far."""
@@ -56,11 +57,12 @@ class Compiler:
         """The executable (the caller closes it) and its figures; without one where the backend
         cannot serialise. Refused if the program is refused or needs too much memory; ZygoteLost."""
         entry, figures = await self._known_or_made(artifact, load, environment)
-        if figures.memory_mb > load.memory_mb_max:
+        try:
+            check_memory(figures.memory_mb, load.memory_mb_max)
+        except Refused:
             if entry is not None:
                 os.close(entry.fd)
-            text = f"it needs {figures.memory_mb} MB, {load.memory_mb_max} MB are allowed"
-            raise Refused(Reason.MEMORY, text)
+            raise
         return entry, figures
 
     async def _known_or_made(
@@ -89,14 +91,19 @@ class Compiler:
 
     async def _compile(self, load: wire.Load) -> tuple[Figures, bytes]:
         zygote = await self._zygote()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with ours:
-            ours.setblocking(False)
+        link, theirs = open_link(wire.COMPILED_BYTES_MAX)
+        with contextlib.closing(link):
             with theirs:
-                child = await zygote.fork("compile", theirs, self._config.threads_per_worker())
+                child = await zygote.fork(
+                    "compile",
+                    theirs,
+                    self._config.threads_per_worker(),
+                    load.memory_mb_max,
+                    self._config.cgroup,
+                )
             self.compiles += 1
             try:
-                return await _ask(ours, load)
+                return await self._ask(link, load)
             except (OSError, wire.WireError) as error:
                 text = str(error) if isinstance(error, wire.WireError) else await child.ending()
                 raise Refused(Reason.WORKER_DIED, f"compiling: {text}") from error
@@ -105,34 +112,27 @@ class Compiler:
                     await child.gone()
                 os.close(child.pidfd)
 
+    async def _ask(self, link: Link, load: wire.Load) -> tuple[Figures, bytes]:
+        ready = False
+        while True:
+            for kind, body in await link.receive():
+                if kind == wire.READY and len(body) == wire.READY_BODY.size and not ready:
+                    self._check_layers(wire.READY_BODY.unpack(body)[0])
+                    ready = True
+                    await link.send(wire.encode_load(load))
+                elif kind == wire.COMPILED and ready and len(body) >= wire.FIGURES.size:
+                    figures = Figures(*wire.FIGURES.unpack_from(body))
+                    return figures, body[wire.FIGURES.size :]
+                elif kind == wire.ENDED:
+                    _, code, _, text = wire.decode_ended(body)
+                    if code not in _REASONS:
+                        raise wire.WireError(f"reason {code}")
+                    raise Refused(_REASONS[code], text)
+                else:
+                    raise wire.WireError(f"frame {kind}")
+
 
 def key_of(artifact: Digest, load: wire.Load, environment: bytes) -> bytes:
     """SHA-256 over everything that the machine code depends on, the artifact first."""
     plain = replace(load, artifact=b"", memory_mb_max=0, executable=False)
     return hashlib.sha256(cbor2.dumps([artifact, wire.encode_load(plain), environment])).digest()
-
-
-async def _ask(ours: socket.socket, load: wire.Load) -> tuple[Figures, bytes]:
-    view = memoryview(wire.encode_load(load))
-    while view:
-        try:
-            view = view[ours.send(view) :]
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(ours.fileno())
-    frames = wire.FrameReader(_FRAME_BYTES_MAX)
-    while True:
-        await trio.lowlevel.wait_readable(ours.fileno())
-        chunk = ours.recv(RECEIVE_BYTES)
-        if not chunk:
-            raise OSError("end of file")
-        for kind, body in frames.feed(chunk):
-            if kind == wire.COMPILED and len(body) >= wire.FIGURES.size:
-                figures = Figures(*wire.FIGURES.unpack_from(body))
-                return figures, body[wire.FIGURES.size :]
-            if kind == wire.ENDED:
-                _, code, _, text = wire.decode_ended(body)
-                if code not in _REASONS:
-                    raise wire.WireError(f"reason {code}")
-                raise Refused(_REASONS[code], text)
-            if kind != wire.READY:
-                raise wire.WireError(f"frame {kind}")

@@ -39,6 +39,18 @@ _ENVIRONMENT_KEPT = (
 )
 
 
+# What a signal that nobody here sent says of a worker.
+_MEANING = {
+    int(signal.SIGKILL): "from outside, as the kernel does when the machine runs out of memory",
+    int(signal.SIGSYS): "it made system calls of another architecture, which the sandbox forbids",
+    int(signal.SIGABRT): "it gave up, as XLA does when it gets no memory",
+    int(signal.SIGXCPU): "it has used its limit of processor time",
+    int(signal.SIGSEGV): "it used memory that is not its own",
+    int(signal.SIGBUS): "it used memory that is not there",
+    int(signal.SIGILL): "it ran what is no instruction of this processor",
+}
+
+
 class ZygoteLost(Exception):
     """No zygote, or it ended; the text says what is known."""
 
@@ -51,6 +63,7 @@ class Child:
     pidfd: int
     exited: trio.Event = field(default_factory=trio.Event)
     code: int | None = None  # as subprocess has it: negative is a signal
+    ran_out: bool = False  # of the memory of its control group
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -71,9 +84,11 @@ class Child:
         if self.code >= 0:
             return f"exit status {self.code}"
         try:
-            return f"killed by {signal.Signals(-self.code).name}"
+            name = signal.Signals(-self.code).name
         except ValueError:
-            return f"killed by signal {-self.code}"
+            name = f"signal {-self.code}"
+        why = "its control group ran out of memory" if self.ran_out else _MEANING.get(-self.code)
+        return f"killed by {name}" + (f": {why}" if why else "")
 
 
 @dataclass(eq=False, slots=True)
@@ -98,11 +113,15 @@ class Zygote:
 
     # -------------------------------------------------------------------------------- requests
 
-    async def fork(self, op: str, end: socket.socket, threads: int) -> Child:
+    async def fork(
+        self, op: str, end: socket.socket, threads: int, memory_mb: int, cgroup: str = ""
+    ) -> Child:
         """A new child that holds `end`, which the caller closes. Its pidfd is the caller's."""
         self._ids += 1
         request_id, request = self._ids, _Request()
-        message = wire.encode_control(op=op, id=request_id, threads=threads)
+        message = wire.encode_control(
+            op=op, id=request_id, threads=threads, memory_mb=memory_mb, cgroup=cgroup
+        )
         self._requests[request_id] = request
         try:
             with trio.fail_after(FORK_S_MAX):
@@ -175,6 +194,7 @@ class Zygote:
             child = self._children.pop(request_id, None)
             if child is not None:
                 child.code = int(fields["code"])
+                child.ran_out = bool(fields.get("oom", 0))
                 child.exited.set()
             return
         request = self._requests.pop(request_id, None)

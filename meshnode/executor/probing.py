@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,47 +22,41 @@ from meshnode.protocol.events import WorkerClass, WorkerClasses
 from meshnode.protocol.types import CLASSES_MAX
 
 from . import wire
-from .bounds import PROBE_S_MAX, RECEIVE_BYTES, ExecutorConfig
+from .bounds import PROBE_S_MAX, ExecutorConfig
 from .forks import Zygote, ZygoteLost
+from .link import open_link
 
 _NOTHING = WorkerClasses((), "", (0, 0), 0, 0)
 
 
 async def probe(config: ExecutorConfig, zygote: Callable[[], Awaitable[Zygote]]) -> WorkerClasses:
     """The kept answer or a fresh one; without any class if it cannot be had."""
-    kept = _read_kept(config.probe_cache)
+    kept = _read_kept(config)
     if kept is not None and (answer := _parse(kept, config.slots)) is not None:
         return answer
     try:
-        body = await _ask(await zygote())
+        body = await _ask(config, await zygote())
     except (ZygoteLost, wire.WireError, OSError, trio.TooSlowError):
         return _NOTHING
     answer = _parse(body, config.slots)
     if answer is None:
         return _NOTHING
     if config.probe_cache is not None:
-        _keep(config.probe_cache, body)
+        _keep(config, config.probe_cache, body)
     return answer
 
 
-async def _ask(zygote: Zygote) -> bytes:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours:
-        ours.setblocking(False)
+async def _ask(config: ExecutorConfig, zygote: Zygote) -> bytes:
+    link, theirs = open_link(wire.PROBED_BYTES_MAX)
+    with contextlib.closing(link):
         with theirs:
-            child = await zygote.fork("probe", theirs, 0)
-        frames = wire.FrameReader(wire.PROBED_BYTES_MAX)
+            child = await zygote.fork("probe", theirs, 0, config.memory_mb_max, config.cgroup)
         try:
             with trio.fail_after(PROBE_S_MAX):
-                while True:
-                    await trio.lowlevel.wait_readable(ours.fileno())
-                    chunk = ours.recv(RECEIVE_BYTES)
-                    if not chunk:
-                        raise wire.WireError("the probe ended without an answer")
-                    for kind, body in frames.feed(chunk):
-                        if kind != wire.PROBED:
-                            raise wire.WireError(f"frame {kind}")
-                        return body
+                kind, body = (await link.receive())[0]
+            if kind != wire.PROBED:
+                raise wire.WireError(f"frame {kind}")
+            return body
         finally:
             with trio.CancelScope(shield=True):
                 await child.gone()
@@ -98,10 +91,14 @@ def _parse(body: bytes, slots: int) -> WorkerClasses | None:
 # ------------------------------------------------------------------------------------------- kept
 
 
-def _machine() -> str:
-    """Changes when the answer may: jaxlib, CPU, accelerator driver, XLA's flags."""
+def _machine(config: ExecutorConfig) -> str:
+    """Changes when the answer may: jaxlib, CPU, accelerator driver, XLA's flags, and what the
+    sandbox depends on: kernel, user and control group."""
     parts = [
         platform.machine(),
+        platform.release(),
+        str(os.geteuid()),
+        config.cgroup,
         os.environ.get("XLA_FLAGS", ""),
         os.environ.get("JAX_PLATFORMS", ""),
     ]
@@ -115,20 +112,26 @@ def _machine() -> str:
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
 
-def _read_kept(path: Path | None) -> bytes | None:
-    if path is None:
+def _read_kept(config: ExecutorConfig) -> bytes | None:
+    if config.probe_cache is None:
         return None
     try:
-        kept = json.loads(path.read_bytes())
-        if kept["machine"] != _machine():
+        kept = json.loads(config.probe_cache.read_bytes())
+        if kept["machine"] != _machine(config):
             return None
         return json.dumps(kept["answer"]).encode()
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(path: Path, body: bytes) -> None:
-    kept = {"machine": _machine(), "answer": json.loads(body)}
+def forget(config: ExecutorConfig) -> None:
+    """A worker was found to be otherwise than the kept answer says."""
+    if config.probe_cache is not None:
+        config.probe_cache.unlink(missing_ok=True)
+
+
+def _keep(config: ExecutorConfig, path: Path, body: bytes) -> None:
+    kept = {"machine": _machine(config), "answer": json.loads(body)}
     fresh = path.with_suffix(".new")
     with contextlib.suppress(OSError):  # it is measured again next time
         fresh.write_text(json.dumps(kept))

@@ -15,7 +15,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cbor2
 
@@ -36,6 +36,8 @@ STEPS: Final = 3  # a run of a stepped program
 LOOP: Final = 4  # the loop over many units that WANT asked for, as an open file
 KEPT: Final = 5  # the last STATE lies in the blob store: its file may be written again
 STOP: Final = 6  # the run is to end at the next unit or slice; SIGUSR1 says that it is here
+AREA: Final = 7  # shared memory from now on, one open file; see `area`
+TAKEN: Final = 8  # the outputs of one UNITS_IN_AREA frame are copied
 # ---- worker -> node
 READY: Final = 16
 LOADED: Final = 17
@@ -47,6 +49,7 @@ COMPILED: Final = 22  # from a compile-only worker: figures, executable
 UNUSABLE: Final = 23  # the executable of the LOAD does not load here
 STATE: Final = 24  # a checkpoint lies in the run's state file
 WATCH: Final = 25  # watched arrays after a slice
+UNITS_IN_AREA: Final = 26
 
 UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
 RUN_INLINE_BYTES_MAX: Final = 16 << 20  # inline inputs of one run
@@ -61,29 +64,32 @@ FLUSH_BYTES: Final = 32 << 10
 FLUSH_MS: Final = 20
 FLUSH_MS_MAX: Final = 250
 FLUSH_SHARE: Final = 0.2  # of the run's time so far
+AREA_BYTES_LEAST: Final = 64 << 10  # inputs or results of a run that are less travel in frames
+AREA_FLUSH_BYTES: Final = 1 << 20
 CONTROL_BYTES_MAX: Final = 4096  # one message to or from the zygote
 FDS_MAX: Final = ARGS_MAX + 2  # the arguments, a run's state file, the checkpoint it goes on from
 ENVIRONMENT_BYTES: Final = 32
 
 HEAD: Final = struct.Struct("!IB")
-RUN_HEAD: Final = struct.Struct("!QQIQ")  # exec_id, first, count, bit i: mapped arg i is inline
-STEPS_HEAD: Final = struct.Struct("!IIB")  # after RUN_HEAD: steps, steps done, goes on from a file
+RUN_HEAD: Final = struct.Struct("!QQIQQ")  # of `RunHead`
+STEPS_HEAD: Final = struct.Struct("!IIB")  # of `StepsHead`
+AREA_BODY: Final = struct.Struct("!QQ")  # bytes for inputs, bytes for outputs behind them
 LOOP_BODY: Final = struct.Struct("!I")  # units
 EXEC_BODY: Final = struct.Struct("!Q")  # of KEPT and STOP: exec_id
 READY_BODY: Final = struct.Struct(f"!I{ENVIRONMENT_BYTES}s")  # sandbox layers, environment
 EXECUTABLE_HEAD: Final = struct.Struct("!8s32sIQI")  # of a file: magic, SHA-256, figures
 FIGURES: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
-LOADED_BODY: Final = FIGURES
 WANT_BODY: Final = LOOP_BODY
 UNITS_HEAD: Final = struct.Struct("!QQIIB")  # exec_id, first, units, device_ms, last
+UNITS_AREA_AT: Final = struct.Struct("!Q")  # behind UNITS_HEAD: first byte among the outputs
 ENDED_HEAD: Final = struct.Struct("!QHI")  # exec_id (0: the load), reason, device_ms
 SLICE_HEAD: Final = struct.Struct(
     "!QQII"
 )  # of STATE and WATCH: exec_id, unit, steps done, device_ms
 
-# The longest body a worker may send: a flush is sent once it is over FLUSH_BYTES, so it holds at
-# most that plus one unit.
-BODY_BYTES_MAX: Final = UNITS_HEAD.size + FLUSH_BYTES + UNIT_BYTES_MAX
+# The longest body of a running worker: all results of a run that is too small for the area.
+BODY_BYTES_MAX: Final = UNITS_HEAD.size + AREA_BYTES_LEAST
+COMPILED_BYTES_MAX: Final = FIGURES.size + EXECUTABLE_BYTES_MAX
 LOAD_BYTES_MAX: Final = ARTIFACT_BYTES_MAX + (64 << 10)
 
 DTYPE_BYTES: Final = {
@@ -161,6 +167,7 @@ class Load:
     stepped: Stepped | None = None
     loop_units: int = 0  # for a compile-only worker: the loop over so many units; 0 is one unit
     executable: bool = False
+    builtin: bool = False  # of the release: may call what a stranger's may not
 
     @property
     def state(self) -> tuple[ArraySpec, ...]:
@@ -179,6 +186,7 @@ def encode_load(load: Load) -> bytes:
             stepped and [list(stepped.result), list(stepped.watch)],
             load.loop_units,
             load.executable,
+            load.builtin,
         ]
     )
     return frame(LOAD, body)
@@ -204,7 +212,8 @@ def _spec(dtype: Any, shape: Any) -> ArraySpec:
 
 def decode_load(body: bytes) -> Load:
     try:
-        artifact, args, outs, memory_mb_max, stepped, loop_units, executable = cbor2.loads(body)
+        artifact, args, outs, memory_mb_max, stepped, loop_units, *flags = cbor2.loads(body)
+        executable, builtin = flags
         if type(artifact) is not bytes or type(memory_mb_max) is not int:
             raise WireError("load")
         if len(args) > ARGS_MAX or len(outs) > ARGS_MAX:
@@ -219,46 +228,63 @@ def decode_load(body: bytes) -> Load:
             _stepped(stepped, sum(mapped is True for mapped, _, _ in args)),
             loop_units,
             executable is True,
+            builtin is True,
         )
     except (cbor2.CBORDecodeError, ValueError, TypeError) as error:
         raise WireError("load") from error
 
 
-def encode_run_head(
-    exec_id: int, first: int, count: int, inline_mask: int, inline_bytes: int
-) -> bytes:
+class RunHead(NamedTuple):
+    """Of a RUN or STEPS frame."""
+
+    exec_id: int
+    first: int
+    units: int
+    inline_mask: int
+    """Bit i: the i-th mapped argument is inline."""
+    area_bytes: int
+    """Inline bytes that lie in the area; the others follow in the frame."""
+
+
+def encode_run_head(head: RunHead, inline_bytes: int) -> bytes:
     """Header of a RUN frame; `inline_bytes` bytes follow."""
-    head = HEAD.pack(RUN_HEAD.size + inline_bytes, RUN)
-    return head + RUN_HEAD.pack(exec_id, first, count, inline_mask)
+    return HEAD.pack(RUN_HEAD.size + inline_bytes, RUN) + RUN_HEAD.pack(*head)
 
 
-def decode_run(body: bytes) -> tuple[int, int, int, int, memoryview]:
-    """(exec_id, first, count, inline_mask, inline)."""
+def decode_run(body: bytes) -> tuple[RunHead, memoryview]:
+    """(head, what follows it)."""
     if len(body) < RUN_HEAD.size:
         raise WireError("run")
-    exec_id, first, count, mask = RUN_HEAD.unpack_from(body)
-    if not 1 <= count <= LEASE_UNITS_MAX:
+    head = RunHead(*RUN_HEAD.unpack_from(body))
+    if not 1 <= head.units <= LEASE_UNITS_MAX:
         raise WireError("count")
-    return exec_id, first, count, mask, memoryview(body)[RUN_HEAD.size :]
+    return head, memoryview(body)[RUN_HEAD.size :]
 
 
-def encode_steps_head(
-    run: tuple[int, int, int, int], steps: int, step: int, goes_on: bool, inline_bytes: int
-) -> bytes:
-    """Header of a STEPS frame: exec_id, first, count, inline_mask of the run; then its steps."""
-    head = HEAD.pack(RUN_HEAD.size + STEPS_HEAD.size + inline_bytes, STEPS)
-    return head + RUN_HEAD.pack(*run) + STEPS_HEAD.pack(steps, step, goes_on)
+class StepsHead(NamedTuple):
+    """After the RunHead of a STEPS frame."""
+
+    steps: int
+    step: int
+    """Steps that are done."""
+    goes_on: bool
+    """From a checkpoint, in the last file that came along."""
 
 
-def decode_steps(body: bytes) -> tuple[tuple[int, int, int, int, memoryview], int, int, bool]:
-    """(what `decode_run` gives, steps, steps done, whether it goes on from a file)."""
-    exec_id, first, count, mask, rest = decode_run(body)
+def encode_steps_head(head: RunHead, steps: StepsHead, inline_bytes: int) -> bytes:
+    """Header of a STEPS frame; `inline_bytes` bytes follow."""
+    length = RUN_HEAD.size + STEPS_HEAD.size + inline_bytes
+    return HEAD.pack(length, STEPS) + RUN_HEAD.pack(*head) + STEPS_HEAD.pack(*steps)
+
+
+def decode_steps(body: bytes) -> tuple[RunHead, StepsHead, memoryview]:
+    head, rest = decode_run(body)
     if len(rest) < STEPS_HEAD.size:
         raise WireError("steps")
     steps, step, goes_on = STEPS_HEAD.unpack_from(rest)
     if not (1 <= steps <= STEPS_MAX and 0 <= step <= steps):
         raise WireError("steps")
-    return (exec_id, first, count, mask, rest[STEPS_HEAD.size :]), steps, step, bool(goes_on)
+    return head, StepsHead(steps, step, bool(goes_on)), rest[STEPS_HEAD.size :]
 
 
 def encode_ended(exec_id: int, reason: int, device_ms: int, text: str) -> bytes:

@@ -36,8 +36,10 @@ from meshnode.protocol.acceptances import NoAudit
 from meshnode.protocol.events import AddrsKnown, Drain
 from meshnode.protocol.identity import peer_text
 from meshnode.protocol.node import Node
+from meshnode.protocol.objects import T_POLICY, Policy
 from meshnode.protocol.placement import AdvertPlacement
 from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import unseal
 
 from . import keystore
 from .bulletin import Bulletin
@@ -86,7 +88,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         restored = await trio.to_thread.run_sync(load, home, clock.now().unix_ms)
         blobs = await trio.to_thread.run_sync(_open_blobs, home, config)
         overlay = await stack.enter_async_context(open_overlay(_overlay(home, config), blobs))
-        executor = await _open_executor(stack, home, config, blobs)
+        executor = await _open_executor(stack, home, config, blobs, identity.policy)
         machine = Node(
             identity,
             config.limits,
@@ -172,10 +174,15 @@ def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
 
 
 async def _open_executor(
-    stack: AsyncExitStack, home: Path, config: NodeConfig, blobs: BlobStore
+    stack: AsyncExitStack,
+    home: Path,
+    config: NodeConfig,
+    blobs: BlobStore,
+    policy: bytes | None,
 ) -> Executor | None:
     """None for a node that runs nobody's work: no worker, no zygote."""
     settings = config.compute
+    terms = unseal(policy).open(Policy, T_POLICY) if policy is not None else None
     if not config.node.provides or settings.slots < 1:
         return None
     parent = Path(settings.zygote_parent) if settings.zygote_parent else None
@@ -191,6 +198,9 @@ async def _open_executor(
         probe_cache=home / "probe.cbor",
         executable_cache=executables_path(home) if settings.executable_bytes_max else None,
         executable_bytes_max=settings.executable_bytes_max,
+        sandbox_least=(terms.sandbox_least or 0) if terms is not None else 0,
+        cgroup=settings.worker_cgroup,
+        share_device=settings.share_device,
         log_workers=settings.worker_log,
     )
     return await stack.enter_async_context(open_executor(executor, blobs, NodeArtifacts(blobs)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import MeshError, Refused, UsageError, VerificationFailed
+from ..protocol import sandbox
 from ..protocol.identity import KeySigner
 from ..protocol.objects import (
     NO_CURRENCY,
@@ -119,6 +120,7 @@ class PolicyTerms:
     caps: Caps = NO_CAPS
     departures: tuple[Departure, ...] | None = None
     metered_bytes_a_day: int | None = None
+    sandbox_least: int = int(sandbox.LEAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +245,7 @@ def draft_policy(account: Account, network: NetworkId, terms: PolicyTerms) -> Po
         terms.caps,
         terms.departures,
         terms.metered_bytes_a_day,
+        sandbox_least=terms.sandbox_least,
     )
 
 

@@ -242,11 +242,12 @@ class RunningNode:
     def status(self) -> dict[str, Any]:
         view = self.view()
         plain = status.plain(view)
-        for large in ("jobs", "peers", "cars"):
-            del plain[large]
+        for name in ("jobs", "peers", "cars", "sandbox_layers", "sandbox_least"):
+            del plain[name]
         return {
             **plain,
             "network": self.network,
+            "sandbox": status.sandbox_of(view),
             "addrs": list(self.addrs),
             "pid": os.getpid(),
             "home": str(self.home),

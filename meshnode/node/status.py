@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from meshnode.errors import MeshError, UsageError
 from meshnode.ledger.load import job_records
+from meshnode.protocol import sandbox
 from meshnode.protocol.codec import decode
 from meshnode.protocol.effects import JobRecord
 from meshnode.protocol.events import JobOrder
@@ -92,6 +93,16 @@ def explained(job: JobView) -> list[dict[str, Any]]:
             counted[attempt.reason] = max(1, counted.get(attempt.reason, 0))
     ranked = sorted(counted.items(), key=lambda pair: -pair[1])
     return [{"reason": int(r), "text": r.text, "count": count} for r, count in ranked]
+
+
+def sandbox_of(view: View) -> dict[str, Any]:
+    """Names of the layers that workers have, that the policy asks for, and that so are missing."""
+    there, least = view.sandbox_layers, view.sandbox_least
+    return {
+        "layers": None if there is None else sandbox.listed(there),
+        "least": sandbox.listed(least),
+        "missing": [] if there is None else sandbox.listed(sandbox.missing(least, there)),
+    }
 
 
 # ---- jobs of before, from the ledger; blocking, call from a thread

@@ -125,6 +125,9 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """Of a run that had to wait for a slot or a worker; the others begin when they are asked for,
+    and a wake-up of the node is a tenth of a short run."""
+
     exec_id: int
 
 

@@ -23,6 +23,7 @@ from .objects import (
 )
 from .outbox import Outbox, remember
 from .reasons import Reason
+from .sandbox import missing
 from .sealed import Sealed, unseal
 from .types import (
     ARTIFACT_BYTES_MAX,
@@ -85,9 +86,16 @@ class Owner:
             return Reason.NO_CONSENT
         if self.classes is None or not self.classes.classes:
             return Reason.NO_WORKER
+        if missing(self.sandbox_least, self.classes.sandbox_layers):
+            return Reason.SANDBOX
         if not self.budget.may_run:
             return self.budget.reason
         return Reason.OK
+
+    @property
+    def sandbox_least(self) -> int:
+        """Layers that the owner's policy asks of every worker."""
+        return 0 if self.consent is None else self.consent[3].sandbox_least or 0
 
     def admits(self, payer: bytes) -> bool:
         assert self.consent is not None

@@ -73,6 +73,10 @@ class Reason(IntEnum):
     TOO_LARGE = 45, "a size or count is over the protocol's bound"
     READINGS = 46, "the car's readings are missing or too old"
     LOW_VOLTAGE = 47, "the 12 V battery is below the owner's limit"
+    SANDBOX = (
+        48,
+        "the car's workers lack a sandbox layer that its kernel has or its owner asks for",
+    )
     ARTIFACT_FORMAT = 52, "the bytes are no artifact; `mesh artifact build` makes one"
     ARTIFACT_OP = 53, "the artifact uses an operation that cars do not run"
     ARTIFACT_CALL = 54, "the artifact calls native code, which only a release's own kernels may"

@@ -93,6 +93,8 @@ class View:
     may_run: Reason
     slots: int
     slots_free: int
+    sandbox_layers: int | None  # bit set of protocol.sandbox; None before the probe
+    sandbox_least: int
     peers: tuple[PeerView, ...]
     cars: tuple[CarView, ...]
     jobs: tuple[JobView, ...]
@@ -108,6 +110,8 @@ def look(node: Node, now: Now) -> View:
         provider.owner.may_run(),
         provider.owner.slots,
         provider.presence.slots_free(),
+        None if provider.owner.classes is None else provider.owner.classes.sandbox_layers,
+        provider.owner.sandbox_least,
         tuple(
             PeerView(
                 state.peer,

@@ -22,9 +22,11 @@ from ..protocol.rule import decode_map
 from ..protocol.types import ArraySpec
 from . import confine
 from .header import Header
+from .profile import without_devices
 from .validate import validated
 
-MEMORY_BYTES_MAX: Final = 4 << 30  # of address space, jax's own libraries included
+MEMORY_MB_MAX: Final = 512
+ADDRESSES_BYTES_MAX: Final = 4 << 30  # jax's own libraries included
 CPU_S_MAX: Final = 120
 OPEN_FILES_MAX: Final = 16
 
@@ -68,7 +70,7 @@ def judge(content: bytes, *, builtin: bool, manifest: Manifest | None) -> dict[s
 def _limit() -> None:
     """Before the bytes are read. Stdout is a pipe, so no file need ever be written."""
     for which, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES_MAX),
+        (resource.RLIMIT_AS, ADDRESSES_BYTES_MAX),
         (resource.RLIMIT_CPU, CPU_S_MAX),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES_MAX),
@@ -81,9 +83,10 @@ def main() -> None:
     sys.setswitchinterval(1)
     confine.die_with(os.getppid())
     confine.keep_only()
-    confine.before_backend()
+    terms = confine.Terms(MEMORY_MB_MAX, without_devices())
+    taken = confine.before_backend(terms)
     _limit()
-    confine.after_backend()
+    confine.after_backend(terms, taken)
     os.write(1, b"R")
     head = json.loads(sys.stdin.buffer.readline())
     content = sys.stdin.buffer.read()

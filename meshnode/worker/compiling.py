@@ -2,9 +2,9 @@
 
 Used by `main` in a compile-only worker, which executes nothing, and by `program` in a running one.
 Three shapes of the same artifact: one unit, a loop over many units, and a slice of a stepped
-program, whose state is donated from call to call. `_deserialize` is the one place where artifact
-bytes are parsed. Matmul precision and the like are in the artifact: nothing here changes what it
-computes.
+program, whose state is donated from call to call. Artifact bytes are parsed by `validated` alone,
+and what it refuses is not compiled. Matmul precision and the like are in the artifact: nothing here
+changes what it computes.
 
 A serialised executable is a pickle with machine code in it. It is loaded only from a file that the
 node opened in its own cache, where only compile-only workers' words are kept.
@@ -34,7 +34,9 @@ from meshnode.executor.wire import Load
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec
 
-RECIPE: Final = b"1"
+from .validate import validated
+
+RECIPE: Final = b"2"
 """Changes with the functions below: what older ones compiled is then compiled again."""
 
 Flat = Callable[..., Sequence[jax.Array]]
@@ -54,14 +56,16 @@ class Compiled:
 
     call: Any
     compile_ms: int = 0
-    flop_per_unit: int = 0  # of a step, if stepped
+    flop_per_unit: int = 0  # of a step, if stepped; loops whose length is data count once
     memory_mb: int = 0
 
 
 def compiled(load: Load) -> Compiled:
-    """Lower and compile; LoadRefused if the artifact is not what the job says."""
+    """Validate, lower and compile; ArtifactRefused, or LoadRefused if the artifact is not what the
+    job says."""
     started = time.perf_counter()
-    exported = _deserialize(load.artifact)
+    passed = validated(load.artifact, builtin=load.builtin, platform=_platform())
+    exported = passed.exported
     _check_specs(exported, load)
     widen(load)
 
@@ -80,7 +84,7 @@ def compiled(load: Load) -> Compiled:
     return Compiled(
         made,
         round((time.perf_counter() - started) * 1000),
-        _flop(made.cost_analysis()),
+        passed.cost.flop,
         _memory_mb(made.memory_analysis()),
     )
 
@@ -178,18 +182,12 @@ def _loop(
 # ------------------------------------------------------------------------------------------ checks
 
 
-def _deserialize(artifact: bytes) -> jax.export.Exported:
-    try:
-        exported = jax.export.deserialize(bytearray(artifact))
-    except Exception as error:  # whatever the parser makes of it, it is a refusal
-        raise LoadRefused(Reason.FAILED_BY_JOB, f"the artifact cannot be read: {error}") from error
-    version = exported.calling_convention_version
-    lowest = jax.export.minimum_supported_calling_convention_version
-    highest = jax.export.maximum_supported_calling_convention_version
-    if not lowest <= version <= highest:
-        text = f"calling convention {version}, this car has {lowest} to {highest}"
-        raise LoadRefused(Reason.JAX_WINDOW, text)
-    return exported
+def _platform() -> str:
+    """As jax.export names it."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return str(device.platform)
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
 
 
 def _arg_specs(load: Load) -> list[ArraySpec]:
@@ -212,12 +210,6 @@ def _check_specs(exported: jax.export.Exported, load: Load) -> None:
                 ours = f"{np.dtype(aval.dtype).name}{list(aval.shape)}"
                 text = f"{what} {index} is {ours}, the job says {spec.dtype}{list(spec.shape)}"
                 raise LoadRefused(Reason.KERNEL_SPEC, text)
-
-
-def _flop(analysis: Any) -> int:
-    """XLA counts a loop's body once: a floor, not a bill."""
-    flop = (analysis or {}).get("flops", 0.0)
-    return max(0, min(int(flop), (1 << 63) - 1))
 
 
 def _memory_mb(stats: Any) -> int:

@@ -12,20 +12,22 @@ ends. It executes nothing, so its word may be kept in the node's cache.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 from collections.abc import Sequence
 
 import jax
 
+from meshnode.errors import ArtifactRefused
 from meshnode.executor import wire
 from meshnode.protocol.reasons import Reason
 
 from . import confine
 from .compiling import LoadRefused, compiled, environment, serialized
+from .frames import Area, Frames
 from .program import Program, Unusable, map_file, split
-from .runs import Outlet, UnitRun
+from .results import Results
+from .runs import UnitRun
 from .slices import SteppedRun
 
 _called = False
@@ -37,64 +39,36 @@ def _on_call(*_: object) -> None:
     _called = True
 
 
-class _Socket:
-    """Blocking frames with the files that came along."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def receive(self) -> tuple[int, bytes, list[int]] | None:
-        """(kind, body, fds), or None when the node has hung up."""
-        # A frame's files ride on its first byte, so they come with its header.
-        head, fds, _, _ = socket.recv_fds(self._sock, wire.HEAD.size, wire.FDS_MAX)
-        while head and len(head) < wire.HEAD.size:
-            more = self._sock.recv(wire.HEAD.size - len(head))
-            head = head + more if more else b""
-        if not head:
-            return None
-        length, kind = wire.HEAD.unpack(head)
-        if length > wire.LOAD_BYTES_MAX:
-            raise wire.WireError(f"frame of {length} bytes")
-        body = bytearray(length)
-        view = memoryview(body)
-        while view:
-            received = self._sock.recv_into(view)
-            if not received:
-                return None
-            view = view[received:]
-        return kind, bytes(body), list(fds)
-
-    def waiting(self) -> bool:
-        return bool(select.select([self._sock], [], [], 0)[0])
-
-    def send(self, frame: bytes) -> None:
-        self._sock.sendall(frame)
-
-
-def _begin(sock: socket.socket) -> _Socket:
-    """Sandbox, backend, READY."""
+def _begin(sock: socket.socket, terms: confine.Terms) -> Frames | None:
+    """Sandbox, backend, READY; None without a sandbox."""
     signal.signal(signal.SIGUSR1, _on_call)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    frames = _Socket(sock)
-    confine.before_backend()
-    jax.devices()  # starts the backend and its threads
-    body = wire.READY_BODY.pack(confine.after_backend(), environment())
-    frames.send(wire.frame(wire.READY, body))
+    frames = Frames(sock)
+    try:
+        taken = confine.before_backend(terms)
+        jax.devices()  # starts the backend and its threads
+        layers = confine.after_backend(terms, taken)
+    except (confine.LayerMissing, OSError) as error:  # no sandbox, no work
+        frames.send(wire.encode_ended(0, Reason.SANDBOX, 0, wire.one_line(str(error))))
+        return None
+    frames.send(wire.frame(wire.READY, wire.READY_BODY.pack(layers, environment())))
     return frames
 
 
-def serve(sock: socket.socket) -> None:
+def serve(sock: socket.socket, terms: confine.Terms) -> None:
     """Until the node hangs up or kills."""
-    worker = _Worker(_begin(sock))
-    while worker.take():
-        pass
+    frames = _begin(sock, terms)
+    if frames is not None:
+        worker = _Worker(frames)
+        while worker.take():
+            pass
 
 
-def compile_only(sock: socket.socket) -> None:
+def compile_only(sock: socket.socket, terms: confine.Terms) -> None:
     """One LOAD in, one COMPILED or ENDED out."""
-    frames = _begin(sock)
-    received = frames.receive()
-    if received is None:
+    frames = _begin(sock, terms)
+    received = frames.receive() if frames is not None else None
+    if frames is None or received is None:
         return
     kind, body, _ = received
     if kind != wire.LOAD:
@@ -114,10 +88,11 @@ def compile_only(sock: socket.socket) -> None:
 class _Worker:
     """What lasts between runs; a run's `SteppedPort`."""
 
-    def __init__(self, frames: _Socket) -> None:
+    def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._program: Program | None = None
-        self._exec_id = 0  # of the run in work
+        self._area: Area | None = None
+        self._results: Results | None = None  # of the run in work
         self._stop = False
         self.kept = True
 
@@ -154,76 +129,82 @@ class _Worker:
             raise wire.WireError("the node has hung up")
 
     def _on_frame(self, kind: int, body: bytes, fds: Sequence[int]) -> None:
-        program, idle = self._program, not self._exec_id
+        program, results = self._program, self._results
+        idle = program is not None and results is None
         if kind == wire.LOAD and program is None:
             self._program = _load(self._frames, body, fds)
         elif kind == wire.RUN and program is not None and idle:
             self._run_units(program, body, fds)
         elif kind == wire.STEPS and program is not None and idle:
             self._run_steps(program, body, fds)
+        elif kind == wire.AREA and idle and len(fds) == 1:
+            self._area = Area(body, fds[0])
+        elif kind == wire.TAKEN and results is not None:
+            results.on_taken()
         elif kind == wire.LOOP and program is not None and len(fds) == 1:
             (units,) = wire.LOOP_BODY.unpack(body)
             program.take_loop(units, fds[0])
         elif kind in (wire.KEPT, wire.STOP):
             # Of the run in work, or late and of one that has ended.
-            if wire.EXEC_BODY.unpack(body)[0] == self._exec_id:
+            if results is not None and wire.EXEC_BODY.unpack(body)[0] == results.exec_id:
                 self.kept |= kind == wire.KEPT
                 self._stop |= kind == wire.STOP
         else:
             raise wire.WireError(f"frame {kind}")
 
     def _run_units(self, program: Program, body: bytes, fds: Sequence[int]) -> None:
-        exec_id, first, count, mask, inline = wire.decode_run(body)
-        outlet = self._outlet(exec_id, first)
+        head, inline = wire.decode_run(body)
+        results = self._begin_run(program, head)
         try:
-            arrays = program.mapped_arrays(first, count, mask, inline, fds)
-            finished = UnitRun(self, program, outlet).compute(arrays, count)
+            arrays = program.mapped_arrays(head, self._inline(head, inline), fds)
+            finished = UnitRun(self, program, results).compute(arrays, head.units)
         except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
-            self._fail(outlet, error)
+            self._end(results, _reason_of(error), _text_of(error))
             return
-        self._end(outlet, finished)
+        self._end(results, Reason.DONE if finished else Reason.STOPPED_BY_OWNER)
 
     def _run_steps(self, program: Program, body: bytes, fds: Sequence[int]) -> None:
-        run, steps, step, goes_on = wire.decode_steps(body)
-        exec_id, first, count, mask, inline = run
-        outlet = self._outlet(exec_id, first)
+        head, (steps, step, goes_on), inline = wire.decode_steps(body)
+        results = self._begin_run(program, head)
         *blobs, state_fd = fds[:-1] if goes_on else fds
         try:
-            arrays = program.mapped_arrays(first, count, mask, inline, blobs)
-            starts = [[array[index] for array in arrays] for index in range(count)]
+            arrays = program.mapped_arrays(head, self._inline(head, inline), blobs)
+            starts = [[array[index] for array in arrays] for index in range(head.units)]
             if goes_on:
                 specs = program.load.state
                 size = sum(map(wire.array_bytes, specs))
                 starts[0] = split(map_file(fds[-1], 0, size), specs)
-            stepped = SteppedRun(self, program, outlet, state_fd)
-            finished = stepped.compute(first, starts, steps, step)
+            stepped = SteppedRun(self, program, results, state_fd)
+            finished = stepped.compute(head.first, starts, steps, step)
         except Exception as error:  # noqa: BLE001 - the kernel's own failure becomes an event
-            self._fail(outlet, error)
+            self._end(results, _reason_of(error), _text_of(error))
             return
-        self._end(outlet, finished)
+        self._end(results, Reason.DONE if finished else Reason.STOPPED_BY_OWNER)
 
-    def _outlet(self, exec_id: int, first: int) -> Outlet:
+    def _inline(self, head: wire.RunHead, in_frame: memoryview) -> memoryview:
+        if not head.area_bytes:
+            return in_frame
+        if self._area is None:
+            raise wire.WireError("no area for the arguments")
+        return self._area.inputs[: head.area_bytes]
+
+    def _begin_run(self, program: Program, head: wire.RunHead) -> Results:
         global _called
         _called = True  # a STOP that came right behind the run is looked for once
-        self._exec_id, self._stop = exec_id, False
-        return Outlet(self, exec_id, first)
+        self._stop = False
+        whole_bytes = head.units * program.unit_bytes
+        self._results = Results(self, self._area, head.exec_id, head.first, whole_bytes)
+        return self._results
 
-    def _end(self, outlet: Outlet, finished: bool) -> None:
-        self._exec_id = 0
-        outlet.flush(last=finished)
-        if not finished:
-            self._say_end(outlet, Reason.STOPPED_BY_OWNER, "")
-
-    def _fail(self, outlet: Outlet, error: Exception) -> None:
-        self._exec_id = 0
-        outlet.flush()
-        self._say_end(outlet, _reason_of(error), _text_of(error))
-
-    def _say_end(self, outlet: Outlet, reason: Reason, text: str) -> None:
-        self.send(wire.encode_ended(outlet.exec_id, reason, outlet.device_ms(), text))
+    def _end(self, results: Results, reason: Reason, text: str = "") -> None:
+        if reason is Reason.DONE:
+            results.flush(last=True)
+        else:
+            results.end(reason, text)
+        self._results = None
 
 
-def _load(frames: _Socket, body: bytes, fds: Sequence[int]) -> Program | None:
+def _load(frames: Frames, body: bytes, fds: Sequence[int]) -> Program | None:
     try:
         program = Program(wire.decode_load(body), fds)
     except Unusable:
@@ -232,12 +213,12 @@ def _load(frames: _Socket, body: bytes, fds: Sequence[int]) -> Program | None:
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a typed end
         frames.send(_refusal(error))
         return None
-    frames.send(wire.frame(wire.LOADED, wire.LOADED_BODY.pack(*program.figures)))
+    frames.send(wire.frame(wire.LOADED))
     return program
 
 
 def _refusal(error: Exception) -> bytes:
-    if isinstance(error, LoadRefused):
+    if isinstance(error, LoadRefused | ArtifactRefused):
         return wire.encode_ended(0, error.reason, 0, wire.one_line(str(error)))
     return wire.encode_ended(0, _reason_of(error), 0, _text_of(error))
 

@@ -29,8 +29,10 @@ MEASURE_S: Final = 0.2
 CLASS_DIGEST_BYTES: Final = 8
 
 
-def serve(sock: socket.socket) -> None:
-    confine.before_backend()
+def serve(sock: socket.socket, terms: confine.Terms) -> None:
+    taken = confine.before_backend(terms)
+    jax.devices()  # starts the backend and its threads
+    layers = confine.after_backend(terms, taken)  # a layer that is missing ends it: no worker
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for device in jax.devices():
         key = (device.platform, device.device_kind)
@@ -43,7 +45,7 @@ def serve(sock: socket.socket) -> None:
             jax.export.minimum_supported_calling_convention_version,
             jax.export.maximum_supported_calling_convention_version,
         ],
-        "sandbox_layers": confine.after_backend(),
+        "sandbox_layers": int(layers),
     }
     sock.sendall(wire.frame(wire.PROBED, json.dumps(answer).encode()))
 

@@ -21,7 +21,7 @@ from meshnode.executor.wire import Load, LoadArg, array_bytes
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec
 
-from .compiling import Compiled, LoadRefused, compiled, loaded
+from .compiling import LoadRefused, compiled, loaded
 from .runs import Loop
 
 Array = NDArray[Any]
@@ -64,18 +64,14 @@ class Program:
         executable = [fds[-1]] if load.executable and fds else []
         if len(executable) != load.executable:
             raise wire.WireError("an executable without a file")
-        made = Compiled(_load(executable[0], load)) if executable else compiled(load)
-        if made.memory_mb > load.memory_mb_max:
-            text = f"it needs {made.memory_mb} MB, {load.memory_mb_max} MB are allowed"
-            raise LoadRefused(Reason.MEMORY, text)
-        self.figures = (made.compile_ms, made.flop_per_unit, made.memory_mb)
+        call = _load(executable[0], load) if executable else compiled(load).call
         self.load = load
         self.mapped = tuple(arg for arg in load.args if arg.mapped)
         self.unit_bytes = sum(array_bytes(spec) for spec in load.outs)
         self.mapped_bytes = sum(array_bytes(arg.spec) for arg in self.mapped)
         self.loop_asked = False
         self._constants = _constants(load.args, fds[: len(fds) - len(executable)])
-        self._run = _Bound(made.call, load.args, self._constants)
+        self._run = _Bound(call, load.args, self._constants)
         self.loop: Loop | None = None
 
     def run_unit(self, mapped: Sequence[Array]) -> Sequence[jax.Array]:
@@ -97,13 +93,14 @@ class Program:
         self.loop = Loop(call, units)
 
     def mapped_arrays(
-        self, first: int, count: int, inline_mask: int, inline: memoryview, fds: Sequence[int]
+        self, head: wire.RunHead, inline: memoryview, fds: Sequence[int]
     ) -> list[Array]:
         """The run's slice of each mapped argument, stacked; views, not copies."""
+        first, count = head.first, head.units
         arrays, taken, files = [], 0, iter(fds)
         for index, arg in enumerate(self.mapped):
             unit_bytes = array_bytes(arg.spec)
-            if inline_mask >> index & 1:
+            if head.inline_mask >> index & 1:
                 view = inline[taken : taken + count * unit_bytes]
                 taken += count * unit_bytes
             else:

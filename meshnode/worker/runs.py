@@ -1,4 +1,4 @@
-"""A run of units: results leave in batches, and many short units are one XLA call.
+"""A run of units, one after the other or, where they are short, many in one XLA call.
 
 `main` makes a `UnitRun` for each RUN frame. A unit that lasts microseconds costs more to dispatch
 (15 to 30 us) than to compute, so when units turn out to be short the worker asks its node for a
@@ -12,18 +12,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from meshnode.executor import wire
 
+from .results import Array, Port, Results, arrays_of, joined
+
 if TYPE_CHECKING:
     from .program import Program
-
-Array = NDArray[Any]
 
 LOOP_UNITS_MIN: Final = 8  # a shorter run is not worth asking for, nor proves anything
 LOOP_RUN_MIN: Final = 3  # what is left of a run and shorter goes unit by unit
@@ -31,74 +30,6 @@ LOOP_UNIT_S_MAX: Final = 250e-6  # a dispatch is less than a tenth of a longer u
 LOOP_S_MAX: Final = 0.02  # of one call, so that a stop is heard soon
 LOOP_BYTES_MAX: Final = 4 << 20  # stacked arguments and results of one call
 GAIN_MIN: Final = 1.05  # of a loop over unit by unit
-
-
-class Port(Protocol):
-    """The worker's socket and signals, as a run sees them."""
-
-    @property
-    def stop_asked(self) -> bool: ...
-
-    def send(self, frame: bytes) -> None: ...
-
-    def poll(self) -> None:
-        """Take what the node has said meanwhile."""
-        ...
-
-
-class Outlet:
-    """What a run says: batches of results, and how long the device was at work."""
-
-    def __init__(self, port: Port, exec_id: int, first: int) -> None:
-        self._port = port
-        self.exec_id = exec_id
-        self._next = first  # first unit of the batch in the making
-        self._batch: list[bytes] = []
-        self._units = 0
-        self._bytes = 0
-        self._sending_s = 0.0
-        self._started = self._flushed = time.perf_counter()
-
-    def device_ms(self) -> int:
-        return round((time.perf_counter() - self._started - self._sending_s) * 1000)
-
-    def send(self, frame: bytes) -> None:
-        began = time.perf_counter()
-        self._port.send(frame)
-        self._sending_s += time.perf_counter() - began
-
-    def take(self, units: int, content: bytes) -> None:
-        self._batch.append(content)
-        self._units += units
-        self._bytes += len(content)
-
-    @property
-    def due(self) -> bool:
-        return (
-            self._units >= wire.FLUSH_UNITS
-            or self._bytes >= wire.FLUSH_BYTES
-            or self._late(time.perf_counter())
-        )
-
-    def _late(self, now_s: float) -> bool:
-        """Whether results have waited long enough: the longer the run, the longer they may.
-
-        A part costs both nodes about a millisecond of CPU each, which at 10 ms a unit and a fixed
-        20 ms was 3 % of two cores; growing, a run of a second has ten parts instead of fifty.
-        """
-        wait_s = (now_s - self._started) * wire.FLUSH_SHARE
-        least_s, most_s = wire.FLUSH_MS / 1000, wire.FLUSH_MS_MAX / 1000
-        return now_s - self._flushed >= min(most_s, max(least_s, wait_s))
-
-    def flush(self, last: bool = False) -> None:
-        if not self._units and not last:
-            return
-        head = wire.UNITS_HEAD.pack(self.exec_id, self._next, self._units, self.device_ms(), last)
-        self.send(wire.frame(wire.UNITS, head, *self._batch))
-        self._next += self._units
-        self._batch.clear()
-        self._units = self._bytes = 0
-        self._flushed = time.perf_counter()
 
 
 class Loop:
@@ -123,29 +54,22 @@ def _padded(array: Array, units: int) -> Array:
     return whole
 
 
-def packed(outs: Sequence[jax.Array]) -> bytes:
-    """All outputs of one unit, one after the other."""
-    if len(outs) == 1:
-        return np.asarray(outs[0]).tobytes()
-    return b"".join(np.asarray(out).tobytes() for out in outs)
-
-
-def packed_rows(outs: Sequence[jax.Array], count: int) -> bytes:
+def rows_of(outs: Sequence[jax.Array], count: int) -> list[Array]:
     """The first `count` units of stacked outputs, unit after unit."""
     rows = [np.asarray(out)[:count] for out in outs]
     if len(rows) == 1:
-        return rows[0].tobytes()
+        return rows
     flat = [np.frombuffer(row.tobytes(), np.uint8).reshape(count, -1) for row in rows if row.size]
-    return np.concatenate(flat, axis=1).tobytes()
+    return [np.concatenate(flat, axis=1)]
 
 
 class UnitRun:
     """Serves one RUN frame; `compute` says whether all units are done."""
 
-    def __init__(self, port: Port, program: Program, outlet: Outlet) -> None:
+    def __init__(self, port: Port, program: Program, results: Results) -> None:
         self._port = port
         self._program = program
-        self._outlet = outlet
+        self._results = results
 
     def compute(self, arrays: Sequence[Array], count: int) -> bool:
         done = 0
@@ -162,42 +86,42 @@ class UnitRun:
     def _one_by_one(self, arrays: Sequence[Array], done: int, count: int) -> int:
         """Until the end, a stop, or a loop that has come. One unit is always in flight behind the
         one being read: the device does not wait."""
-        run_unit, outlet = self._program.run_unit, self._outlet
-        clock = _UnitClock(self._program, outlet, count - done)
+        run_unit, results = self._program.run_unit, self._results
+        clock = _UnitClock(self._program, results, count - done)
         ahead = None
         for index in range(done, count):
             if self._port.stop_asked:
                 break
             dispatched = run_unit([array[index] for array in arrays])
             if ahead is not None:
-                outlet.take(1, packed(ahead))
+                results.add(1, arrays_of(ahead))
                 done += 1
                 clock.tick()
-                if outlet.due:
-                    outlet.flush()
+                if results.due:
+                    results.flush()
                     self._port.poll()
                     if self._program.loop is not None and count - index > LOOP_UNITS_MIN:
                         ahead = dispatched
                         break
             ahead = dispatched
         if ahead is not None:
-            outlet.take(1, packed(ahead))
+            results.add(1, arrays_of(ahead))
             done += 1
         return done
 
     def _in_loops(self, loop: Loop, arrays: Sequence[Array], done: int, count: int) -> int:
-        outlet, ahead, ahead_units = self._outlet, None, 0
+        results, ahead, ahead_units = self._results, None, 0
         at = done
         while at < count and not self._port.stop_asked:
             end = min(count, at + loop.units)
             dispatched = loop([array[at:end] for array in arrays])
             if ahead is not None:
-                outlet.take(ahead_units, packed_rows(ahead, ahead_units))
-                if outlet.due:
-                    outlet.flush()
+                results.add(ahead_units, rows_of(ahead, ahead_units))
+                if results.due:
+                    results.flush()
             ahead, ahead_units, at = dispatched, end - at, end
         if ahead is not None:
-            outlet.take(ahead_units, packed_rows(ahead, ahead_units))
+            results.add(ahead_units, rows_of(ahead, ahead_units))
         return at
 
     def _prove(self, loop: Loop, arrays: Sequence[Array], done: int, count: int) -> int:
@@ -206,30 +130,31 @@ class UnitRun:
         chunk = [array[done:end] for array in arrays]
         began = time.perf_counter()
         units = [
-            packed(self._program.run_unit([array[i] for array in chunk])) for i in range(end - done)
+            joined(arrays_of(self._program.run_unit([array[i] for array in chunk])))
+            for i in range(end - done)
         ]
         between = time.perf_counter()
-        content = packed_rows(loop(chunk), end - done)
-        if content == b"".join(units):
+        whole, looped = b"".join(units), joined(rows_of(loop(chunk), end - done))
+        if looped == whole:
             again = time.perf_counter()  # the first call of a program takes longer
-            packed_rows(loop(chunk), end - done)
+            joined(rows_of(loop(chunk), end - done))
             gain = (between - began) / (time.perf_counter() - again)
             loop.proved = gain >= GAIN_MIN
         if not loop.proved:
             self._program.loop = None
-        self._outlet.take(end - done, b"".join(units))
+        self._results.add(end - done, [np.frombuffer(whole, np.uint8)])
         if end < count:  # the run's last batch says that it is the last
-            self._outlet.flush()
+            self._results.flush()
         return end
 
 
 class _UnitClock:
     """How long a unit lasts, as the median of a few says; asks for a loop once, if it would pay."""
 
-    def __init__(self, program: Program, outlet: Outlet, units: int) -> None:
+    def __init__(self, program: Program, results: Results, units: int) -> None:
         self._left = 0 if program.loop_asked or units < LOOP_UNITS_MIN else LOOP_UNITS_MIN - 1
         self._program = program
-        self._outlet = outlet
+        self._results = results
         self._units_s: list[float] = []
         self._last_s = time.perf_counter()
 
@@ -246,7 +171,7 @@ class _UnitClock:
         units = loop_units(unit_s, self._program.unit_bytes + self._program.mapped_bytes)
         if units:
             self._program.loop_asked = True
-            self._outlet.send(wire.frame(wire.WANT, wire.WANT_BODY.pack(units)))
+            self._results.send(wire.frame(wire.WANT, wire.WANT_BODY.pack(units)))
 
 
 def loop_units(unit_s: float, unit_bytes: int) -> int:

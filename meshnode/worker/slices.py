@@ -13,21 +13,18 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from meshnode.executor import wire
 from meshnode.executor.wire import array_bytes
 
-from .runs import Outlet, Port, packed
+from .results import Array, Port, Results, arrays_of
 
 if TYPE_CHECKING:
     from .program import Program
-
-Array = NDArray[Any]
 
 SLICE_S: Final = 1.0
 WATCHED_SLICE_S: Final = 0.5  # somebody waits for what comes out
@@ -40,21 +37,19 @@ STATE_BYTES_PER_S: Final = 4 << 20  # a large state goes out less often: it cros
 class SteppedPort(Port, Protocol):
     kept: bool  # the node has copied the last checkpoint
 
-    def wait(self) -> None:
-        """Block until the node says something, and take it."""
-        ...
-
 
 class SteppedRun:
     """Serves one STEPS frame: units one after the other, `steps` each."""
 
-    def __init__(self, port: SteppedPort, program: Program, outlet: Outlet, state_fd: int) -> None:
+    def __init__(
+        self, port: SteppedPort, program: Program, results: Results, state_fd: int
+    ) -> None:
         stepped = program.load.stepped
         if stepped is None:
             raise wire.WireError("steps of a program that has none")
         self._port = port
         self._program = program
-        self._outlet = outlet
+        self._results = results
         self._stepped = stepped
         self._file = mmap.mmap(state_fd, sum(array_bytes(spec) for spec in program.load.state))
         self._slice_s = WATCHED_SLICE_S if stepped.watch else SLICE_S
@@ -68,7 +63,7 @@ class SteppedRun:
         """All units, the first of them from `step` on. False: asked to stop, checkpoint handed
         out."""
         for index, start in enumerate(starts):
-            self._outlet.flush()
+            self._results.flush()
             size = sum(array.nbytes for array in start)
             self._checkpoint_s = max(CHECKPOINT_S_MIN, size / STATE_BYTES_PER_S)
             state = [jax.device_put(np.array(array)) for array in start]
@@ -91,7 +86,7 @@ class SteppedRun:
             self._port.poll()
             if step < steps and time.perf_counter() >= self._due_s and self._free():
                 self._checkpoint(unit, step, state)
-        self._outlet.take(1, packed([state[index] for index in self._stepped.result]))
+        self._results.add(1, arrays_of([state[index] for index in self._stepped.result]))
         return True
 
     def _measure(self, n: int, took_s: float) -> None:
@@ -99,14 +94,14 @@ class SteppedRun:
         self._slice_steps = max(1, min(wanted, n * GROWTH_MAX))
 
     def _head(self, unit: int, step: int) -> bytes:
-        outlet = self._outlet
-        return wire.SLICE_HEAD.pack(outlet.exec_id, unit, step, outlet.device_ms())
+        results = self._results
+        return wire.SLICE_HEAD.pack(results.exec_id, unit, step, results.device_ms())
 
     def _watch(self, unit: int, step: int, state: Sequence[jax.Array]) -> None:
         if self._stepped.watch:
             # Copies: a view that lived on would keep the next slice from using the buffer.
             watched = [np.asarray(state[index]).tobytes() for index in self._stepped.watch]
-            self._outlet.send(wire.frame(wire.WATCH, self._head(unit, step), *watched))
+            self._results.send(wire.frame(wire.WATCH, self._head(unit, step), *watched))
 
     def _free(self) -> bool:
         if self._port.kept and not self._file_free:
@@ -122,4 +117,4 @@ class SteppedRun:
         for array in state:
             self._file.write(np.asarray(array).tobytes())
         self._port.kept = self._file_free = False
-        self._outlet.send(wire.frame(wire.STATE, self._head(unit, step)))
+        self._results.send(wire.frame(wire.STATE, self._head(unit, step)))

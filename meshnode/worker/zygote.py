@@ -33,6 +33,8 @@ from typing import Final, NoReturn
 from meshnode.executor import wire
 
 from . import confine
+from .cgroup import Group
+from .profile import detect
 
 CHILDREN_MAX: Final = 512  # workers of a car, or cars of a testnet
 BACKLOG: Final = 128
@@ -43,6 +45,7 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED, unix(7)
 class _Child:
     request_id: int
     pid: int
+    group: Group | None = None
 
 
 class _Children:
@@ -52,7 +55,9 @@ class _Children:
         self.poll = select.poll()
         self._children: dict[int, _Child] = {}
 
-    def fork(self, request_id: int, body: Callable[[], None]) -> tuple[int, int]:
+    def fork(
+        self, request_id: int, body: Callable[[], None], group: Group | None = None
+    ) -> tuple[int, int]:
         """(pid, pidfd). The child runs `body` and never comes back."""
         if len(self._children) >= CHILDREN_MAX:
             raise OSError(f"more than {CHILDREN_MAX} children")
@@ -69,18 +74,23 @@ class _Children:
             finally:
                 os._exit(status)
         pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = _Child(request_id, pid)
+        self._children[pidfd] = _Child(request_id, pid, group)
         self.poll.register(pidfd, select.POLLIN)
         return pid, pidfd
 
-    def reap(self, pidfd: int) -> tuple[int, int] | None:
-        """(request id, wait status) of a child that ended; None if the fd is none of ours."""
+    def reap(self, pidfd: int) -> tuple[int, int, bool] | None:
+        """(request id, wait status, whether its group ran out of memory) of a child that ended;
+        None if the fd is none of ours."""
         child = self._children.pop(pidfd, None)
         if child is None:
             return None
         self.poll.unregister(pidfd)
         os.close(pidfd)
-        return child.request_id, os.waitpid(child.pid, 0)[1]
+        status, ran_out = os.waitpid(child.pid, 0)[1], False
+        if child.group is not None:
+            ran_out = child.group.ran_out()
+            child.group.remove()
+        return child.request_id, status, ran_out
 
     def kill_all(self) -> None:
         for child in self._children.values():
@@ -111,6 +121,7 @@ def import_jax() -> None:
 
     compiling.cpu_features()  # read once, for all
 
+    detect()
     # jax warns at every fork; this process has one thread and no backend, which is checked.
     warnings.filterwarnings("ignore", message=".*os.fork.*", category=RuntimeWarning)
     threads = thread_count()
@@ -150,9 +161,9 @@ def _report_exit(control: socket.socket, children: _Children, pidfd: int) -> Non
     ended = children.reap(pidfd)
     if ended is None:
         return
-    request_id, status = ended
+    request_id, status, ran_out = ended
     code = os.waitstatus_to_exitcode(status)
-    control.send(wire.encode_control(op="exit", id=request_id, code=code))
+    control.send(wire.encode_control(op="exit", id=request_id, code=code, oom=int(ran_out)))
 
 
 def _serve_one(control: socket.socket, children: _Children) -> bool:
@@ -160,10 +171,13 @@ def _serve_one(control: socket.socket, children: _Children) -> bool:
     if not message:
         return False
     request = wire.decode_control(message)
-    request_id = request["id"]
+    request_id, group = request["id"], None
     try:
-        pid, pidfd = children.fork(request_id, _child_body(request, fds))
+        group = _group_of(request)
+        pid, pidfd = children.fork(request_id, _child_body(request, fds, group), group)
     except OSError as error:
+        if group is not None:
+            group.remove()
         control.send(wire.encode_control(op="failed", id=request_id, text=str(error)))
     else:
         answer = wire.encode_control(op="forked", id=request_id, pid=pid)
@@ -174,10 +188,29 @@ def _serve_one(control: socket.socket, children: _Children) -> bool:
     return True
 
 
-def _child_body(request: dict[str, object], fds: list[int]) -> Callable[[], None]:
-    op, threads = request["op"], request.get("threads", 0)
-    if op not in ("worker", "compile", "probe") or len(fds) != 1 or not isinstance(threads, int):
+def _group_of(request: dict[str, object]) -> Group | None:
+    parent = request.get("cgroup")
+    if not parent:
+        return None
+    name = f"worker-{os.getpid()}-{request['id']}"
+    limit = confine.Terms(_whole(request, "memory_mb"), detect()).limit_bytes
+    return Group.make(Path(str(parent)), name, limit)
+
+
+def _whole(request: dict[str, object], name: str) -> int:
+    value = request.get(name, 0)
+    if not isinstance(value, int) or value < 0:
+        raise wire.WireError(f"request: {name}")
+    return value
+
+
+def _child_body(
+    request: dict[str, object], fds: list[int], group: Group | None
+) -> Callable[[], None]:
+    op, threads = request["op"], _whole(request, "threads")
+    if op not in ("worker", "compile", "probe") or len(fds) != 1:
         raise wire.WireError("request")
+    terms = confine.Terms(_whole(request, "memory_mb"), detect(), group)
 
     def body() -> None:
         confine.keep_only(fds[0])
@@ -187,11 +220,11 @@ def _child_body(request: dict[str, object], fds: list[int]) -> Callable[[], None
             if op == "probe":
                 from . import probe
 
-                probe.serve(sock)
+                probe.serve(sock, terms)
             else:
                 from . import main
 
-                main.serve(sock) if op == "worker" else main.compile_only(sock)
+                main.serve(sock, terms) if op == "worker" else main.compile_only(sock, terms)
 
     return body
 

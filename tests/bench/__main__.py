@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("overhead", "minilm", "footprint", "validator", "warm", "kernels")
+BENCHES = ("overhead", "minilm", "footprint", "validator", "warm", "kernels", "sandbox")
 
 
 def main() -> int:

@@ -54,6 +54,7 @@ def affine(w, x, b): return x @ w + b, jnp.max(x).reshape(1)
 def forever(x): return lax.while_loop(lambda v: v[0] < 1e30, lambda v: v * 0 + 1, x)
 def steps(n): return lax.fori_loop(0, n[0], lambda i, v: jnp.sin(v) + i, jnp.float32(1)).reshape(1)
 def wide(x): return jnp.cumsum(x)
+def plus(x): return x + 1
 def big(x): return jnp.broadcast_to(x, (1 << 20,)).astype(f32) + 0
 for name, fn, shapes in (
     ("affine", affine, (s(f32, 4, 8), s(f32, 2, 4), s(f32, 8))),
@@ -61,6 +62,7 @@ for name, fn, shapes in (
     ("steps", steps, (s(i32, 1),)),
     ("wide", wide, (s(f64, 4),)),
     ("big", big, (s(f32, 1),)),
+    ("plus", plus, (s(f32, 1 << 18),)),
 ):
     made = export.export(jax.jit(fn), platforms=("cpu", "cuda", "tpu"))(*shapes)
     open(f"{sys.argv[1]}/{name}.bin", "wb").write(bytes(made.serialize()))
@@ -75,6 +77,7 @@ SHAPES: dict[str, tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]] = {
     "steps": ((ArraySpec("int32", (1,)),), (ArraySpec("float32", (1,)),)),
     "wide": ((ArraySpec("float64", (4,)),), (ArraySpec("float64", (4,)),)),
     "big": ((ArraySpec("float32", (1,)),), (ArraySpec("float32", (1 << 20,)),)),
+    "plus": ((ArraySpec("float32", (1 << 18,)),), (ArraySpec("float32", (1 << 18,)),)),
 }
 
 
@@ -560,12 +563,13 @@ def test_a_missing_or_short_blob_is_told(house: House) -> None:
     with_executor(house, body)
 
 
-def test_bytes_that_are_no_artifact_fail_as_the_jobs_own_fault(house: House) -> None:
+def test_bytes_that_are_no_artifact_are_refused_and_remembered(house: House) -> None:
     async def body(executor: Executor) -> None:
         spec = house.spec("wide", artifact=house.artifacts.digests["garbage"])
-        got = await complete(executor, house.run(spec, 1, np.zeros(4)))
-        # The parser may survive them or not; the node does not care which.
-        assert got.end.reason in (Reason.FAILED_BY_JOB, Reason.WORKER_DIED)
+        for _ in range(2):
+            got = await complete(executor, house.run(spec, 1, np.zeros(4)))
+            assert got.end.reason is Reason.ARTIFACT_LIMITS
+        assert executor.compiles == 1  # the second time nobody was asked
         assert (await complete(executor, house.noop())).end.reason is Reason.DONE
 
     with_executor(house, body)
@@ -655,7 +659,7 @@ async def main():
     config = ExecutorConfig(pathlib.Path(sys.argv[1]))
     async with open_executor(config, None, BuiltinArtifacts()) as e:
         e._nursery.start_soon(e._warm)
-        while e._zygote is None:
+        while not e.zygote_ready:
             await trio.sleep(0.01)
         print("up", flush=True)
         await trio.sleep_forever()

@@ -135,6 +135,13 @@ async def told(
     executor: Executor, effect: StartExec, on: Callable[[Event], None] = lambda _: None
 ) -> Told:
     executor.start(effect)
+    return await heard(executor, effect, on)
+
+
+async def heard(
+    executor: Executor, effect: StartExec, on: Callable[[Event], None] = lambda _: None
+) -> Told:
+    """Of a run that was started."""
     outputs: list[bytes] = []
     slices: list[SliceDone] = []
     partials: list[Partial] = []

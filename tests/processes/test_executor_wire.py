@@ -91,18 +91,18 @@ def test_a_load_comes_back_as_it_was(load: wire.Load) -> None:
 @given(st.binary(max_size=128))
 def test_any_steps_are_steps_or_a_wire_error(body: bytes) -> None:
     try:
-        (_, _, count, _, _), steps, step, _ = wire.decode_steps(body)
+        run, steps, _ = wire.decode_steps(body)
     except wire.WireError:
         return
-    assert count >= 1 and step <= steps <= STEPS_MAX
+    assert run.units >= 1 and steps.step <= steps.steps <= STEPS_MAX
 
 
 def test_steps_come_back_as_they_were() -> None:
-    head = wire.encode_steps_head((9, 3, 2, 5), 70, 8, True, 4)
+    run, steps = wire.RunHead(9, 3, 2, 5, 0), wire.StepsHead(70, 8, True)
+    head = wire.encode_steps_head(run, steps, 4)
     ((kind, body),) = wire.FrameReader().feed(head + b"abcd")
-    (*run, inline), steps, step, goes_on = wire.decode_steps(body)
-    assert kind == wire.STEPS and (run, bytes(inline)) == ([9, 3, 2, 5], b"abcd")
-    assert (steps, step, goes_on) == (70, 8, True)
+    got_run, got_steps, inline = wire.decode_steps(body)
+    assert kind == wire.STEPS and (got_run, got_steps, bytes(inline)) == (run, steps, b"abcd")
 
 
 def test_a_size_cannot_overflow() -> None:
