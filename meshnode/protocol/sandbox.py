@@ -51,7 +51,7 @@ LEAST: Final = (
 
 def missing(least: int, layers: int) -> Layer:
     """What is asked for and not there; bits that this version does not know are never there."""
-    return Layer(least & ~layers)
+    return Layer(int(least) & ~int(layers))  # the complement of a Layer has known bits alone
 
 
 def of_names(text: str) -> Layer:

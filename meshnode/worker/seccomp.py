@@ -96,7 +96,8 @@ _LOOKING: Final = (
     *("readlink", "readlinkat", "stat", "statx"),
 )
 _SPEAKING: Final = (  # over the one socket; none can be made
-    *("poll", "ppoll", "recvfrom", "recvmsg", "sendmsg", "sendto", "write", "writev"),
+    *("poll", "ppoll", "pselect6", "recvfrom", "recvmsg", "select", "sendmsg", "sendto"),
+    *("write", "writev"),
 )
 _THREADS: Final = (
     *("exit", "exit_group", "futex", "membarrier", "rseq", "sched_getaffinity", "sched_getparam"),

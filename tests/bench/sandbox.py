@@ -8,8 +8,11 @@ unit of a kernel that adds one to 4 MB.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,10 +25,19 @@ import numpy as np
 import trio
 
 from jaxkernels import registry
-from meshnode.executor import Artifact, BuiltinArtifacts, Executor, ExecutorConfig, open_executor
+from meshnode.executor import (
+    Artifact,
+    BuiltinArtifacts,
+    Executor,
+    ExecutorConfig,
+    open_executor,
+    wire,
+)
+from meshnode.executor.forks import open_zygote
 from meshnode.protocol.effects import ArgSource, ExecSpec, StartExec
 from meshnode.protocol.events import ExecEnded
 from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sandbox import names
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer, TaskId, UnitRun
 
 from .figures import Figures, percentile, report
@@ -48,6 +60,18 @@ import sys, jax, jax.numpy as jnp
 made = jax.export.export(jax.jit(lambda x: x + 1), platforms=("cpu", "cuda", "tpu"))(
     jax.ShapeDtypeStruct((1 << 20,), jnp.float32))
 sys.stdout.buffer.write(bytes(made.serialize()))
+"""
+VALIDATE = f"""
+import statistics, time
+from jaxkernels import registry
+from meshnode.worker.validate import validated
+largest = max(map(registry.artifact_bytes, registry.KERNELS), key=len)
+spent = []
+for _ in range({VALIDATIONS}):
+    began = time.perf_counter()
+    validated(largest, builtin=True, platform="cpu")
+    spent.append((time.perf_counter() - began) * 1e3)
+print(statistics.median(spent))
 """
 
 
@@ -91,19 +115,58 @@ class _Caller:
         effect = StartExec(next(self.exec_ids), spec, UnitRun(TaskId(b"t" * 16), 0, 0, 1), inline)
         began = time.perf_counter()
         self.executor.start(effect)
-        while not isinstance(event := await self.executor.events.receive(), ExecEnded):
-            pass
+        event = await self._end()
         took_s = time.perf_counter() - began
         if event.reason is not Reason.DONE:
             raise RuntimeError(f"{kernel}: {event.reason.text} {event.text}")
         return took_s
+
+    async def _end(self) -> ExecEnded:
+        """As the node's driver takes events: what is there, in one turn."""
+        while True:
+            events = [await self.executor.events.receive()]
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    events.append(self.executor.events.receive_nowait())
+            for event in events:
+                if isinstance(event, ExecEnded):
+                    return event
+
+
+async def _fork_to_ready_ms(config: ExecutorConfig, forks: int) -> tuple[list[float], int]:
+    """From the request to the zygote to the worker's READY; and the layers that it says."""
+    spent: list[float] = []
+    layers = 0
+    zygote = await open_zygote(config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(zygote.tend)
+        for _ in range(forks):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                ours.setblocking(False)
+                began = time.perf_counter()
+                child = await zygote.fork("worker", theirs, config.threads_per_worker(), 512)
+                await trio.lowlevel.wait_readable(ours.fileno())
+                spent.append((time.perf_counter() - began) * 1e3)
+                ((kind, body),) = wire.FrameReader().feed(ours.recv(4096))
+                if kind != wire.READY:
+                    raise RuntimeError(wire.decode_ended(body)[3])
+                layers = int.from_bytes(body[:4], "big")
+                await child.gone()
+                os.close(child.pidfd)
+        nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await zygote.close()
+    return spent, layers
 
 
 async def _measure(wide: bytes, run_dir: Path, quick: bool) -> Figures:
     share = 10 if quick else 1
     artifacts = _WithWide(wide)
     noop = Digest(registry.artifact("bench.noop@1").digest)
-    async with open_executor(ExecutorConfig(run_dir), _NoBlobs(), artifacts) as executor:
+    config = ExecutorConfig(run_dir)
+    forks, layers = await _fork_to_ready_ms(config, max(4, FORKS // share))
+    async with open_executor(config, _NoBlobs(), artifacts) as executor:
         caller = _Caller(executor)
         row = np.arange(16, dtype=np.float32).tobytes()
         for _ in range(20):
@@ -114,11 +177,29 @@ async def _measure(wide: bytes, run_dir: Path, quick: bool) -> Figures:
             await caller.run("wide", artifacts.digest, WIDE, block)
         ios = [await caller.run("wide", artifacts.digest, WIDE, block) for _ in range(IOS // share)]
     return {
+        "layers": names(layers),
+        "fork_to_ready_ms": round(percentile(forks, 0.5), 1),
+        "fork_to_ready_max_ms": round(max(forks), 1),
         "noop_us": round(percentile(noops, 0.5) * 1e6, 1),
+        "noop_p10_us": round(percentile(noops, 0.1) * 1e6, 1),
         "noop_p99_us": round(percentile(noops, 0.99) * 1e6, 1),
         "io4mb_ms": round(percentile(ios, 0.5) * 1e3, 2),
         "io4mb_p99_ms": round(percentile(ios, 0.99) * 1e3, 2),
     }
+
+
+def _validator_ms() -> Figures:
+    """The largest built-in's; nothing where this version has no validator."""
+    if importlib.util.find_spec("meshnode.worker.validate") is None:
+        return {}
+    done = subprocess.run(
+        [sys.executable, "-c", VALIDATE], stdout=subprocess.PIPE, env=_cpu(), check=True
+    )
+    return {"validator_ms": round(float(done.stdout), 2)}
+
+
+def _cpu() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def run(quick: bool) -> int:
