@@ -227,10 +227,13 @@ def test_inputs_in_all_their_forms(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n"y"\n')
     (tmp_path / "n.jsonl").write_text("[1.5, 2]\n[3, 4]\n")
+    (tmp_path / "m.jsonl").write_text('{"strike": 90}\n{}\n')
+    (tmp_path / "mixed.jsonl").write_text('1\n{"strike": 90}\n')
     np.save(tmp_path / "v.npy", np.ones((2, 3), np.float32))
     assert read_inputs(("400",)) == 400
     assert read_inputs((str(tmp_path / "a.txt"),)) == ["one", "two"]
     assert read_inputs((str(tmp_path / "a.jsonl"),)) == ["x", "y"]
+    assert read_inputs((str(tmp_path / "m.jsonl"),)) == [{"strike": 90}, {}]
     numbers = read_inputs((str(tmp_path / "n.jsonl"),))
     assert numbers.dtype == np.float32 and numbers.tolist() == [[1.5, 2], [3, 4]]
     table = read_inputs((f"queries={tmp_path}/v.npy", f"vectors={tmp_path}/v.npy"))
@@ -241,6 +244,7 @@ def test_inputs_in_all_their_forms(tmp_path: Path) -> None:
     for words in (
         ("evil.npy",),
         ("bad.jsonl",),
+        ("mixed.jsonl",),
         ("bin.txt",),
         ("a.txt", "a.jsonl"),
         ("x.pkl",),
