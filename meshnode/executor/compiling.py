@@ -23,7 +23,7 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Digest
 
 from . import wire
-from .admission import LOAD_REFUSALS, Refused, check_memory
+from .admission import LOAD_REFUSALS, Refused
 from .bounds import ExecutorConfig
 from .cache import Entry, ExecutableCache, Figures
 from .forks import Zygote
@@ -55,19 +55,7 @@ class Compiler:
         self, artifact: Digest, load: wire.Load, environment: bytes
     ) -> tuple[Entry | None, Figures]:
         """The executable (the caller closes it) and its figures; without one where the backend
-        cannot serialise. Refused if the program is refused or needs too much memory; ZygoteLost."""
-        entry, figures = await self._known_or_made(artifact, load, environment)
-        try:
-            check_memory(figures.memory_mb, load.memory_mb_max)
-        except Refused:
-            if entry is not None:
-                os.close(entry.fd)
-            raise
-        return entry, figures
-
-    async def _known_or_made(
-        self, artifact: Digest, load: wire.Load, environment: bytes
-    ) -> tuple[Entry | None, Figures]:
+        cannot serialise. Refused if the program is refused; ZygoteLost."""
         key = key_of(artifact, load, environment)
         lock, users = self._locks.get(key, (trio.Lock(), 0))
         self._locks[key] = lock, users + 1

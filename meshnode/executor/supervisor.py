@@ -33,6 +33,7 @@ from . import wire
 from .admission import (
     LOAD_REFUSALS,
     Refused,
+    check_memory,
     check_run,
     check_time,
     flop_of_run,
@@ -296,6 +297,7 @@ class Executor:
         if executable is not None:
             files.callback(os.close, executable.fd)
         self._programs.learn(worker.program, figures)
+        check_memory(figures.memory_mb, load.memory_mb_max)
         run.flop_per_unit = run.flop_per_unit or figures.flop_per_unit
         self._check_time(run)
         if executable is None:
@@ -315,9 +317,12 @@ class Executor:
         """What WANT asked for, while the run goes on; without it units go one by one."""
         with trio.move_on_after(self._config.load_s_max), contextlib.suppress(Refused, ZygoteLost):
             load = replace(self._programs.load(spec), loop_units=units)
-            entry, _ = await self._compiler.executable(spec.artifact, load, worker.environment)
+            entry, figures = await self._compiler.executable(
+                spec.artifact, load, worker.environment
+            )
             if entry is not None:
                 with os.fdopen(entry.fd, "rb"):
+                    check_memory(figures.memory_mb, load.memory_mb_max)
                     await worker.link.say(wire.LOOP, wire.LOOP_BODY.pack(units), entry.fd)
 
     async def _hear(self, worker: Worker) -> None:

@@ -112,10 +112,13 @@ def import_jax() -> None:
     import jaxlib.mlir.dialects.builtin
     import jaxlib.mlir.dialects.mhlo  # noqa: F401
     import numpy  # noqa: F401
+    from jaxlib.cpu import _lapack
 
     with contextlib.suppress(ImportError):
         importlib.import_module("scipy.linalg.cython_blas")
         importlib.import_module("scipy.linalg.cython_lapack")
+        # jax does this where it lowers a call of LAPACK, and machine code from a cache is not lowered.
+        _lapack.initialize()
 
     from . import compiling, main, probe  # noqa: F401
 
