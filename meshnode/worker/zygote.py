@@ -117,7 +117,7 @@ def import_jax() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("scipy.linalg.cython_blas")
         importlib.import_module("scipy.linalg.cython_lapack")
-        # jax does this where it lowers a call of LAPACK, and machine code from a cache is not lowered.
+        # jax does this where it lowers a call; machine code out of the cache is not lowered.
         _lapack.initialize()
 
     from . import compiling, main, probe  # noqa: F401
