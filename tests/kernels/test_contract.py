@@ -14,6 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,17 @@ from jaxkernels.export import PLATFORMS
 from jaxkernels.host import Array
 
 SPECS = sorted(registry.KERNELS)
-STEPPED = [spec for spec in SPECS if registry.KERNELS[spec].stepped]
+HEAVY = (
+    "lm.llama_decode@1",
+)  # compiles for seconds each time: its whole contract is for long tests
+
+
+def marked(specs: list[str]) -> list[Any]:
+    return [pytest.param(s, marks=pytest.mark.long) if s in HEAVY else s for s in specs]
+
+
+EACH = marked(SPECS)
+STEPPED = marked([spec for spec in SPECS if registry.KERNELS[spec].stepped])
 WITH_PRODUCTS = ("embed.minilm@1", "linalg.matmul@1", "lm.llama_decode@1", "vec.knn@1")
 ROOT = Path(registry.__file__).parents[1]
 
@@ -63,7 +74,7 @@ def outputs(spec: str, seed: int = 0) -> tuple[Array, ...]:
     return tuple(np.asarray(out) for out in outs)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_shapes_are_those_of_the_registry(spec: str) -> None:
     info, exported = registry.get(spec), loaded(spec)
     args = [(str(a.dtype), tuple(a.shape)) for a in exported.in_avals]
@@ -77,21 +88,21 @@ def test_shapes_are_those_of_the_registry(spec: str) -> None:
         assert (array.dtype.name, array.shape) == (arg.dtype, arg.shape)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_equals_the_source_bit_for_bit(spec: str) -> None:
     direct = jax.jit(part(spec, "kernel").kernel)(*sample(spec))
     for ours, theirs in zip(outputs(spec), direct, strict=True):
         assert ours.tobytes() == np.asarray(theirs).tobytes()
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_agrees_with_the_reference(spec: str, seed: int) -> None:
     info = registry.get(spec)
     assert part(spec, "reference").error(outputs(spec, seed), *sample(spec, seed)) <= info.tolerance
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_the_reference_sees_a_wrong_answer(spec: str) -> None:
     info, outs = registry.get(spec), [out.copy() for out in outputs(spec)]
     target = outs[info.stepped.result[0] if info.stepped else 0].reshape(-1)
@@ -100,7 +111,7 @@ def test_the_reference_sees_a_wrong_answer(spec: str) -> None:
     assert part(spec, "reference").error(outs, *sample(spec)) > info.tolerance
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_a_run_in_one_call_gives_the_bits_of_single_units(spec: str) -> None:
     info, exported = registry.get(spec), loaded(spec)
     first, second = sample(spec, 0), list(sample(spec, 1))
@@ -138,6 +149,7 @@ def test_steps_a_then_b_give_the_bits_of_a_plus_b(spec: str) -> None:
             assert [a.tobytes() for a in half] == [a.tobytes() for a in state]
 
 
+@pytest.mark.long
 def test_same_bits_in_two_processes() -> None:
     for _ in range(2):
         done = subprocess.run(
@@ -154,7 +166,7 @@ def test_same_bits_in_two_processes() -> None:
             assert theirs[spec] == ours, spec
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", EACH)
 def test_every_product_is_of_highest_precision(spec: str) -> None:
     module = loaded(spec).mlir_module()
     products = [line for line in module.splitlines() if "stablehlo.dot_general" in line]
