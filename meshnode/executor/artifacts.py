@@ -28,7 +28,7 @@ class Artifact:
     """`jax.export` bytes, and what is known of them without running them."""
 
     exported: bytes
-    flop_per_unit: int = 0  # of a step, if stepped; 0: unknown, the compiler's count is taken
+    flop_per_unit: int = 0  # of a step, if stepped; 0: unknown, the validator counts it
     args: tuple[LoadArg, ...] | None = None  # None: only the worker can tell
     outs: tuple[ArraySpec, ...] | None = None
     stepped: Stepped | None = None  # as the release has it; says nothing if `args` is None

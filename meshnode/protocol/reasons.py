@@ -92,7 +92,7 @@ class Reason(IntEnum):
     FAILED_BY_JOB = 65, "the kernel failed on these inputs"
     STOPPED_BY_OWNER = 66, "the owner took the car back"
     STOPPED_BY_REQUESTER = 67, "the requester cancelled"
-    WALL_CLOCK = 68, "the run took longer than its limit and was killed"
+    WALL_CLOCK = 68, "the run took longer than its limit and was killed, or would take longer"
     WORKER_DIED = 69, "the worker process died"
     BLOB_MISSING = 70, "no holder gave the blob"
     BLOB_CORRUPT = 71, "a chunk does not match its digest"

@@ -184,6 +184,19 @@ def test_a_loop_gives_the_bits_of_unit_by_unit_for_runs_of_every_length(house: H
     with_executor(house, body)
 
 
+def test_a_loop_gives_the_same_bits_through_shared_memory(house: House) -> None:
+    async def body(executor: Executor) -> None:
+        await get_loop(executor, house, lambda: rows(house, "plus", 64))
+        for count in (4_096, 64, 1_100, 2_000):  # 64 bytes each: over 64 kB they go there
+            got = await complete(executor, rows(house, "plus", count))
+            assert got.end.reason is Reason.DONE, got.end
+            want = np.arange(count * 16, dtype=np.float32) + 1
+            assert b"".join(got.outputs) == want.tobytes()
+            assert got.batches >= count / 128
+
+    with_executor(house, body)
+
+
 def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
     async def cost_s(executor: Executor, runs: int, count: int) -> float:
         """Processor time of a unit."""

@@ -296,6 +296,19 @@ def test_a_full_store_costs_the_checkpoints_and_not_the_run(house: House, tmp_pa
     with_executor(house, body)
 
 
+def test_many_units_of_steps_pass_through_shared_memory_unchanged(house: House) -> None:
+    units = 400  # their states and their results are over 64 kB
+
+    async def body(executor: Executor) -> None:
+        whole = await told(executor, house.run(3, units=units))
+        assert whole.end.reason is Reason.DONE and len(whole.outputs) == units
+        for unit in (0, 1, 255, units - 1):
+            alone = await told(executor, house.run(3, first=unit))
+            assert alone.outputs == [whole.outputs[unit]]
+
+    with_executor(house, body)
+
+
 def test_a_stop_without_grace_kills(house: House) -> None:
     async def body(executor: Executor) -> None:
         effect = house.run(1_000_000, BURN_LONG)
