@@ -37,7 +37,8 @@ from meshnode.protocol.types import ArraySpec
 from .validate import validated
 
 RECIPE: Final = b"2"
-"""Changes with the functions below: what older ones compiled is then compiled again."""
+"""Changes with the functions below and with what `validated` lets through: what older ones compiled
+is then validated and compiled again."""
 
 Flat = Callable[..., Sequence[jax.Array]]
 
