@@ -28,7 +28,7 @@ FOLDERS: tuple[tuple[str, int, int], ...] = (
     ("kernels", 180, 600),
     ("artifacts", 150, 900),
     ("node", 120, 300),
-    ("processes", 300, 1500),
+    ("processes", 400, 1500),
     ("attack", 240, 900),
     ("interop", 60, 600),
     ("bench", 0, 900),

@@ -123,6 +123,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_return() -> None:
     assert good("cancel", "cancel", job_id)["state"] == "cancelled"
 
 
+@pytest.mark.long
 def test_a_deadline_is_exit_4_and_no_car_is_exit_3() -> None:
     words = ["map", "bench.spin@1", "400", "--set", "ms=50", "--testnet", NAME]
     code, _, err = mesh(*words, "--deadline", "0.5")

@@ -16,6 +16,7 @@ from testnet import link
 DEMO_S_MAX = 300.0
 
 
+@pytest.mark.long
 def test_the_demo_with_three_cars(request: pytest.FixtureRequest) -> None:
     folder = Path(request.config.cache.mkdir("models"))
     try:

@@ -184,6 +184,7 @@ def test_a_loop_gives_the_bits_of_unit_by_unit_for_runs_of_every_length(house: H
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_a_loop_gives_the_same_bits_through_shared_memory(house: House) -> None:
     async def body(executor: Executor) -> None:
         await get_loop(executor, house, lambda: rows(house, "plus", 64))
@@ -197,6 +198,7 @@ def test_a_loop_gives_the_same_bits_through_shared_memory(house: House) -> None:
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
     async def cost_s(executor: Executor, runs: int, count: int) -> float:
         """Processor time of a unit."""
@@ -218,6 +220,7 @@ def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_long_units_get_no_loop(house: House) -> None:
     async def body(executor: Executor) -> None:
         got = await complete(executor, rows(house, "sweat", 40, ONE))
@@ -280,6 +283,7 @@ def test_a_restarted_node_compiles_nothing_and_gives_the_same_bits(house: House)
     assert len(outputs) == 4 and all(other == outputs[0] for other in outputs)
 
 
+@pytest.mark.long
 def test_other_threads_are_another_environment(house: House) -> None:
     async def one(executor: Executor) -> None:
         await complete(executor, pairs(house, 1))
@@ -291,6 +295,7 @@ def test_other_threads_are_another_environment(house: House) -> None:
     assert len(kept(house)) == 2
 
 
+@pytest.mark.long
 def test_a_damaged_entry_is_compiled_again(house: House) -> None:
     async def one(executor: Executor) -> None:
         outputs.append((await complete(executor, pairs(house, 3))).outputs)
@@ -310,6 +315,7 @@ def test_a_damaged_entry_is_compiled_again(house: House) -> None:
     assert len(kept(house)[0].read_bytes()) == len(whole)
 
 
+@pytest.mark.long
 def test_an_entry_that_does_not_load_is_dropped_and_the_worker_compiles(house: House) -> None:
     async def one(executor: Executor) -> None:
         got = await complete(executor, pairs(house, 3))
@@ -330,6 +336,7 @@ def test_an_entry_that_does_not_load_is_dropped_and_the_worker_compiles(house: H
     assert outputs[0] == outputs[1] == outputs[2] and len(kept(house)) == 1
 
 
+@pytest.mark.long
 def test_two_workers_with_one_program_compile_it_once(house: House) -> None:
     house.config = replace(house.config, slots=2, threads=1)
 
@@ -350,6 +357,7 @@ def test_two_workers_with_one_program_compile_it_once(house: House) -> None:
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_a_stop_while_compiling_leaves_no_process(house: House) -> None:
     async def body(executor: Executor) -> None:
         effect = pairs(house, 2)
@@ -366,6 +374,7 @@ def test_a_stop_while_compiling_leaves_no_process(house: House) -> None:
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_a_compile_is_bounded_in_time(house: House) -> None:
     house.config = replace(house.config, load_s_max=1.0)
 

@@ -347,6 +347,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
+@pytest.mark.long
 def test_a_full_disk_under_blobs_of_the_submitter(tmp_path: Path) -> None:
     async def main() -> None:
         async with Testnet(1, 7) as net:
@@ -365,6 +366,7 @@ def test_a_full_disk_under_blobs_of_the_submitter(tmp_path: Path) -> None:
     trio.run(main)
 
 
+@pytest.mark.long
 def test_a_full_disk_under_blobs_of_a_car() -> None:
     """The car gives its lease back with a reason; another car does the work."""
 
@@ -386,6 +388,7 @@ def test_a_full_disk_under_blobs_of_a_car() -> None:
 
 
 @pytest.mark.parametrize("name", [SUBMITTER, "car-0"])
+@pytest.mark.long
 def test_a_full_disk_under_the_ledger(name: str) -> None:
     """What cannot be stored is not promised; with room again everything goes on and holds."""
 
