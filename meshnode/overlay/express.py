@@ -147,13 +147,18 @@ class ExpressStream(YamuxStream):
             buffer = conn.stream_buffers.get(self.stream_id)
             event = conn.stream_events.get(self.stream_id)
             ended = self.closed or self.recv_closed or self.reset_received
-            if ended or buffer is None or event is None or conn.event_shutting_down.is_set():
-                return await super().read(n)
             if buffer:
+                # Also after a reset: frames are taken many at a time here, and what came before it
+                # would else be lost where stock, frame by frame, has given it out.
                 chunk = bytes(buffer[:n])
                 del buffer[:n]
-                await self._auto_tune_and_send_window_update(bytes_read=len(chunk))
+                if not ended:
+                    await self._auto_tune_and_send_window_update(bytes_read=len(chunk))
+                elif self.closed and not buffer:
+                    await conn._finalize_stream(self, fully_closed=True)
                 return chunk
+            if ended or buffer is None or event is None or conn.event_shutting_down.is_set():
+                return await super().read(n)
             await event.wait()
             if conn.stream_events.get(self.stream_id) is event:
                 conn.stream_events[self.stream_id] = trio.Event()
