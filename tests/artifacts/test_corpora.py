@@ -86,6 +86,7 @@ def run_bare(path: Path, content: bytes) -> int | None:
             return None
 
 
+@pytest.mark.long
 def test_without_the_validator_the_attacks_work(tmp_path: Path) -> None:
     path = tmp_path / "artifact"
     assert run_bare(path, honest.bytes_of("scan_sum")) == 0

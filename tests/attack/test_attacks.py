@@ -16,6 +16,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 def test_one_node_survives_all_of_them() -> None:
     quick = [attack for attack in ATTACKS if not attack.slow]
 

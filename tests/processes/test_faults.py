@@ -81,6 +81,7 @@ def address(net: Testnet, name: str) -> str:
 # ---- whom one meets
 
 
+@pytest.mark.long
 def test_a_node_of_another_network_is_turned_away_and_told(tmp_path: Path) -> None:
     async def main() -> tuple[int, str]:
         async with Testnet(1, 7) as net:
@@ -103,6 +104,7 @@ def test_a_node_of_another_network_is_turned_away_and_told(tmp_path: Path) -> No
     assert Reason.OTHER_NETWORK.text in one_line(err)
 
 
+@pytest.mark.long
 def test_a_bootstrap_address_where_nobody_answers(tmp_path: Path) -> None:
     with submitter_home(tmp_path, 7, "alone") as home:
         peer = firstrun.standing(home).node.peer
@@ -149,6 +151,7 @@ async def seen_idle(net: Testnet) -> bool:
 # ---- one home, one port
 
 
+@pytest.mark.long
 def test_a_second_node_on_the_same_home_and_on_the_same_port(tmp_path: Path) -> None:
     async def main() -> None:
         async with Testnet(1, 7) as net:

@@ -48,6 +48,7 @@ async def kill_after_checkpoint(net: Testnet, mesh: aio.AsyncMesh, job_id: bytes
     raise AssertionError("the job ended before its first checkpoint")
 
 
+@pytest.mark.long
 def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits() -> None:
     async def main() -> None:
         with trio.fail_after(WITHIN_S):
