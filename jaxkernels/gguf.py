@@ -12,12 +12,12 @@ import mmap
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from .errors import ModelRefused
+from .mapped import MappedTensors
 
 Value: TypeAlias = int | float | bool | str | list[Any]
 
@@ -51,16 +51,12 @@ KINDS: Final[dict[int, tuple[str, int, np.dtype[Any]]]] = {
 }
 
 
-class Gguf:
+class Gguf(MappedTensors[tuple[int, tuple[int, ...], int]]):
     """A mapped file of named tensors; what it hands out are read-only views, not to outlive it."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            if path.stat().st_size < len(MAGIC):
-                raise ModelRefused(f"{path.name} is too short to be a GGUF file.")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        super().__init__(path, len(MAGIC), "GGUF")
         self.metadata: dict[str, Value] = {}
-        self._rows: dict[str, tuple[int, tuple[int, ...], int]] = {}
         try:
             self._parse()
         except (struct.error, UnicodeDecodeError, _Unsound) as error:
@@ -69,26 +65,6 @@ class Gguf:
         except BaseException:
             self._map.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        try:
-            self._map.close()
-        except BufferError:
-            pass  # a view is still alive; the mapping goes with it
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
-
-    def names(self) -> list[str]:
-        return list(self._rows)
 
     def kind(self, name: str) -> str:
         """F32, F16, Q4_1 or Q8_0."""
@@ -120,11 +96,6 @@ class Gguf:
         if kind == "Q4_1":
             weights += items["m"].astype(np.float32)[..., None]
         return weights.reshape(self._row(name)[1])
-
-    def _row(self, name: str) -> tuple[int, tuple[int, ...], int]:
-        if name not in self._rows:
-            raise ModelRefused(f"The weight file has no tensor {name!r}.")
-        return self._rows[name]
 
     def _parse(self) -> None:
         reader = _Reader(self._map)

@@ -11,12 +11,12 @@ import json
 import math
 import mmap
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from .errors import ModelRefused
+from .mapped import MappedTensors
 
 HEADER_BYTES_MAX = 1 << 20
 TENSORS_MAX = 10_000
@@ -24,45 +24,19 @@ RANK_MAX = 8
 DTYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "|u1", "BOOL": "|b1"}
 
 
-class SafeTensors:
+class SafeTensors(MappedTensors[tuple[np.dtype[Any], tuple[int, ...], int]]):
     """A mapped file of named tensors; tensors are read-only views and must not outlive it."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 8:
-                raise ModelRefused(f"{path.name} is too short to be a safetensors file.")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        super().__init__(path, 8, "safetensors")
         try:
-            self._rows = _parse_header(self._map, size, path.name)
+            self._rows = _parse_header(self._map, self._size, path.name)
         except BaseException:
             self._map.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        try:
-            self._map.close()
-        except BufferError:
-            pass  # a view is still alive; the mapping goes with it
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
-
-    def names(self) -> list[str]:
-        return list(self._rows)
-
     def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        if name not in self._rows:
-            raise ModelRefused(f"The weight file has no tensor {name!r}.")
-        dtype, shape, offset = self._rows[name]
+        dtype, shape, offset = self._row(name)
         return np.frombuffer(self._map, dtype, math.prod(shape), offset).reshape(shape)
 
 
