@@ -17,6 +17,7 @@ from meshnode.protocol.types import (
     ARGS_MAX,
     LEASE_UNITS_MAX,
     STEPS_MAX,
+    WATCH_BYTES_MAX,
     ArraySpec,
     BlobRef,
     Digest,
@@ -110,7 +111,7 @@ def _check_stepped(spec: ExecSpec, stepped: Stepped) -> None:
     if not 1 <= state_bytes <= wire.STATE_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{state_bytes} bytes of state")
     watched = sum(wire.array_bytes(state[index]) for index in stepped.watch)
-    if len(stepped.watch) > len(state) or watched > wire.WATCH_BYTES_MAX:
+    if len(stepped.watch) > len(state) or watched > WATCH_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{watched} bytes to watch")
 
 

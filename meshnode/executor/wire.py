@@ -55,7 +55,6 @@ UNIT_BYTES_MAX: Final = 64 << 20  # all outputs of one unit
 RUN_INLINE_BYTES_MAX: Final = 16 << 20  # inline inputs of one run
 EXECUTABLE_BYTES_MAX: Final = 48 << 20  # one compiled program, serialised
 STATE_BYTES_MAX: Final = 256 << 20  # all state arrays of a stepped program
-WATCH_BYTES_MAX: Final = 32 << 10  # all watched arrays: they fit one frame between nodes
 LOOP_UNITS_MAX: Final = 64  # units of one XLA call
 TEXT_BYTES_MAX: Final = 2048
 PROBED_BYTES_MAX: Final = 64 << 10

@@ -22,6 +22,7 @@ from meshnode.protocol.types import BlobRef
 
 from . import workload as w
 from .figures import Figures, call_figures
+from .footprint import cpu_s
 from .small_mesh import Car, run_bench
 
 Array = np.ndarray[Any, Any]
@@ -49,11 +50,14 @@ async def run_job(own: RunningNode, order: JobOrder) -> tuple[list[Array], float
     return split_outputs(packed, order.outs, order.units), spent
 
 
-async def throughput(own: RunningNode, quick: bool) -> Figures:
+async def throughput(own: RunningNode, cars: list[Car], quick: bool) -> Figures:
     xs = w.noop_inputs(w.QUICK_UNITS if quick else w.UNITS)
     single = Terms(lease_units_max=1)
     await run_job(own, await job_order(own, "bench.noop@1", xs[:64], single))
+    before = time.process_time(), sum(cpu_s(car.process.pid) for car in cars)
     outs, spent = await run_job(own, await job_order(own, "bench.noop@1", xs, single))
+    ours_s = time.process_time() - before[0]
+    theirs_s = sum(cpu_s(car.process.pid) for car in cars) - before[1]
     assert (outs[0] == xs + 1).all()
     ys = w.noop_inputs(w.QUICK_CHUNKED_UNITS if quick else w.CHUNKED_UNITS)
     many = await job_order(own, "bench.noop@1", ys, Terms(lease_units_max=w.CHUNK))
@@ -61,6 +65,9 @@ async def throughput(own: RunningNode, quick: bool) -> Figures:
     assert (outs[0] == ys + 1).all()
     return {
         "units_per_s_mesh": round(len(xs) / spent, 1),
+        # Processor time of one lease of one unit: says what wall time on a shared machine hides.
+        "lease_cpu_ms_submitter_mesh": round(ours_s / len(xs) * 1e3, 2),
+        "lease_cpu_ms_car_mesh": round(theirs_s / len(xs) * 1e3, 2),
         "units_per_s_chunk64_mesh": round(len(ys) / chunked, 1),
     }
 
@@ -101,7 +108,7 @@ def main() -> None:
 
     async def body(own: RunningNode, cars: list[Car]) -> None:
         calls = w.QUICK_CALLS if options.quick else w.CALLS
-        figures.update(await throughput(own, options.quick))
+        figures.update(await throughput(own, cars, options.quick))
         await call_ms(own, 20, 0.0)
         figures.update(call_figures(await call_ms(own, calls, 0.0), "_mesh"))
         figures.update(call_figures(await call_ms(own, calls // 3, w.GAP_S), "_gap20_mesh"))
