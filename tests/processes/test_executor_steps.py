@@ -73,6 +73,8 @@ STATE = (ArraySpec("float32", (64,)), ArraySpec("int32", (1,)), ArraySpec("uint8
 STATE_BYTES = 64 * 4 + 4 + 8
 STEPPED = Stepped(result=(0, 1), watch=(1, 2))
 BURN_SHORT, BURN_LONG = 1, 800  # inner iterations: a step of microseconds, of half a millisecond
+ENDLESS = 1_000_000  # steps: more than wall_ms_max allows, so the test ends a run, or time does
+MORE = 500  # steps that are left to do after a checkpoint
 
 
 @dataclass
@@ -192,12 +194,8 @@ def test_units_of_a_run_begin_with_their_own_state_and_do_all_steps(house: House
 def test_a_run_that_is_stopped_goes_on_from_its_checkpoint_with_the_same_bits(
     house: House,
 ) -> None:
-    steps = 2_000
-
     async def body(executor: Executor) -> None:
-        whole = await told(executor, house.run(steps, BURN_LONG))
-        assert whole.end.reason is Reason.DONE and counted(whole.outputs[0]) == steps
-        effect = house.run(steps, BURN_LONG)
+        effect = house.run(ENDLESS, BURN_LONG)
 
         def stop(event: Event) -> None:
             if isinstance(event, Partial) and event.step > 20:
@@ -206,10 +204,13 @@ def test_a_run_that_is_stopped_goes_on_from_its_checkpoint_with_the_same_bits(
         left = await told(executor, effect, stop)
         assert left.end.reason is Reason.STOPPED_BY_OWNER and left.outputs == []
         last = left.slices[-1]
-        assert (last.unit, last.state.size) == (0, STATE_BYTES) and 20 < last.step < steps
+        assert (last.unit, last.state.size) == (0, STATE_BYTES) and 20 < last.step < ENDLESS
         _, count, seen = state_of(house, last.state)
         assert count == last.step == left.partials[-1].step
         assert left.partials[-1].watch == np.int32(count).tobytes() + seen.tobytes()
+        steps = last.step + MORE
+        whole = await told(executor, house.run(steps, BURN_LONG))
+        assert whole.end.reason is Reason.DONE and counted(whole.outputs[0]) == steps
         # In the same worker and, as on another car, in a new one.
         for who in (b"s", b"o"):
             again = house.run(steps, BURN_LONG)
@@ -225,24 +226,23 @@ def test_a_run_that_is_stopped_goes_on_from_its_checkpoint_with_the_same_bits(
 
 @pytest.mark.long
 def test_a_killed_worker_leaves_its_last_checkpoint(house: House) -> None:
-    steps = 3_000
-
     async def body(executor: Executor) -> None:
         def kill(event: Event) -> None:
             if isinstance(event, SliceDone):
                 worker_processes()[0].send_signal(signal.SIGKILL)
 
-        left = await told(executor, house.run(steps, BURN_LONG), kill)
+        left = await told(executor, house.run(ENDLESS, BURN_LONG), kill)
         assert left.end.reason is Reason.WORKER_DIED
         last = left.slices[-1]
-        assert state_of(house, last.state)[1] == last.step < steps
+        assert state_of(house, last.state)[1] == last.step < ENDLESS
+        steps = last.step + MORE
         again = replace(house.run(steps, BURN_LONG), state=last.state, step=last.step)
         rest = await told(executor, again)
         assert rest.end.reason is Reason.DONE and counted(rest.outputs[0]) == steps
         whole = await told(executor, house.run(steps, BURN_LONG))
         assert rest.outputs == whole.outputs
         # What was done before the checkpoint is not done again, nor counted.
-        left_share = (steps - last.step) / steps
+        left_share = MORE / steps
         assert abs(rest.end.meters.kflop - whole.end.meters.kflop * left_share) <= 1
 
     with_executor(house, body)
@@ -250,7 +250,16 @@ def test_a_killed_worker_leaves_its_last_checkpoint(house: House) -> None:
 
 def test_what_is_watched_comes_as_the_run_goes_on(house: House) -> None:
     async def body(executor: Executor) -> None:
-        got = await told(executor, house.run(8_000, BURN_LONG))  # seconds, on any machine
+        effect = house.run(ENDLESS, BURN_LONG)
+        seen = 0
+
+        def stop_after_three(event: Event) -> None:
+            nonlocal seen
+            seen += isinstance(event, Partial)
+            if seen == 3:
+                executor.stop(StopExec(effect.exec_id, Reason.STOPPED_BY_OWNER, 20_000))
+
+        got = await told(executor, effect, stop_after_three)
         steps = [partial.step for partial in got.partials]
         assert len(steps) >= 3 and steps == sorted(set(steps))
         for partial in got.partials:
