@@ -137,12 +137,21 @@ class RunningNode:
         return found[0]
 
     async def wait(self, job_id: JobId) -> Ended:
-        """Until the job has ended."""
-        async with aclosing(self.watch(job_id)) as notices:
-            async for notice in notices:
-                if has_ended(notice):
-                    return _ended(notice)
-        raise errors.LocalProtocolError("a watch ended before its job")
+        """Until the job has ended. Wakes nobody for what comes before."""
+        ended = trio.Event()
+        found: list[Notice] = []
+
+        def push(notice: Notice) -> None:
+            if has_ended(notice):
+                found.append(notice)
+                ended.set()
+
+        with self.bulletin.subscribed(job_id, push):
+            now = await self._job_notice(job_id)
+            if has_ended(now):
+                return _ended(now)
+            await ended.wait()
+        return _ended(found[0])
 
     async def watch(self, job_id: JobId) -> AsyncGenerator[Notice, None]:
         """The job's present state, then what happens to it, until it has ended."""

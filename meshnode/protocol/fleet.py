@@ -6,15 +6,16 @@ agreement) is started here, and the car is a candidate once it is gone.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from .advert import AdvertBook
 from .agreement import Agreements
+from .attempt import Attempt
 from .effects import Dial
 from .job import Job, wanted
 from .objects import Advert
 from .outbox import Outbox
-from .placement import Car
+from .placement import Car, queued_runs
 from .reasons import Reason
 from .types import Peer
 
@@ -56,6 +57,7 @@ class Fleet:
         self.book = book
         self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
         self.mine: Counter[Peer] = Counter()  # live attempts of ours per car
+        self._queued: dict[Peer, deque[Attempt]] = {}  # of those, in order, what waits for a slot
         self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
         self._shunned: dict[Peer, int] = {}  # the same, but no advert ends it
         self._dialled: dict[Peer, int] = {}
@@ -101,11 +103,29 @@ class Fleet:
         until = max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
         return until > self._out.now.mono_ms
 
-    def release(self, peer: Peer) -> None:
-        """One of our attempts there is over."""
+    def take(self, attempt: Attempt) -> None:
+        """One more of our attempts is at its car; over its slots it waits for one before it."""
+        peer = attempt.peer
+        self.mine[peer] += 1
+        known = self.book.cars.get(peer)
+        if known is not None and self.mine[peer] > known.advert.slots:
+            self._queued.setdefault(peer, deque()).append(attempt)
+
+    def release(self, attempt: Attempt) -> None:
+        """One of our attempts is over; the next in the queue begins, as far as we can know."""
+        peer = attempt.peer
         self.mine[peer] -= 1
         if self.mine[peer] <= 0:
             del self.mine[peer]
+        queued = self._queued.get(peer)
+        if queued is None:
+            return
+        if attempt in queued:
+            queued.remove(attempt)
+        else:
+            queued.popleft().started_mono_ms = self._out.now.mono_ms
+        if not queued:
+            del self._queued[peer]
 
     def tick(self) -> None:
         now = self._out.now.mono_ms
@@ -132,13 +152,15 @@ class Fleet:
                 self._agreements.ask(peer)
                 continue
             mine = self.mine[peer]
-            capacity = advert.slots * (1 + limits.leases_queued_per_slot_max) - mine
+            rtt_us = self.peers_up[peer]
+            queued = queued_runs(job.unit_ms, rtt_us, limits.leases_queued_per_slot_max)
+            capacity = advert.slots * (1 + queued) - mine
             cars.append(
                 Car(
                     peer,
                     capacity,
                     mine == 0 and advert.slots_free > 0,
-                    self.peers_up[peer],
+                    rtt_us,
                     max((c.rate_mflops for c in advert.classes), default=0),
                     all(prefix in advert.cached for prefix in consts),
                     advert.budget.spendable_mwh,

@@ -14,6 +14,7 @@ from typing import Protocol
 from .types import Peer, Rng
 
 LEASE_MS_LEAST = 5.0  # a shorter lease costs more than it computes: about 2 ms of both sides
+TURN_MS = 15.0  # between a run's end and the arrival of the next, without the wire
 UNTIMED_UNITS_MAX = 16  # in one lease, until the first units have been timed
 
 
@@ -82,6 +83,15 @@ class GossipPlacement:
 
     def announces(self) -> bool:
         return True
+
+
+def queued_runs(unit_ms: float, rtt_us: int, most: int) -> int:
+    """Runs that wait at a car behind the running one: what it computes while an end comes here and
+    an offer goes back. More would only bind units to a car that may be slower than another."""
+    if unit_ms <= 0:
+        return min(1, most)
+    hidden_ms = TURN_MS + rtt_us / 1000
+    return min(most, max(1, int(hidden_ms / max(unit_ms, LEASE_MS_LEAST))))
 
 
 def run_units(need: Need) -> int:

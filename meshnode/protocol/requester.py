@@ -198,7 +198,7 @@ class Requester:
         if job.retry:
             return job.retry.popleft()
         limits = self._out.limits
-        depth = 1 + limits.leases_queued_per_slot_max
+        depth = 1 + min(1, limits.leases_queued_per_slot_max)
         workers = sum(1 for car in cars if car.capacity > 0 or self.fleet.mine[car.peer])
         most = min(limits.lease_units_max, job.order.lease_units_max or limits.lease_units_max)
         if job.spec.steps is not None:
@@ -248,7 +248,7 @@ class Requester:
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
         job.attempts[task.task_id, task.attempt] = attempt
-        self.fleet.mine[peer] += 1
+        self.fleet.take(attempt)
         self.jobs.note(job, attempt)
 
     # ---- announcing
@@ -525,7 +525,9 @@ class Requester:
         else:
             # Doubling, so that a run that cannot succeed here does not spin between two peers.
             task.failures = 1 if attempt.next_unit > attempt.first else task.failures + 1
-            self.fleet.shun(peer, self._out.limits.backoff_ms << task.failures)
+            # Never so long that the job takes its own patience for an empty cell.
+            longest_ms = self._out.limits.nobody_ms // 2
+            self.fleet.shun(peer, min(self._out.limits.backoff_ms << task.failures, longest_ms))
         self._out.notify(job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer)
         self._lose(job, attempt, reason)
         self.pump(job)
@@ -601,7 +603,7 @@ class Requester:
             task.live = None
             job.live.discard(task.task_id)
         attempt.frames = attempt.sends = ()
-        self.fleet.release(attempt.peer)
+        self.fleet.release(attempt)
         spoilt = attempt.reason in SPOILT and task.step == attempt.from_step
         if attempt.state is State.RETURNED or spoilt:
             self._checkpoints.drop(task)

@@ -141,8 +141,9 @@ class Limits:
     """Adverts kept; at the bound the one that expires first goes."""
     jobs_max: int = 256
     """Jobs in work at once; ended ones stay in the store."""
-    leases_queued_per_slot_max: int = 1
-    """Leases that wait behind the running one, so that a slot never idles for a round trip."""
+    leases_queued_per_slot_max: int = 3
+    """Leases that wait behind the running one, so that a slot never idles for a round trip: as many
+    as cover it, so one where leases are long."""
     offer_tries_max: int = 3
     """Point-to-point offers for a task before it is announced in the cell."""
     offer_timeout_ms: int = 2_000

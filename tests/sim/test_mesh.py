@@ -389,3 +389,11 @@ def test_results_are_stored_before_they_are_accepted() -> None:
     site = mesh.sites["submitter"]
     stored = {u for r in site.disk.results for u in range(r.first, r.first + r.count)}
     assert set(accepted_units(site)) <= stored
+
+
+def test_a_unit_is_timed_without_its_wait_in_the_queue() -> None:
+    mesh = mesh_of(1, 4)
+    mesh.unit_ms = 8
+    submit(mesh, order(60, lease_units_max=1))
+    assert mesh.run(lambda: ended(mesh))
+    assert 8 <= job_of(mesh).unit_ms <= 12
