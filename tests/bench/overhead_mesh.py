@@ -60,15 +60,19 @@ async def throughput(own: RunningNode, cars: list[Car], quick: bool) -> Figures:
     theirs_s = sum(cpu_s(car.process.pid) for car in cars) - before[1]
     assert (outs[0] == xs + 1).all()
     ys = w.noop_inputs(w.QUICK_CHUNKED_UNITS if quick else w.CHUNKED_UNITS)
-    many = await job_order(own, "bench.noop@1", ys, Terms(lease_units_max=w.CHUNK))
-    outs, chunked = await run_job(own, many)
-    assert (outs[0] == ys + 1).all()
+    chunked: list[float] = []
+    for _ in range(2):  # as `workload.spent_twice_s`
+        many = await job_order(own, "bench.noop@1", ys, Terms(lease_units_max=w.CHUNK))
+        outs, spent_s = await run_job(own, many)
+        assert (outs[0] == ys + 1).all()
+        chunked.append(spent_s)
     return {
         "units_per_s_mesh": round(len(xs) / spent, 1),
         # Processor time of one lease of one unit: says what wall time on a shared machine hides.
         "lease_cpu_ms_submitter_mesh": round(ours_s / len(xs) * 1e3, 2),
         "lease_cpu_ms_car_mesh": round(theirs_s / len(xs) * 1e3, 2),
-        "units_per_s_chunk64_mesh": round(len(ys) / chunked, 1),
+        "units_per_s_chunk64_first_mesh": round(len(ys) / chunked[0], 1),
+        "units_per_s_chunk64_mesh": round(len(ys) / chunked[1], 1),
     }
 
 
