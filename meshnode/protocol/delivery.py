@@ -66,7 +66,9 @@ class Delivery:
         if granted.ended and not granted.said_end:
             granted.said_end = True
             self.unsaid.discard(granted.lease_id)
-            self._send_ended(granted)
+            whole = granted.done == granted.offer.run.size
+            if granted.reason is not Reason.DONE or not whole:
+                self._send_ended(granted)  # its last unit says it otherwise
 
     def unsent(self, peer: Peer) -> bool:
         return peer in self._presence.peers_up and any(

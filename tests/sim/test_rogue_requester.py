@@ -124,8 +124,9 @@ def test_drain_hands_back_what_only_waits() -> None:
     assert len(node_of(car).provider.leases) == 1, "the run in work goes on"
     mesh.rest(1_000)
     assert not node_of(car).provider.leases
-    reasons = {e.reason for e in rogue.all_heard(messages.Ended)}
-    assert reasons == {Reason.STOPPED_BY_OWNER, Reason.DONE}
+    assert [e.reason for e in rogue.all_heard(messages.Ended)] == [Reason.STOPPED_BY_OWNER]
+    parts = rogue.all_heard(messages.Part)
+    assert sum(len(part.outputs) for part in parts) == 4, "and its last unit is its end"
 
 
 def test_requesters_that_come_and_go_leave_nothing_behind() -> None:
