@@ -47,6 +47,9 @@ class NodeSettings:
     cell: str = "home"
     """The gossip cell: cars that should find each other name the same. Adverts cost each member
     about members / 60 messages a second."""
+    fleet: tuple[str, ...] = ()
+    """Accounts (64 hexadecimal digits each) whose cars a job's `--cars fleet` means, beside those
+    of one's own account."""
     idle_exit_s: float = 0.0
     """A node without clients, jobs and leases for so long ends; 0 never. For background
     submitters."""

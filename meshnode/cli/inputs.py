@@ -10,6 +10,7 @@ Only data is read: .npy without pickles, no code.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,22 +157,29 @@ def load_model(info: KernelInfo) -> Model | None:
     return models.load(info.model, models_folder())
 
 
-def read_cars(words: tuple[str, ...], testnet: str | None) -> tuple[bytes, ...]:
-    """--cars: peer ids, or names of a testnet's cars; `any` is no restriction."""
+def read_cars(
+    words: tuple[str, ...], testnet: str | None
+) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """--cars: peers, from peer ids or names of a testnet's cars, and owners: `mine`, `fleet` or
+    accounts. `any` is no restriction."""
     from meshnode.errors import RemoteProtocolError
     from meshnode.protocol.identity import peer_of_text
 
     nodes: dict[str, Any] = frame.read_testnet(testnet)["nodes"] if testnet else {}
     peers: list[bytes] = []
+    owners: list[str] = []
     for word in ",".join(words).split(","):
         if word in ("", "any"):
+            continue
+        if word in ("mine", "fleet") or re.fullmatch(r"[0-9a-fA-F]{64}", word):
+            owners.append(word.lower())
             continue
         text = nodes[word]["peer"] if word in nodes else word
         try:
             peers.append(peer_of_text(text))
         except RemoteProtocolError:
             raise UsageError(
-                f"--cars {word}: name cars by their peer ids (`mesh peers --json`), "
-                "cars of a --testnet by name, or say any"
+                f"--cars {word}: name cars by their peer ids (`mesh peers --json`), cars of a "
+                "--testnet by name, an account by its 64 digits, or say mine, fleet or any"
             ) from None
-    return tuple(peers)
+    return tuple(peers), tuple(owners)

@@ -48,7 +48,7 @@ def work_options(command: F) -> F:
             "--cars",
             multiple=True,
             metavar="CARS",
-            help="Only these: peer ids, or names of a testnet's cars; any for all.",
+            help="Only these: mine, fleet, an account, peer ids, names of a testnet's cars; any.",
         ),
         click.option(
             "--deadline",
@@ -108,7 +108,7 @@ class Asked:
             self.options = read_options(self.info, given["settings"])
         if given["steps"] and not self.stepped:
             raise UsageError(f"{self.name} has no steps")
-        self.cars = read_cars(given["cars"], _testnet())
+        self.cars, self.owners = read_cars(given["cars"], _testnet())
         self._make_home()
 
     @staticmethod
@@ -181,6 +181,7 @@ class Asked:
         return Terms(
             policy=self.given["policy"],
             cars=tuple(Peer(car) for car in self.cars),
+            owners=self.owners,
             deadline_s=self.given["deadline_s"],
             durable=durable,
             label=self.given["label"],

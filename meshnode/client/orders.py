@@ -18,6 +18,7 @@ from jaxkernels import host, registry
 from jaxkernels.errors import KernelError
 from meshnode import errors
 from meshnode.errors import LocalProtocolError, MeshError, UsageError
+from meshnode.node.owners import owner_of
 from meshnode.node.wire import NOTE_BYTES_MAX
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.events import JobOrder
@@ -46,7 +47,10 @@ class Terms:
     policy: str = "adverts"
     """`adverts`: point-to-point offers first. `gossip`: always announce in the cell."""
     cars: tuple[Peer, ...] = ()
-    """Only these cars; empty means any that may."""
+    """Only these cars, or those of `owners`; both empty means any that may."""
+    owners: tuple[str, ...] = ()
+    """Only cars that settle with these accounts: 64 hexadecimal digits, `mine` for one's own,
+    `fleet` for one's own and those that `config.toml` lists as `[node] fleet`."""
     deadline_s: float = 0.0
     """From now; 0 leaves it to the node (24 h). When it passes the job fails (exit code 4)."""
     durable: bool = True
@@ -183,6 +187,7 @@ def make_order(
         lease_units_max=terms.lease_units_max,
         policy=terms.policy,
         cars=terms.cars,
+        owners=tuple(map(owner_of, terms.owners)),
         deadline_ms=int(terms.deadline_s * 1000),
         durable=terms.durable,
         request=note.pack(),

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
 from .driver import Driver
 from .failures import error_of_reason
+from .owners import Owners
 
 ORDERS_KEPT_MAX: Final = 1_024
 TMP_NAME: Final = "tmp"
@@ -86,6 +87,7 @@ class RunningNode:
         self.addrs = addrs
         self.peer: Peer = machine.identity.peer
         self.network = machine.identity.network
+        self._owners = Owners(machine.identity.account, config.node.fleet)
         self.stopping = trio.Event()
         """Set by `stop`: whoever owns the node drains it and ends it."""
         self.clients = 0
@@ -311,6 +313,7 @@ class RunningNode:
     # ---- inside
 
     def _enter(self, order: JobOrder) -> JobId:
+        order = replace(order, owners=self._owners.accounts(order.owners))
         request_id = next(self._request_ids)
         self.driver.post(Submit(request_id, order))
         answer = self.bulletin.answers.pop(request_id, None)

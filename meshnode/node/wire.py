@@ -17,7 +17,7 @@ import cbor2
 from meshnode.errors import LocalProtocolError
 from meshnode.protocol.effects import ArgSource, Notice
 from meshnode.protocol.events import JobOrder
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer, Stepped
+from meshnode.protocol.types import Account, ArraySpec, BlobRef, Digest, Peer, Stepped
 
 CONTROL_VERSION: Final = 1
 SOCKET_NAME: Final = "control.sock"
@@ -97,6 +97,7 @@ def order_fields(order: JobOrder) -> dict[str, Any]:
         "lease_units_max": order.lease_units_max,
         "policy": order.policy,
         "cars": list(order.cars),
+        "owners": list(order.owners),
         "deadline_ms": order.deadline_ms,
         "durable": order.durable,
         "request": order.request,
@@ -133,6 +134,7 @@ def order_of(fields: dict[str, Any]) -> JobOrder:
             lease_units_max=int(fields["lease_units_max"]),
             policy=str(fields["policy"]),
             cars=tuple(Peer(bytes(peer)) for peer in fields["cars"]),
+            owners=tuple(Account(bytes(owner)) for owner in fields["owners"]),
             deadline_ms=int(fields["deadline_ms"]),
             durable=bool(fields["durable"]),
             request=bytes(fields["request"]),

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from .effects import ArgSource
 from .reasons import Reason
-from .types import ArraySpec, BlobRef, Digest, JobId, Lane, Peer, Stepped
+from .types import Account, ArraySpec, BlobRef, Digest, JobId, Lane, Peer, Stepped
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,8 @@ class JobOrder:
     memory_mb_max: int = 2_048
     lease_units_max: int = 0  # most units a lease may carry; 0 leaves it to the guided size
     policy: str = "adverts"  # "adverts" | "gossip"
-    cars: tuple[Peer, ...] = ()  # only these, if any
+    cars: tuple[Peer, ...] = ()  # only these, if any, or cars of `owners`
+    owners: tuple[Account, ...] = ()  # accounts whose cars may run it
     deadline_ms: int = 0  # from now; 0 is the limit's own
     durable: bool = True
     request: bytes = field(default=b"", repr=False)  # the client's own note, kept with the job

@@ -168,9 +168,20 @@ class Fleet:
             )
         return cars
 
+    def named(self, job: Job, peer: Peer) -> bool:
+        """Whether the submitter lets this car run the job: by itself, or by its owner's account,
+        which only its mandate shows. Without an agreement nobody knows: asking is free."""
+        order = job.order
+        if peer in order.cars or not (order.cars or order.owners):
+            return True
+        entered = self._agreements.with_provider(peer)
+        if entered is None:
+            return bool(order.owners)
+        return entered.agreement.payee in order.owners
+
     def _unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
         """Why this car is not even asked, by what it says of itself; OK if it is."""
-        if job.order.cars and peer not in job.order.cars:
+        if not self.named(job, peer):
             return Reason.NOBODY
         if peer in job.unsuited:
             return job.unsuited[peer]

@@ -12,7 +12,7 @@ from .codec import decode, encode
 from .effects import ArgSource
 from .events import JobOrder
 from .objects import JobSpec
-from .types import BlobRef, Peer, Stepped
+from .types import Account, BlobRef, Peer, Stepped
 
 NOTE_BYTES_MAX = 1 << 20
 
@@ -27,12 +27,13 @@ def order_note(order: JobOrder) -> bytes:
             order.policy,
             list(order.cars),
             order.request,
+            list(order.owners),
         ]
     )
 
 
 def order_of(spec: JobSpec, note: bytes) -> JobOrder:
-    inline, hint, most, policy, cars, request = _six(decode(note, bytes_max=1 << 20))
+    inline, hint, most, policy, cars, request, owners = _fields(decode(note, bytes_max=1 << 20))
     return JobOrder(
         spec.kernel,
         spec.artifact,
@@ -50,6 +51,7 @@ def order_of(spec: JobSpec, note: bytes) -> JobOrder:
         most,
         policy,
         tuple(Peer(c) for c in cars),
+        tuple(Account(o) for o in owners),
         request=request,
         code=spec.code,
         steps=spec.steps.total if spec.steps else 0,
@@ -57,6 +59,6 @@ def order_of(spec: JobSpec, note: bytes) -> JobOrder:
     )
 
 
-def _six(value: object) -> list[Any]:
-    assert isinstance(value, list) and len(value) == 6
-    return value
+def _fields(value: object) -> list[Any]:
+    assert isinstance(value, list) and len(value) in (6, 7)
+    return value if len(value) == 7 else [*value, []]  # a note of before there were owners

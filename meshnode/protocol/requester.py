@@ -261,7 +261,7 @@ class Requester:
         job = self.jobs.announced.get(token.announce_id)
         if job is None or not job.to_place() or peer in job.unsuited:
             return
-        if job.order.cars and peer not in job.order.cars:
+        if not self.fleet.named(job, peer):
             return
         if peer in job.waiting.bidders:
             return  # one announcement, one run for each that bids
@@ -274,7 +274,7 @@ class Requester:
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
-        if not job.to_place() or self.fleet.rests(peer):
+        if not job.to_place() or self.fleet.rests(peer) or not self.fleet.named(job, peer):
             return
         job.waiting.backoff_ms = 0
         task = self._next_run(job, self.fleet.cars(job))

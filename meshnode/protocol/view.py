@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .job import Job
 from .reasons import Reason
-from .types import JobId, Now, Peer
+from .types import Account, JobId, Now, Peer
 
 if TYPE_CHECKING:
     from .node import Node
@@ -22,6 +22,7 @@ class PeerView:
     ready: bool
     rtt_us: int
     agreed: bool
+    account: Account | None  # that it settles with, once we have an agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,11 @@ def look(node: Node, now: Now) -> View:
                 state.inbound,
                 state.hello is not None,
                 state.rtt_us,
-                node.agreements.with_provider(state.peer) is not None,
+                agreed is not None,
+                None if agreed is None else agreed.agreement.payee,
             )
             for state in node.peers.values()
+            for agreed in (node.agreements.with_provider(state.peer),)
         ),
         tuple(_car(node, peer, now) for peer in node.book.cars),
         tuple(job_view(job, _waits_for(node, job)) for job in node.jobs.all.values()),

@@ -13,7 +13,7 @@ from meshnode.protocol.job import Job, JobState
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
+from meshnode.protocol.types import Account, ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
 
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site, output_of
 
@@ -397,3 +397,25 @@ def test_a_unit_is_timed_without_its_wait_in_the_queue() -> None:
     submit(mesh, order(60, lease_units_max=1))
     assert mesh.run(lambda: ended(mesh))
     assert 8 <= job_of(mesh).unit_ms <= 12
+
+
+@pytest.mark.parametrize("policy", ["adverts", "gossip"])
+def test_a_job_runs_on_its_owners_cars_only(policy: str) -> None:
+    mesh = mesh_of(4, 6)
+    nodes = {name: site.node for name, site in mesh.sites.items()}
+    mine, named = nodes["car-1"], nodes["car-2"]
+    assert mine is not None and named is not None
+    owners, cars = (mine.identity.account,), (named.identity.peer,)
+    submit(mesh, order(200, policy=policy, owners=owners, cars=cars))
+    assert mesh.run(lambda: ended(mesh))
+    assert_whole(mesh, 200)
+    ran = {past.attempt.peer for past in job_of(mesh).history}
+    assert ran <= {mine.identity.peer, named.identity.peer} and mine.identity.peer in ran
+
+
+def test_a_job_for_nobodys_cars_says_so() -> None:
+    mesh = mesh_of(2, 6)
+    submit(mesh, order(20, owners=(Account(b"\x07" * 32),)))
+    assert mesh.run(lambda: ended(mesh))
+    assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.NOBODY)
+    assert not job_of(mesh).history
