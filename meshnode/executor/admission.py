@@ -7,11 +7,9 @@ memory; its energy is for `protocol.owner`, which knows what a unit takes on thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from meshnode.protocol.effects import ExecSpec, StartExec
-from meshnode.protocol.events import WorkerClass
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import (
     ARGS_MAX,
@@ -37,12 +35,6 @@ PROGRAM_REFUSALS: Final = frozenset(
 )
 # Of one attempt to load it.
 LOAD_REFUSALS: Final = PROGRAM_REFUSALS | {Reason.MEMORY, Reason.FAILED_BY_JOB, Reason.SANDBOX}
-
-# The probe measures products of f32 for a moment, beside whatever else the machine does, and an
-# accelerator multiplies narrow floats up to 16 times faster: a program is refused for its time
-# only where even that would not do.
-_PROBE_SHORT_ON_CPU: Final = 2
-_PROBE_SHORT: Final = 16
 
 
 class Program(NamedTuple):
@@ -127,17 +119,6 @@ def check_run(effect: StartExec, inline_bytes: int) -> None:
         raise Refused(Reason.KERNEL_SPEC, f"{len(effect.inline)} bytes of inline arguments")
     if len(effect.inline) > wire.RUN_INLINE_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{len(effect.inline)} bytes of inline arguments")
-
-
-def rate_mflops_most(classes: Iterable[WorkerClass]) -> int:
-    """No program computes faster here; 0 before the probe has answered."""
-    return max(
-        (
-            each.rate_mflops * (_PROBE_SHORT_ON_CPU if each.platform == "cpu" else _PROBE_SHORT)
-            for each in classes
-        ),
-        default=0,
-    )
 
 
 def check_time(flop: int, rate_mflops: int, wall_ms_max: int) -> None:

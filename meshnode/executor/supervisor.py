@@ -25,6 +25,7 @@ import trio
 from meshnode.errors import LocalProtocolError
 from meshnode.protocol.effects import Admit, ExecSpec, StartExec, StopExec
 from meshnode.protocol.events import Admitted, Event, ExecEnded, Meters, Started, UnitsDone
+from meshnode.protocol.owner import rate_mflops_most
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sandbox import missing, names
 from meshnode.protocol.types import Peer
@@ -37,7 +38,6 @@ from .admission import (
     check_run,
     check_time,
     flop_of_run,
-    rate_mflops_most,
 )
 from .artifacts import ArtifactSource
 from .bounds import RUNS_QUEUED_MAX, BlobFiles, ExecutorConfig

@@ -29,6 +29,7 @@ UNSUITED = frozenset(
         Reason.CURRENCY,
         Reason.BLOCKED,
         Reason.LEASE_LENGTH,
+        Reason.BUDGET,
         Reason.MEMORY,
         Reason.UNKNOWN_ARTIFACT,
         Reason.KERNEL_SPEC,
@@ -40,6 +41,8 @@ UNSUITED = frozenset(
         Reason.STORAGE,
     }
 )
+# A shorter run may fit.
+TOO_MUCH = frozenset({Reason.LEASE_LENGTH, Reason.BUDGET})
 # Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.
 BLAMELESS = frozenset(
     {Reason.STOPPED_BY_OWNER, Reason.STOPPED_BY_REQUESTER, Reason.SHUTDOWN, Reason.PEER_DOWN}

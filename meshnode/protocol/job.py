@@ -263,6 +263,7 @@ class Job:
     digests: bytearray = field(default_factory=bytearray)
     accepted: bytearray = field(default_factory=bytearray)
     unsuited: dict[Peer, Reason] = field(default_factory=dict)
+    most_at: dict[Peer, int] = field(default_factory=dict)  # units of a run, where more are refused
     refusals: Counter[Reason] = field(default_factory=Counter)
     unit_ms: float = 0.0
     last_sign_mono_ms: int = 0  # when a car last took or returned work

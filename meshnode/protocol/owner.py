@@ -7,9 +7,10 @@ looks at a lease; the numbers come from the owner's signed objects, the vehicle 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from ..errors import MeshError
-from .events import BudgetRead, WorkerClasses
+from .events import BudgetRead, WorkerClass, WorkerClasses
 from .job import array_bytes, check_steps, inline_size, state_bytes
 from .objects import (
     T_CONSENT,
@@ -35,7 +36,24 @@ from .types import (
 
 UNIT_MS_MAX = 256  # artifacts whose times are remembered
 
+# The probe measures products of f32 for a moment, beside whatever else the machine does, and an
+# accelerator multiplies narrow floats up to 16 times faster: a program is refused for its time
+# only where even that would not do.
+_PROBE_SHORT_ON_CPU = 2
+_PROBE_SHORT = 16
+
 _NO_BUDGET = BudgetRead(False, Reason.NO_CONSENT, 0, 0, 0, 0)
+
+
+def rate_mflops_most(classes: Iterable[WorkerClass]) -> int:
+    """No program computes faster here; 0 before the probe has answered."""
+    return max(
+        (
+            each.rate_mflops * (_PROBE_SHORT_ON_CPU if each.platform == "cpu" else _PROBE_SHORT)
+            for each in classes
+        ),
+        default=0,
+    )
 
 
 class Owner:
@@ -123,7 +141,7 @@ class Owner:
         return self.classes.slots if self.classes else 0
 
     def fits(self, offer: Offer) -> Reason:
-        """The job against this car: artifact, sizes, memory, time and energy."""
+        """The job against this car: artifact, sizes and memory."""
         job = offer.job
         if job.artifact not in self._out.identity.artifacts and job.code is None:
             return Reason.UNKNOWN_ARTIFACT
@@ -146,12 +164,33 @@ class Owner:
             return Reason.MEMORY
         if job.steps is not None and not self._resumes(offer):
             return Reason.KERNEL_SPEC
-        run_ms = int(self.run_ms(job, offer.run.size))
-        if run_ms > self.budget.lease_s_max * 1000:
-            return Reason.LEASE_LENGTH
-        if self.budget.watt_max * run_ms // 3600 > self.budget.spendable_mwh:
-            return Reason.BUDGET
         return Reason.OK
+
+    def affords(self, offer: Offer, kflop_per_unit: int) -> tuple[Reason, str]:
+        """Whether the run fits the lease's time and the battery's energy, and the figures if not.
+
+        The time is what such units took here before; without that, what the best of the device's
+        rates would need for `kflop_per_unit` (0: not known, and then nothing is refused).
+        """
+        assert self.classes is not None
+        job, units = offer.job, offer.run.size
+        share = 1.0 if job.steps is None else 1 - (offer.step or 0) / job.steps.total
+        run_ms = self.run_ms(job, units) * share
+        how = "as such units took before"
+        if not run_ms:
+            rate_mflops = rate_mflops_most(self.classes.classes)
+            run_ms = kflop_per_unit * units * share / rate_mflops if rate_mflops else 0.0
+            how = f"at {rate_mflops / 1000:.3g} GFLOP/s"
+        subject = f"{units} units take" if units > 1 else "one unit takes"
+        takes = f"{subject} {run_ms / 1000:.3g} s, {how}"
+        # A long job may be handed on in the middle.
+        if job.steps is None and run_ms > self.budget.lease_s_max * 1000:
+            return Reason.LEASE_LENGTH, f"{takes}; {self.budget.lease_s_max} s are allowed"
+        energy_mwh = self.budget.watt_max * run_ms / 3600
+        if energy_mwh > self.budget.spendable_mwh:
+            needs = f"{takes} and {self.budget.watt_max} W: {energy_mwh / 1000:.3g} Wh"
+            return Reason.BUDGET, f"{needs}; {self.budget.spendable_mwh / 1000:.3g} Wh may be spent"
+        return Reason.OK, ""
 
     @staticmethod
     def _resumes(offer: Offer) -> bool:

@@ -104,12 +104,15 @@ class Provider:
         if known is not None:  # the same offer again: say the same, run nothing twice
             self.delivery.say_again(known)
             return
-        reason = self._admission(peer, sealed, offer, token)
+        reason, text = self._admission(peer, sealed, offer, token), ""
         if reason is Reason.OK and key in self._gone:
             reason = Reason.SUPERSEDED
+        if reason is Reason.OK:
+            reason, text = self._affords(offer)
         if reason is not Reason.OK:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
-            self._out.send(peer, Lane.CONTROL, Refuse(key[1], offer.attempt, reason))
+            refuse = Refuse(key[1], offer.attempt, reason, text or None)
+            self._out.send(peer, Lane.CONTROL, refuse)
             return
         now, limits = self._out.now, self._out.limits
         lease = Lease(
@@ -303,8 +306,18 @@ class Provider:
 
     def on_admitted(self, event: Admitted) -> None:
         asked = self._admits.pop(event.exec_id, None)
-        if asked is not None:
-            remember(self._admitted, asked.offer.job.artifact, event.kflop_per_unit, 1024)
+        if asked is None:
+            return
+        artifact = asked.offer.job.artifact
+        remember(self._admitted, artifact, event.kflop_per_unit, 1024)
+        for granted in list(self.leases.values()):
+            if granted.offer.job.artifact == artifact and granted.lease_id in self.leases:
+                reason, text = self._affords(granted.offer)
+                if reason is not Reason.OK:
+                    self._stop(granted, reason, 0, text)
+
+    def _affords(self, offer: Offer) -> tuple[Reason, str]:
+        return self.owner.affords(offer, self._admitted.get(offer.job.artifact, 0))
 
     def on_units(self, event: UnitsDone) -> None:
         granted = self._by_exec.get(event.exec_id)

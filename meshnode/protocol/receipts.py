@@ -126,7 +126,8 @@ class ReceiptDesk:
         measured = Measured(
             max(0, after.device_ms - before.device_ms),
             wall_ms,
-            kflop_per_unit * count,
+            # As counted by the run: one that went on from a checkpoint did a part of its unit.
+            max(0, after.kflop - before.kflop) or kflop_per_unit * count,
             granted.bytes_in,
             granted.bytes_out,
             self._energy_mwh(before, after, watt),

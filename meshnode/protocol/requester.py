@@ -16,7 +16,7 @@ from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
 from .effects import ResultRecord, TaskRecord
 from .events import SendFailed, Submit
-from .fleet import BLAMELESS, UNSUITED, Fleet
+from .fleet import BLAMELESS, TOO_MUCH, UNSUITED, Fleet
 from .intake import Intake
 from .job import (
     Job,
@@ -66,6 +66,7 @@ from .types import (
 )
 
 ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
+MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
 ENDED_JOBS_MAX = 256
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
@@ -215,6 +216,7 @@ class Requester:
         now, limits = self._out.now, self._out.limits
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
+        count = min(count, job.most_at.get(peer, count))
         inline = run_inline(job.spec, job.order.inline, first, count)
         sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
         after = None
@@ -338,7 +340,7 @@ class Requester:
             self.fleet.backoff.pop(advert.peer, None)
         for job in self.jobs.running.values():
             why = job.unsuited.get(advert.peer)
-            if why in (Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING):
+            if why in MENDED_BY_ADVERT:
                 if advert.budget.may_run:
                     del job.unsuited[advert.peer]
         self.pump_all()
@@ -410,14 +412,17 @@ class Requester:
             return
         job, task, attempt = found
         job.refusals[refuse.reason] += 1
-        if refuse.reason in UNSUITED:
+        if refuse.text:
+            self._say_ended(job, peer, refuse.reason, refuse.text)
+        halved = self._halved(job, attempt, refuse.reason)
+        task.tries += not halved
+        if not halved and refuse.reason in UNSUITED:
             job.unsuited[peer] = refuse.reason
-        else:
+        elif not halved:
             wait = refuse.retry_ms or self._out.limits.backoff_ms
             self.fleet.leave_alone(peer, wait)
         if refuse.reason is Reason.NO_AGREEMENT:
             self._agreements.void(peer)
-        task.tries += 1
         self._lose(job, attempt, refuse.reason)
         self.pump(job)
 
@@ -459,6 +464,7 @@ class Requester:
             attempt.step(Step.RETURNED)
             self._leave(job, attempt)
             self.jobs.note(job, attempt)
+            self._again(job, task)
         for first, taken in outputs:
             self._taken(job, attempt, first, taken)
         if not attempt.live:
@@ -517,7 +523,9 @@ class Requester:
             return  # parts are missing; the car sends them, and this, again
         reason = ended.reason if ended.reason is not Reason.DONE else Reason.MISMATCH
         job.refusals[reason] += 1
-        if reason in UNSUITED:
+        if reason in TOO_MUCH and self._halved(job, attempt, reason):
+            task.failures = 0
+        elif reason in UNSUITED:
             job.unsuited[peer] = reason
         elif reason in BLAMELESS:
             if attempt.next_unit == attempt.first:
@@ -528,9 +536,24 @@ class Requester:
             # Never so long that the job takes its own patience for an empty cell.
             longest_ms = self._out.limits.nobody_ms // 2
             self.fleet.shun(peer, min(self._out.limits.backoff_ms << task.failures, longest_ms))
-        self._out.notify(job.job_id, "ended", reason=int(reason), text=ended.text or "", peer=peer)
+        self._say_ended(job, peer, reason, ended.text or "")
         self._lose(job, attempt, reason)
         self.pump(job)
+
+    def _halved(self, job: Job, attempt: Attempt, reason: Reason) -> bool:
+        """The run was too much for this car: it gets half as many units from now on."""
+        if reason not in TOO_MUCH:
+            return False
+        if attempt.count > 1:
+            job.most_at[attempt.peer] = attempt.count // 2
+            return True
+        # Its battery may say something else later, and then its advert does.
+        self.fleet.shun(attempt.peer, 10 * self._out.limits.backoff_ms)
+        return False
+
+    def _say_ended(self, job: Job, peer: Peer, reason: Reason, text: str) -> None:
+        """How a run ended, or why it never began, in the car's own words."""
+        self._out.notify(job.job_id, "ended", reason=int(reason), text=text, peer=peer)
 
     def on_heartbeat(self, peer: Peer, beat: Heartbeat) -> None:
         found = self._leased(peer, beat.lease_id)

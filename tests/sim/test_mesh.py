@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -419,3 +420,45 @@ def test_a_job_for_nobodys_cars_says_so() -> None:
     assert mesh.run(lambda: ended(mesh))
     assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.NOBODY)
     assert not job_of(mesh).history
+
+
+def said_of_ends(mesh: Mesh) -> set[str]:
+    return {text for text in re.findall(r"'text', '([^']+)'", "\n".join(mesh.trace))}
+
+
+def test_a_run_that_the_battery_does_not_cover_is_refused_with_the_figures() -> None:
+    mesh = mesh_of(1, 3)
+    mesh.kflop_per_unit = 10**9  # 5 s at the most that the device can do
+    car = mesh.sites["car-0"]
+    mesh.feed(car, ev.BudgetRead(True, Reason.OK, 100, 300, 7_200, 0))
+    submit(mesh, order(1))
+    assert mesh.run(lambda: ended(mesh))
+    assert (job_of(mesh).state, job_of(mesh).reason) == (JobState.FAILED, Reason.BUDGET)
+    text = "one unit takes 5 s, at 200 GFLOP/s and 300 W: 0.417 Wh; 0.1 Wh may be spent"
+    assert said_of_ends(mesh) == {text}
+    assert not any("StartExec" in line for line in mesh.trace), "nothing was computed"
+    # The car learned it from the first run's admission; the second it refused by itself.
+    assert {past.attempt.lease_id is None for past in job_of(mesh).history} == {True, False}
+
+
+def test_a_run_longer_than_the_car_stays_is_refused_with_the_figures() -> None:
+    mesh = mesh_of(1, 3)
+    mesh.kflop_per_unit = 10**9
+    mesh.feed(mesh.sites["car-0"], ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 4, 0))
+    submit(mesh, order(1))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).reason is Reason.LEASE_LENGTH
+    assert said_of_ends(mesh) == {"one unit takes 5 s, at 200 GFLOP/s; 4 s are allowed"}
+
+
+def test_a_run_too_long_for_a_car_goes_out_in_shorter_ones() -> None:
+    mesh = mesh_of(2, 3)
+    mesh.kflop_per_unit = 2 * 10**8  # a second, and most of a lease is 3 s at the one car
+    mesh.feed(mesh.sites["car-0"], ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 3, 0))
+    submit(mesh, order(40))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 40)
+    peer = mesh.sites["car-0"].identity.peer
+    done = [p.attempt for p in job_of(mesh).history if p.attempt.peer == peer]
+    assert 1 < max(a.count for a in done if a.next_unit > a.first) <= 3
