@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from meshnode.protocol.effects import HeldRecord, JobRecord, SignedObject, TaskRecord
 from meshnode.protocol.job import JobState
 from meshnode.protocol.outbox import Restored, RestoredResult
-from meshnode.protocol.types import Digest
+from meshnode.protocol.types import BlobRef, Digest
 
 from .schema import JOBS, LEDGER, open_reader
 
@@ -56,9 +57,10 @@ def load(home: Path, now_unix_ms: int) -> Restored:
                 )
             ),
             tasks=tuple(
-                TaskRecord(*row)
+                _task(*row)
                 for row in jobs.execute(
-                    "SELECT job_digest, first, count, attempt, peer, run_first, run_count"
+                    "SELECT state_id, state_bytes, step,"
+                    " job_digest, first, count, attempt, peer, run_first, run_count"
                     f" FROM task WHERE job_digest IN {_WANTED} ORDER BY job_digest, first, count",
                     which,
                 )
@@ -82,6 +84,11 @@ def load(home: Path, now_unix_ms: int) -> Restored:
         )
     finally:
         jobs.close()
+
+
+def _task(state_id: Digest | None, state_bytes: int, step: int | None, *columns: Any) -> TaskRecord:
+    state = None if state_id is None else BlobRef(state_id, state_bytes)
+    return TaskRecord(*columns, state, step)
 
 
 def signed_objects(home: Path, *typs: str) -> Iterator[SignedObject]:
