@@ -57,10 +57,10 @@ def load(home: Path, now_unix_ms: int) -> Restored:
                 )
             ),
             tasks=tuple(
-                _task(*row)
+                _task(row)
                 for row in jobs.execute(
-                    "SELECT state_id, state_bytes, step,"
-                    " job_digest, first, count, attempt, peer, run_first, run_count"
+                    "SELECT job_digest, first, count, attempt, peer, run_first, run_count,"
+                    " state_id, state_bytes, step"
                     f" FROM task WHERE job_digest IN {_WANTED} ORDER BY job_digest, first, count",
                     which,
                 )
@@ -86,9 +86,10 @@ def load(home: Path, now_unix_ms: int) -> Restored:
         jobs.close()
 
 
-def _task(state_id: Digest | None, state_bytes: int, step: int | None, *columns: Any) -> TaskRecord:
-    state = None if state_id is None else BlobRef(state_id, state_bytes)
-    return TaskRecord(*columns, state, step)
+def _task(row: tuple[Any, ...]) -> TaskRecord:
+    *fields, state_id, state_bytes, step = row
+    fields += [None if state_id is None else BlobRef(state_id, state_bytes), step]
+    return TaskRecord(*fields)
 
 
 def signed_objects(home: Path, *typs: str) -> Iterator[SignedObject]:
