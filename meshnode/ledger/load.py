@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from meshnode.protocol.effects import HeldRecord, JobRecord, SignedObject, TaskRecord
 from meshnode.protocol.job import JobState
 from meshnode.protocol.outbox import Restored, RestoredResult
-from meshnode.protocol.types import Digest
+from meshnode.protocol.types import BlobRef, Digest
 
 from .schema import JOBS, LEDGER, open_reader
 
@@ -56,9 +57,10 @@ def load(home: Path, now_unix_ms: int) -> Restored:
                 )
             ),
             tasks=tuple(
-                TaskRecord(*row)
+                _task(row)
                 for row in jobs.execute(
-                    "SELECT job_digest, first, count, attempt, peer, run_first, run_count"
+                    "SELECT job_digest, first, count, attempt, peer, run_first, run_count,"
+                    " state_id, state_bytes, step"
                     f" FROM task WHERE job_digest IN {_WANTED} ORDER BY job_digest, first, count",
                     which,
                 )
@@ -82,6 +84,12 @@ def load(home: Path, now_unix_ms: int) -> Restored:
         )
     finally:
         jobs.close()
+
+
+def _task(row: tuple[Any, ...]) -> TaskRecord:
+    *fields, state_id, state_bytes, step = row
+    fields += [None if state_id is None else BlobRef(state_id, state_bytes), step]
+    return TaskRecord(*fields)
 
 
 def signed_objects(home: Path, *typs: str) -> Iterator[SignedObject]:

@@ -109,6 +109,12 @@ JOBS = Schema(
             PRIMARY KEY(requester, task_id, attempt, first)
         ) STRICT;
         """,
+        # The newest checkpoint of a long job's task; NULL where there is none.
+        """
+        ALTER TABLE task ADD COLUMN state_id BLOB;
+        ALTER TABLE task ADD COLUMN state_bytes INTEGER;
+        ALTER TABLE task ADD COLUMN step INTEGER;
+        """,
     ),
 )
 

@@ -43,7 +43,7 @@ _JOB = (
     " ON CONFLICT(job_digest) DO UPDATE SET state=excluded.state, reason=excluded.reason,"
     " ended_ms=coalesce(ended_ms,excluded.ended_ms), spec=excluded.spec, request=excluded.request"
 )
-_TASK = "INSERT OR REPLACE INTO task VALUES(?,?,?,?,?,?,?)"
+_TASK = "INSERT OR REPLACE INTO task VALUES(?,?,?,?,?,?,?,?,?,?)"
 # A unit is accepted once, whoever ran it: the first outputs stay.
 _RESULT = "INSERT INTO result VALUES(?,?,?,?,?,?,?) ON CONFLICT(job_digest,first) DO NOTHING"
 _HELD = "INSERT OR REPLACE INTO held VALUES(?,?,?,?,?,?,?,?,?,?)"
@@ -224,6 +224,9 @@ def _row(record: Record, received_ms: int) -> tuple[str, tuple[object, ...]]:
                 record.peer,
                 record.run_first,
                 record.run_count,
+                None if record.state is None else record.state.blob_id,
+                None if record.state is None else record.state.size,
+                record.step,
             )
         case ResultRecord():
             return _RESULT, (

@@ -4,6 +4,9 @@ A car says `Checkpoint` at the end of a slice and `Handoff` when it leaves; the 
 only it has. The requester fetches it at once, so that a car that is killed takes at most a slice
 with it, and offers it with the task's next attempt. A state is believed as results are: what it
 holds shows when the unit is verified. Its size and place in the job are checked here.
+
+Of a durable job the newest checkpoint is stored with its task, and after a restart the task goes on
+from it, if the blob is still here.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from typing import Final, NamedTuple
 
 from .effects import FetchBlob, Pin, Unpin
 from .job import Job, JobState, Task, state_bytes
+from .jobs import Jobs
 from .outbox import Outbox
 from .reasons import Reason
+from .shelf import Shelf
 from .types import BlobRef, Peer, TaskId
 
 FETCH_MS_MAX: Final = 60_000
@@ -33,9 +38,9 @@ SPOILT: Final = frozenset(
 
 
 class Said(NamedTuple):
-    """A checkpoint that a car has told of."""
+    """A checkpoint that a car has told of, or that was here before a restart."""
 
-    peer: Peer
+    peer: Peer | None  # who has it; None: it must be here already
     state: BlobRef
     step: int
     patience_ms: int
@@ -49,8 +54,10 @@ class Fetch(NamedTuple):
 
 
 class Checkpoints:
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, jobs: Jobs, shelf: Shelf) -> None:
         self._out = outbox
+        self._jobs = jobs
+        self._shelf = shelf
         self._fetches: dict[int, Fetch] = {}
         self._by_task: dict[TaskId, int] = {}
         self._newer: dict[TaskId, Said] = {}  # came while another was under way; the last counts
@@ -65,6 +72,17 @@ class Checkpoints:
             else:
                 self._fetch(job, task, said)
 
+    def restore(self, job: Job, task: Task) -> None:
+        """After a restart: the task has its stored checkpoint back once its blob is found here.
+
+        A fetch from nobody is the question whether it is here whole, with the bytes it had. Without
+        it the unit begins at the beginning, and the next offer stores that it does.
+        """
+        state, step = task.state, task.step
+        task.state = task.step = None
+        if state is not None and step is not None:
+            self.take(job, task, Said(None, state, step, FETCH_MS_MAX))
+
     def fetching(self, task: Task) -> bool:
         return task.task_id in self._by_task
 
@@ -73,7 +91,8 @@ class Checkpoints:
         deadline = self._out.now.mono_ms + said.patience_ms
         self._fetches[fetch_id] = Fetch(job, task, said, deadline)
         self._by_task[task.task_id] = fetch_id
-        effect = FetchBlob(said.state, 0, said.state.size, (said.peer,), deadline, fetch_id)
+        holders = () if said.peer is None else (said.peer,)
+        effect = FetchBlob(said.state, 0, said.state.size, holders, deadline, fetch_id)
         self._out.add(effect)
 
     def ended(self, fetch_id: int, *, here: bool) -> tuple[Job, Task] | None:
@@ -104,9 +123,18 @@ class Checkpoints:
         self._out.add(Pin(said.state.blob_id))
         self.drop(task)
         task.state, task.step = said.state, said.step
+        if said.peer is None:
+            return  # nothing new
+        if job.order.durable:
+            record = self._jobs.task_record(job, job.attempts[task.task_id, task.attempt])
+            self._shelf.add(record, None, self._unstored)
         self._out.notify(
             job.job_id, "checkpoint", task=task.task_id, step=said.step, peer=said.peer
         )
+
+    def _unstored(self) -> None:
+        """Only a restart would miss it. A full disk ends the job by what it cannot do without."""
+        self._out.counters["checkpoints_unstored"] += 1
 
     def drop(self, task: Task) -> None:
         """The task needs its state no more, or cannot use it."""

@@ -170,7 +170,10 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """A task and its newest attempt: stored before the offer leaves, so no attempt is reused."""
+    """A task and its newest attempt: stored before the offer leaves, so no attempt is reused.
+
+    Stored again with each checkpoint of a long job: what the next attempt goes on from.
+    """
 
     job_digest: Digest
     first: int
@@ -179,6 +182,8 @@ class TaskRecord:
     peer: Peer | None  # who was offered it
     run_first: int
     run_count: int
+    state: BlobRef | None = None  # newest checkpoint; its bytes are in the blob store
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

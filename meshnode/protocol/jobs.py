@@ -41,6 +41,21 @@ class Jobs:
             job.digest, spec_bytes(job.spec), order_note(job.order), job.state, job.reason
         )
 
+    def task_record(self, job: Job, attempt: Attempt) -> TaskRecord:
+        """The task of its newest attempt, and where the next one goes on."""
+        task = job.tasks[attempt.task_id]
+        return TaskRecord(
+            job.digest,
+            task.first,
+            task.count,
+            attempt.number,
+            attempt.peer,
+            attempt.first,
+            attempt.count,
+            task.state,
+            task.step,
+        )
+
     def end(self, job: Job, state: JobState, reason: Reason) -> None:
         job.state, job.reason = state, reason
         job.retry.clear()
@@ -152,6 +167,7 @@ class Jobs:
             if found is not None:
                 task = found.task(entry.first, entry.count)
                 task.attempt = entry.attempt
+                task.state, task.step = entry.state, entry.step
                 found.fresh = max(found.fresh, entry.first + entry.count)
                 self.by_task[task.task_id] = found
                 runs.append((found, task, entry))
@@ -171,6 +187,8 @@ class Jobs:
                     task.missing += 1
                 if job.state is JobState.RUNNING and task.missing < task.end:
                     job.retry.append(task)
+                else:
+                    task.state = task.step = None  # it needs its checkpoint no more
             if job.state is not JobState.RUNNING:
                 del self.running[job.job_id]
         for job, task, entry in runs:

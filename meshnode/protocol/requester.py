@@ -8,13 +8,15 @@ taken once and accepted once.
 
 from __future__ import annotations
 
+from collections import deque
+
 from .advert import AdvertBook
 from .agreement import Agreements
 from .announcing import Announcer
 from .attempt import Attempt, State, Step
 from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
-from .effects import ResultRecord, TaskRecord
+from .effects import ResultRecord
 from .events import SendFailed, Submit
 from .fleet import BLAMELESS, TOO_MUCH, UNSUITED, Fleet
 from .intake import Intake
@@ -90,7 +92,7 @@ class Requester:
         self._gossip = GossipPlacement()
         self._intake = Intake()
         self.shelf = Shelf(outbox)
-        self._checkpoints = Checkpoints(outbox)
+        self._checkpoints = Checkpoints(outbox, jobs, self.shelf)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
 
     # ---- jobs
@@ -219,20 +221,6 @@ class Requester:
         count = min(count, job.most_at.get(peer, count))
         inline = run_inline(job.spec, job.order.inline, first, count)
         sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
-        after = None
-        if job.order.durable:
-            # A first attempt needs no wait: after a crash the same task and number can only mean
-            # the same run. A later number means another run, and must never be used twice.
-            record = TaskRecord(
-                job.digest, task.first, task.count, task.attempt, peer, first, count
-            )
-            self.shelf.add(record, None, lambda: self._disk_full(job))
-            if task.attempt:
-                after = self.shelf.flush()
-        frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
-        if any(arg.inline for arg in job.spec.args):
-            frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
-        sends = [self._out.send(peer, Lane.CONTROL, frame, after=after) for frame in frames]
         attempt = Attempt(
             task.task_id,
             task.attempt,
@@ -244,6 +232,18 @@ class Requester:
             offer_timeout_ms=limits.offer_timeout_ms,
         )
         attempt.from_step = task.step or 0
+        after = None
+        if job.order.durable:
+            # A first attempt needs no wait: after a crash the same task and number can only mean
+            # the same run. A later number means another run, and must never be used twice.
+            record = self.jobs.task_record(job, attempt)
+            self.shelf.add(record, None, lambda: self._disk_full(job))
+            if task.attempt:
+                after = self.shelf.flush()
+        frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
+        if any(arg.inline for arg in job.spec.args):
+            frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
+        sends = [self._out.send(peer, Lane.CONTROL, frame, after=after) for frame in frames]
         attempt.frames = tuple(frames)
         attempt.sends = tuple(sends)
         task.live = attempt
@@ -726,9 +726,15 @@ class Requester:
     # ---- after a restart
 
     def resume(self) -> None:
-        """Jobs have been restored: those whose units are all here end now."""
+        """Jobs have been restored: those whose units are all here end now, and a long one's tasks
+        wait until it is known whether their checkpoints are still here."""
         for job in list(self.jobs.running.values()):
             self._progress(job)
+            if job.spec.steps is not None and job.state is JobState.RUNNING:
+                for task in job.retry:
+                    self._checkpoints.restore(job, task)
+                waiting = [task for task in job.retry if not self._checkpoints.fetching(task)]
+                job.retry = deque(waiting)
 
     def addrs_known(self, addrs: tuple[str, ...]) -> None:
         self._announcer.addrs = addrs

@@ -19,8 +19,11 @@ from jaxkernels.models import Model
 from meshnode.client import Terms, aio
 from meshnode.client.blocking import Mesh
 from meshnode.errors import ArtifactRefused, UsageError
+from meshnode.ledger.load import load
+from meshnode.node.home import blobs_path
+from meshnode.protocol.effects import TaskRecord
 from testnet import link
-from testnet.testnet import Testnet
+from testnet.testnet import SUBMITTER, Testnet
 
 WITHIN_S = 240.0
 STEPS = 5_000
@@ -68,6 +71,51 @@ def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits()
                     if notice.kind == "attempt" and notice.fields["state"] == "leased"
                 ]
                 assert began[0] == 0 and began[-1] >= step > 0
+
+    trio.run(main)
+
+
+def stored(home: Path, job_id: bytes) -> list[TaskRecord]:
+    """Tasks of the job with a checkpoint in the home's database, also beside a running node."""
+    return [task for task in load(home, 0).tasks if task.job_digest[:16] == job_id and task.step]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kept", [True, False], ids=["state kept", "state lost"])
+def test_a_killed_submitters_long_job_goes_on_from_its_checkpoint_with_the_same_bits(
+    kept: bool,
+) -> None:
+    """Or, if the state is gone from its blob store, from the beginning."""
+
+    async def main() -> None:
+        with trio.fail_after(WITHIN_S):
+            async with Testnet(2, 35) as net:
+                kernel = registry.get("md.lj@1")
+                prepared = host.prepare(kernel.spec, 1, {"seed": 5})
+                terms = Terms(steps=STEPS)
+                async with aio.connect(net.home()) as mesh:
+                    calm = await mesh.submit_kernel(kernel, prepared, terms=terms)
+                    want = await mesh.result(calm)
+                    killed = await mesh.submit_kernel(kernel, prepared, terms=terms)
+                    await net.wait(
+                        lambda: stored(net.home(), killed), WITHIN_S, "a state is stored"
+                    )
+                await net.kill(SUBMITTER)
+                (task,) = stored(net.home(), killed)
+                assert task.peer is not None and task.state is not None
+                await net.kill(net.name_of(task.peer))  # or it might end the job meanwhile
+                if not kept:
+                    (blobs_path(net.home()) / f"{task.state.blob_id.hex()}.raw").unlink()
+                await net.restart(SUBMITTER)
+                async with aio.connect(net.home()) as mesh:
+                    got = await mesh.result(killed)
+                    assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
+                    began = [
+                        notice.fields["step"]
+                        for notice in await mesh.logs(killed)
+                        if notice.kind == "attempt" and notice.fields["state"] == "leased"
+                    ]
+                    assert began[0] == (task.step if kept else 0)
 
     trio.run(main)
 

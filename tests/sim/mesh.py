@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -125,6 +125,7 @@ class Disk:
     tasks: dict[tuple[Digest, int], fx.TaskRecord] = field(default_factory=dict)
     results: list[fx.ResultRecord] = field(default_factory=list)
     held: dict[tuple[bytes, bytes, int], fx.HeldRecord] = field(default_factory=dict)
+    blobs: set[Digest] = field(default_factory=set)  # fetched
     full: bool = False
 
     def store(self, record: fx.Record) -> None:
@@ -170,6 +171,7 @@ class Site:
     links: set[str] = field(default_factory=set)
     waiting: dict[int, list[fx.Effect]] = field(default_factory=lambda: defaultdict(list))
     pending: set[int] = field(default_factory=set)
+    pins: Counter[Digest] = field(default_factory=Counter)
     notices: list[tuple[bytes, fx.Notice]] = field(default_factory=list)
     stopped: set[int] = field(default_factory=set)
     tick_at: int | None = None
@@ -199,6 +201,7 @@ class Mesh:
         self.queue_full = 0.0  # chance that a frame of `full_lanes` finds its queue full
         self.full_lanes = {Lane.RESULT}
         self.no_blobs = False  # no holder ever answers
+        self.lost: set[Digest] = set()  # blobs that nobody has any more
         self.slice_steps = 10  # of a long job
         self.stepping: dict[int, tuple[int, int]] = {}  # exec -> unit, step
         self.began: list[tuple[str, int, int]] = []  # car, unit, step that it went on from
@@ -221,6 +224,7 @@ class Mesh:
         site.tick_at = None
         site.waiting.clear()
         site.pending.clear()
+        site.pins.clear()
         site.node = Node(
             site.identity,
             site.limits,
@@ -355,6 +359,10 @@ class Mesh:
                 self.at(site.stored_at - self.now_ms, lambda: self._persisted(site, effect, life))
             case fx.Notify():
                 site.notices.append((effect.subject, effect.notice))
+            case fx.Pin():
+                site.pins[effect.blob_id] += 1
+            case fx.Unpin():
+                site.pins[effect.blob_id] -= 1
             case fx.FetchBlob() if self.no_blobs:
                 pass
             case fx.FetchBlob():
@@ -423,10 +431,13 @@ class Mesh:
             self.connect(site.name, other.name)
 
     def _fetch(self, site: Site, effect: fx.FetchBlob, life: int) -> None:
-        """From any holder that is still there."""
+        """From any holder that is still there; what is here already needs none."""
+        blob_id = effect.ref.blob_id
         holders = [self.by_peer[peer] for peer in effect.holders if peer in self.by_peer]
-        event: ev.Event = ev.BlobFailed(effect.fetch_id, effect.ref.blob_id, Reason.BLOB_MISSING)
-        if any(holder.node is not None for holder in holders):
+        here = blob_id in site.disk.blobs or any(holder.node is not None for holder in holders)
+        event: ev.Event = ev.BlobFailed(effect.fetch_id, blob_id, Reason.BLOB_MISSING)
+        if here and blob_id not in self.lost and site.life == life:
+            site.disk.blobs.add(blob_id)
             event = ev.BlobReady(effect.fetch_id, effect.ref, effect.byte_count)
         self.feed_life(site, life, event)
 

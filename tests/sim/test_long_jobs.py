@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meshnode.protocol import events as ev
-from meshnode.protocol.effects import ArgSource
+from meshnode.protocol.effects import ArgSource, TaskRecord
 from meshnode.protocol.job import JobState
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, Stepped
@@ -88,6 +88,105 @@ def test_a_recalled_car_hands_its_newest_state_over(seed: int) -> None:
     assert mesh.run(lambda: ended(mesh))
     assert job_of(mesh).state is JobState.DONE
     assert mesh.began[0][2] == 0 and mesh.began[1][2] >= 100
+
+
+def crash_with_a_checkpoint(mesh: Mesh) -> TaskRecord:
+    """A long unit that has come to step 100 or more, and its submitter dead; what it had stored."""
+    submit(mesh, long_order(units=1, steps=400))
+    disk = mesh.sites["submitter"].disk
+    assert mesh.run(lambda: any((task.step or 0) >= 100 for task in disk.tasks.values()))
+    mesh.crash("submitter")
+    (task,) = disk.tasks.values()
+    return task
+
+
+def back(mesh: Mesh) -> None:
+    mesh.boot("submitter")
+    mesh.connect_all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_submitter_that_comes_back_goes_on_from_the_checkpoint_that_it_had(seed: int) -> None:
+    mesh = mesh_of(2, seed)
+    task = crash_with_a_checkpoint(mesh)
+    if seed % 2:
+        mesh.crash(mesh.began[0][0])  # otherwise it computes on, for an attempt that is given up
+    mesh.rest(seed)
+    back(mesh)
+    site = mesh.sites["submitter"]
+    assert mesh.run(lambda: len(mesh.began) == 2)
+    assert task.state is not None and task.step is not None
+    assert mesh.began[1][1:] == (0, task.step)
+    assert +site.pins == {task.state.blob_id: 1}
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE and len(mesh.began) == 2
+    offered = [a for a in notices(site, "attempt") if a["attempt"] == task.attempt + 1]
+    assert {a["step"] for a in offered} == {task.step}
+    assert not any(site.pins.values()), "each state of an ended job is unpinned, once"
+
+
+def test_a_checkpoint_whose_blob_is_gone_after_the_restart_is_not_offered() -> None:
+    mesh = mesh_of(2, 4)
+    task = crash_with_a_checkpoint(mesh)
+    assert task.state is not None
+    mesh.lost.add(task.state.blob_id)
+    back(mesh)
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    assert [step for _, _, step in mesh.began] == [0, 0]
+    lost = [a for a in notices(mesh.sites["submitter"], "attempt") if a["reason"]]
+    assert not [a for a in lost if a["reason"] == Reason.BLOB_MISSING], "no car was asked in vain"
+
+
+def test_a_checkpoint_that_no_car_can_fetch_is_given_up_and_forgotten() -> None:
+    mesh = mesh_of(2, 5)
+    task = crash_with_a_checkpoint(mesh)
+    assert task.state is not None
+    back(mesh)
+    site = mesh.sites["submitter"]
+    assert mesh.run(lambda: stored_step(mesh) == task.step)
+    mesh.lost.add(task.state.blob_id)
+    assert mesh.run(lambda: len(mesh.began) == 2)
+    lost = [a["reason"] for a in notices(site, "attempt") if a["attempt"] == task.attempt + 1]
+    assert lost[-1] == Reason.BLOB_MISSING
+    assert mesh.began[1][1:] == (0, 0)
+    mesh.crash("submitter")
+    (stored,) = site.disk.tasks.values()
+    assert stored.attempt == task.attempt + 2 and (stored.step or 0) < 100
+    back(mesh)
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+
+
+def test_a_job_that_is_not_kept_stores_no_checkpoint() -> None:
+    mesh = mesh_of(1, 6)
+    submit(mesh, long_order(units=1, steps=100, durable=False))
+    assert mesh.run(lambda: ended(mesh))
+    assert notices(mesh.sites["submitter"], "checkpoint")
+    assert not mesh.sites["submitter"].disk.tasks
+
+
+def test_units_that_were_done_before_the_restart_take_no_state_back() -> None:
+    """Of several long units some are done, some have a checkpoint, and the rest has not begun."""
+    mesh = mesh_of(2, 7)
+    submit(mesh, long_order(units=6, steps=100))
+    site = mesh.sites["submitter"]
+    assert mesh.run(lambda: job_of(mesh).stored >= 2 and len(mesh.began) == 4)
+    mesh.rest(50)
+    mesh.crash("submitter")
+    steps = {task.first: task.step or 0 for task in site.disk.tasks.values()}
+    done = {record.first for record in site.disk.results}
+    assert done and any(step and unit not in done for unit, step in steps.items())
+    before = len(mesh.began)
+    back(mesh)
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+    again = {unit: step for _, unit, step in mesh.began[before:]}
+    assert not done & again.keys()
+    assert {unit: step for unit, step in again.items() if step} == {
+        unit: step for unit, step in steps.items() if step and unit in again
+    }
+    assert not any(site.pins.values())
 
 
 def test_without_a_blob_the_next_attempt_begins_at_the_beginning() -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ from meshnode.protocol.events import Persisted, PersistFailed
 from meshnode.protocol.job import JobState
 from meshnode.protocol.outbox import Restored, RestoredResult
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import Digest, Durability, Peer
+from meshnode.protocol.types import BlobRef, Digest, Durability, Peer
 
 PEER = Peer(bytes(38))
 PROCESS, POWER = Durability.PROCESS, Durability.POWER
@@ -55,8 +56,10 @@ def job(number: int, state: JobState = JobState.RUNNING) -> JobRecord:
     return JobRecord(digest(number), b"spec", b"request", state, 0)
 
 
-def task(job_number: int, first: int, attempt: int = 0) -> TaskRecord:
-    return TaskRecord(digest(job_number), first, 8, attempt, PEER, first, 8)
+def task(job_number: int, first: int, attempt: int = 0, step: int | None = None) -> TaskRecord:
+    """With a checkpoint after `step` steps, if any."""
+    state = None if step is None else BlobRef(digest(step), 4_096)
+    return TaskRecord(digest(job_number), first, 8, attempt, PEER, first, 8, state, step)
 
 
 def result(job_number: int, first: int, outputs: bytes = b"out") -> ResultRecord:
@@ -107,6 +110,10 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
         job(2, JobState.DONE),
         task(1, 0, attempt=0),
         task(1, 0, attempt=1),
+        task(1, 8, step=40),
+        task(1, 8, step=50),
+        task(1, 16, step=60),
+        task(1, 16, attempt=1),  # which began at the beginning
         task(2, 0),
         result(1, 8, b"b"),
         result(1, 0, b"a"),
@@ -122,7 +129,7 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     assert restored == Restored(
         signed=(signed(1, "mesh-agreement/1"), signed(2)),
         jobs=(job(1), job(2, JobState.DONE)),
-        tasks=(task(1, 0, attempt=1), task(2, 0)),
+        tasks=(task(1, 0, attempt=1), task(1, 8, step=50), task(1, 16, attempt=1), task(2, 0)),
         results=tuple(
             RestoredResult(digest(number), first, 8, 0, PEER, bytes(32))
             for number, first in ((1, 0), (1, 8), (2, 0))
@@ -185,7 +192,8 @@ def test_levels_of_durability_and_modes(tmp_path: Path) -> None:
         connection = open_writer(tmp_path, schema)
         assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        version = connection.execute("PRAGMA user_version").fetchone()
+        assert version == (len(schema.migrations),)
         for suffix in ("", "-wal", "-shm"):
             mode = (tmp_path / f"{schema.file_name}{suffix}").stat().st_mode
             assert mode & 0o777 == 0o600
@@ -322,17 +330,31 @@ def test_a_newer_or_broken_database_is_one_clear_line(tmp_path: Path) -> None:
         write(tmp_path / "nowhere", job(1))
 
 
+def test_a_home_from_before_checkpoints_were_stored_goes_on(tmp_path: Path) -> None:
+    old = open_writer(tmp_path, replace(JOBS, migrations=JOBS.migrations[:1]))
+    assert old.execute("PRAGMA user_version").fetchone() == (1,)
+    old.execute("INSERT INTO job VALUES(?,0,0,NULL,x'01',x'02')", (digest(1),))
+    for first in (0, 8):
+        old.execute("INSERT INTO task VALUES(?,?,8,3,?,?,8)", (digest(1), first, PEER, first))
+    old.close()
+    write(tmp_path, task(1, 8, attempt=4, step=70))
+    restored = load(tmp_path, 0)
+    assert restored.jobs == (JobRecord(digest(1), b"\1", b"\2", JobState.RUNNING, 0),)
+    assert restored.tasks == (task(1, 0, attempt=3), task(1, 8, attempt=4, step=70))
+
+
 def test_pruning_takes_ended_jobs_and_expired_results_and_gives_space_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with open_journal(tmp_path) as journal:
             rows = [result(1, first, bytes(40_000)) for first in range(0, 8 * 150, 8)]
             ended: tuple[Record, ...] = (
                 job(1, JobState.DONE),
-                task(1, 0),
+                task(1, 0, step=30),
                 *rows,
                 held(0, expires=1),
             )
-            journal.persist(Persist(1, (*ended, job(2), result(2, 0), signed(1)), PROCESS))
+            running = (job(2), task(2, 0, step=20), result(2, 0))
+            journal.persist(Persist(1, (*ended, *running, signed(1)), PROCESS))
             await outcomes(journal, 1)
             journal.prune(ended_before_unix_ms=1)  # nothing ended so early
             journal.persist(Persist(2, (job(3),), PROCESS))
@@ -350,9 +372,18 @@ def test_pruning_takes_ended_jobs_and_expired_results_and_gives_space_back(tmp_p
     assert list(job_records(tmp_path)) == [job(2), job(3), job(4)]
     assert list(read_results(tmp_path, digest(1))) == []
     assert list(read_results(tmp_path, digest(2))) == [(0, 8, b"out")]
-    assert load(tmp_path, 0).held == ()
+    assert (load(tmp_path, 0).tasks, load(tmp_path, 0).held) == ((task(2, 0, step=20),), ())
+    assert rows_of_tasks(tmp_path) == 1
     assert list(signed_objects(tmp_path)) == [signed(1)]
     assert (tmp_path / JOBS.file_name).stat().st_size < 1 << 20
+
+
+def rows_of_tasks(home: Path) -> int:
+    reader = open_reader(home, JOBS)
+    assert reader is not None
+    count = int(reader.execute("SELECT count(*) FROM task").fetchone()[0])
+    reader.close()
+    return count
 
 
 def free_pages(home: Path) -> int:
@@ -367,7 +398,13 @@ def free_pages(home: Path) -> int:
     st.lists(
         st.one_of(
             st.builds(job, st.integers(0, 3), st.sampled_from(JobState)),
-            st.builds(task, st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)),
+            st.builds(
+                task,
+                st.integers(0, 3),
+                st.integers(0, 3),
+                st.integers(0, 3),
+                st.none() | st.integers(1, 9),
+            ),
             st.builds(result, st.integers(0, 3), st.integers(0, 3), st.binary(max_size=9)),
             st.builds(held, st.integers(0, 3)),
             st.builds(lambda n: HeldDropped(PEER, b"t" * 16, n), st.integers(0, 3)),
