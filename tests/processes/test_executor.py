@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -129,7 +130,7 @@ class House:
     config: ExecutorConfig
     artifacts: MadeArtifacts
     blobs: FolderBlobs
-    exec_ids: Iterator[int] = field(default_factory=lambda: iter(range(1, 10_000)))
+    exec_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def spec(self, name: str, args: tuple[ArgSource, ...] | None = None, **over: Any) -> ExecSpec:
         shapes, outs = SHAPES[name]
