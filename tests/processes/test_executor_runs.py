@@ -41,7 +41,7 @@ f32, i32, b = jnp.float32, jnp.int32, jnp.bool_
 def pair(w, x, k): return jnp.tanh(x @ w) / (1 + k), k * 3, x > 0
 def plus(x): return x + 1
 def minus(x): return x - 1
-def sweat(x): return jnp.sum(jnp.sin(jnp.full((1 << 20,), x[0]) + jnp.arange(1 << 20))).reshape(1)
+def sweat(x): return jnp.sum(jnp.sin(jnp.full((1 << 24,), x[0]) + jnp.arange(1 << 24))).reshape(1)
 def sorts(x):  # tens of seconds to compile
     for i in range(600): x = jnp.sort(x * (i + 2)) - i
     return x
@@ -228,9 +228,9 @@ def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
 @pytest.mark.long
 def test_long_units_get_no_loop(house: House) -> None:
     async def body(executor: Executor) -> None:
-        got = await complete(executor, rows(house, "sweat", 40, ONE))
-        assert got.end.reason is Reason.DONE and len(got.outputs) == 40
-        assert (await complete(executor, rows(house, "sweat", 40, ONE))).outputs == got.outputs
+        got = await complete(executor, rows(house, "sweat", 16, ONE))
+        assert got.end.reason is Reason.DONE and len(got.outputs) == 16
+        assert (await complete(executor, rows(house, "sweat", 16, ONE))).outputs == got.outputs
         assert executor.compiles == 1 and len(kept(house)) == 1
 
     with_executor(house, body)
