@@ -173,6 +173,12 @@ def counted(output: bytes) -> int:
     return int(np.frombuffer(output[256:], np.int32)[0])
 
 
+def is_of_its_step(partial: Partial) -> bool:
+    """Both watched arrays count steps: one as a number, the other in bytes that may overflow."""
+    count, seen = np.frombuffer(partial.watch[:4], np.int32)[0], partial.watch[4:]
+    return bool(count == partial.step) and len(seen) == 8 and sum(seen) % 256 == partial.step % 256
+
+
 # ------------------------------------------------------------------------------------ right bytes
 
 
@@ -206,8 +212,10 @@ def test_a_run_that_is_stopped_goes_on_from_its_checkpoint_with_the_same_bits(
         last = left.slices[-1]
         assert (last.unit, last.state.size) == (0, STATE_BYTES) and 20 < last.step < ENDLESS
         _, count, seen = state_of(house, last.state)
-        assert count == last.step == left.partials[-1].step
-        assert left.partials[-1].watch == np.int32(count).tobytes() + seen.tobytes()
+        assert count == last.step and sum(seen.tolist()) % 256 == last.step % 256
+        # The last slices may have come too soon behind one another to be shown.
+        assert left.partials[-1].step <= last.step
+        assert all(map(is_of_its_step, left.partials))
         steps = last.step + MORE
         whole = await told(executor, house.run(steps, BURN_LONG))
         assert whole.end.reason is Reason.DONE and counted(whole.outputs[0]) == steps
@@ -262,9 +270,7 @@ def test_what_is_watched_comes_as_the_run_goes_on(house: House) -> None:
         got = await told(executor, effect, stop_after_three)
         steps = [partial.step for partial in got.partials]
         assert len(steps) >= 3 and steps == sorted(set(steps))
-        for partial in got.partials:
-            assert np.frombuffer(partial.watch[:4], np.int32)[0] == partial.step
-            assert sum(partial.watch[4:]) % 256 == partial.step % 256
+        assert all(map(is_of_its_step, got.partials))
         assert got.slices and got.slices[0].meters.device_ms > 0
         # A checkpoint a second, not one a slice.
         assert len(got.slices) <= len(steps)
