@@ -308,17 +308,26 @@ def test_a_checkpoint_counts_for_the_first_unit_of_a_run_only(house: House) -> N
 
 
 class FullStore(BlobStore):
+    asked = 0
+
     def put_open(self, fd: int, size: int) -> BlobRef:
+        self.asked += 1
         raise OSError(errno.ENOSPC, "the blob store's quota is used up")
 
 
 @pytest.mark.long
 def test_a_full_store_costs_the_checkpoints_and_not_the_run(house: House, tmp_path: Path) -> None:
-    house.blobs = FullStore(tmp_path / "full")
+    house.blobs = store = FullStore(tmp_path / "full")
 
     async def body(executor: Executor) -> None:
-        got = await told(executor, house.run(2_000, BURN_LONG))
-        assert got.end.reason is Reason.DONE and counted(got.outputs[0]) == 2_000
+        effect = house.run(ENDLESS, BURN_LONG)
+
+        def stop(event: Event) -> None:
+            if isinstance(event, Partial) and store.asked >= 2:  # the run went on after the first
+                executor.stop(StopExec(effect.exec_id, Reason.STOPPED_BY_OWNER, 20_000))
+
+        got = await told(executor, effect, stop)
+        assert got.end.reason is Reason.STOPPED_BY_OWNER
         assert got.slices == [] and got.partials
 
     with_executor(house, body)
