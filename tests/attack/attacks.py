@@ -226,8 +226,8 @@ async def plaintext_accepted(scene: Scene) -> str | None:
         async with stream:
             await stream.send_all(MULTISTREAM + bytes([len(protocol)]) + protocol)
             heard = b""
-            with trio.move_on_after(2.0), suppress(trio.BrokenResourceError):
-                while b"\nna\n" not in heard and protocol not in heard:
+            with trio.move_on_after(10.0), suppress(trio.BrokenResourceError):
+                while b"\x03na\n" not in heard and protocol not in heard:
                     chunk = await stream.receive_some(4096)
                     if not chunk:
                         break
@@ -445,7 +445,7 @@ async def gossip(scene: Scene, bodies: list[bytes]) -> int:
 async def raw_socket(scene: Scene) -> socket.socket:
     """A connected socket and nothing more; a few at a time, the backlog is 128."""
     sock = socket.socket()
-    sock.settimeout(3.0)
+    sock.settimeout(15.0)
     await trio.to_thread.run_sync(sock.connect, scene.target.endpoint)
     sock.setblocking(False)
     return sock
