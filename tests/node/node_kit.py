@@ -29,8 +29,9 @@ def make_home(folder: Path, name: str, *, car: bool) -> Path:
 
 
 def node_config(
-    *, car: bool, join: tuple[str, ...] = (), nobody_ms: int = 15_000
+    *, car: bool, join: tuple[str, ...] = (), nobody_ms: int = 60_000
 ) -> config.NodeConfig:
+    """`nobody_ms`: on a slow machine a car and a submitter take long to meet."""
     preset = config.testnet_car() if car else config.submitter()
     node = config.NodeSettings(
         provides=car,

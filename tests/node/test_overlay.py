@@ -266,11 +266,12 @@ trio.run(main)
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "within_s"), [(signal.SIGKILL, 2.0), (signal.SIGSTOP, 3.0)], ids=["killed", "frozen"]
-)
-def test_death_of_a_process_is_noticed(tmp_path: Path, how: int, within_s: float) -> None:
-    """A FIN at once; silence within ping interval and timeout, here 0.5 + 1 s."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_death_of_a_process_is_noticed(tmp_path: Path, how: int) -> None:
+    """A FIN at once; silence within ping interval and timeout, here 0.5 + 1 s.
+
+    10 s for either: time for a slow machine, and far from TCP's own time-outs.
+    """
     root = Path(__file__).parents[2]
 
     async def main() -> None:
@@ -287,7 +288,7 @@ def test_death_of_a_process_is_noticed(tmp_path: Path, how: int, within_s: float
                 child.send_signal(how)
                 started_s = time.monotonic()
                 assert (await next_event(a, PeerDown)).reason == Reason.PEER_DOWN
-                assert time.monotonic() - started_s < within_s
+                assert time.monotonic() - started_s < 10.0
             finally:
                 child.kill()
                 child.wait()

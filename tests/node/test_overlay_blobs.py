@@ -212,7 +212,7 @@ def test_a_busy_holder_is_asked_again_until_the_deadline(tmp_path: Path) -> None
             ref = store(b).add(CONTENT)
             b.server._serving[None] += 1
             with pytest.raises(BlobLate):
-                await fetch(a, ref, b, seconds=0.5)
+                await fetch(a, ref, b, seconds=3.0)
             assert b.counters["blob_busy"] >= 1
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fetch, a, ref, b)
@@ -246,8 +246,14 @@ def test_control_frames_pass_while_a_blob_flows(tmp_path: Path) -> None:
             await connect(a, b)
             ref = store(b).add(CONTENT * 6)
             took_s: list[float] = []
+
+            async def flow() -> None:
+                while True:  # beside every ping, however fast it is
+                    store(a).chunks.clear()
+                    await fetch(a, ref, b)
+
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(fetch, a, ref, b)
+                nursery.start_soon(flow)
                 await until(lambda: len(store(a).chunks) >= 1)
                 for _ in range(30):
                     started_s = time.perf_counter()
@@ -256,7 +262,10 @@ def test_control_frames_pass_while_a_blob_flows(tmp_path: Path) -> None:
                     b.send(frame(a.peer, b"pong"))
                     await next_event(a, FrameIn)
                     took_s.append(time.perf_counter() - started_s)
-            assert sorted(took_s)[15] < 0.1
+                nursery.cancel_scope.cancel()
+            # The fast ones tell: the others show what else the machine does. Not the fastest alone,
+            # which may have met the moment between two transfers.
+            assert sorted(took_s)[7] < 0.1
 
     trio.run(main)
 

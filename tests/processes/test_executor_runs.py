@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import trio
 
@@ -40,7 +41,7 @@ f32, i32, b = jnp.float32, jnp.int32, jnp.bool_
 def pair(w, x, k): return jnp.tanh(x @ w) / (1 + k), k * 3, x > 0
 def plus(x): return x + 1
 def minus(x): return x - 1
-def sweat(x): return jnp.sum(jnp.sin(jnp.full((1 << 20,), x[0]) + jnp.arange(1 << 20))).reshape(1)
+def sweat(x): return jnp.sum(jnp.sin(jnp.full((1 << 24,), x[0]) + jnp.arange(1 << 24))).reshape(1)
 def sorts(x):  # tens of seconds to compile
     for i in range(600): x = jnp.sort(x * (i + 2)) - i
     return x
@@ -151,7 +152,7 @@ async def one_by_one(executor: Executor, house: House) -> list[bytes]:
 async def get_loop(executor: Executor, house: House, run: Callable[[], StartExec]) -> list[bytes]:
     """Run until the worker has asked for a loop and has got it; the first run's outputs."""
     first = await complete(executor, run())
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while len(kept(house)) < 2:
             assert (await complete(executor, run())).outputs == first.outputs
     await true(lambda: len(kept(house)) == 2 and len(worker_processes()) == 1)
@@ -200,22 +201,26 @@ def test_a_loop_gives_the_same_bits_through_shared_memory(house: House) -> None:
 
 @pytest.mark.long
 def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
-    async def cost_s(executor: Executor, runs: int, count: int) -> float:
-        """Processor time of a unit."""
+    async def cost_s(executor: Executor, count: int) -> float:
+        """Processor time of a unit, of so many that the clock's ticks of 10 ms do not matter."""
         (worker,) = worker_processes()
-        before = worker.cpu_times()
-        for _ in range(runs):
+        units, spent, before = 0, 0.0, cpu_s(worker)
+        while spent < 0.3:
             await complete(executor, rows(house, "plus", count))
-        after = worker.cpu_times()
-        spent = after.user - before.user + after.system - before.system
-        return float(spent) / (runs * count)
+            units += count
+            spent = cpu_s(worker) - before
+        return spent / units
+
+    def cpu_s(worker: psutil.Process) -> float:
+        times = worker.cpu_times()
+        return float(times.user + times.system)
 
     async def body(executor: Executor) -> None:
         await complete(executor, rows(house, "plus", 7))
-        alone_s = await cost_s(executor, 200, 7)  # a run of seven asks for no loop
+        alone_s = await cost_s(executor, 7)  # a run of seven asks for no loop
         await get_loop(executor, house, lambda: rows(house, "plus", 64))
         await complete(executor, rows(house, "plus", 64))  # proves it
-        assert await cost_s(executor, 20, 1024) < alone_s / 3  # a twentieth on a quiet machine
+        assert await cost_s(executor, 1024) < alone_s / 3  # a twentieth on a quiet machine
 
     with_executor(house, body)
 
@@ -223,9 +228,9 @@ def test_a_loop_costs_the_worker_a_fraction(house: House) -> None:
 @pytest.mark.long
 def test_long_units_get_no_loop(house: House) -> None:
     async def body(executor: Executor) -> None:
-        got = await complete(executor, rows(house, "sweat", 40, ONE))
-        assert got.end.reason is Reason.DONE and len(got.outputs) == 40
-        assert (await complete(executor, rows(house, "sweat", 40, ONE))).outputs == got.outputs
+        got = await complete(executor, rows(house, "sweat", 16, ONE))
+        assert got.end.reason is Reason.DONE and len(got.outputs) == 16
+        assert (await complete(executor, rows(house, "sweat", 16, ONE))).outputs == got.outputs
         assert executor.compiles == 1 and len(kept(house)) == 1
 
     with_executor(house, body)
@@ -234,12 +239,24 @@ def test_long_units_get_no_loop(house: House) -> None:
 def test_a_loop_with_other_bits_is_never_used(house: House) -> None:
     """The machine code of another kernel in the loop's place: x - 1 instead of x + 1."""
 
+    def loop_is_there(executor: Executor) -> bool:
+        """Asked for, and no task brings it any more: it lies before the worker's next run."""
+        (worker,) = executor._workers
+        tasks = executor._nursery.child_tasks
+        return worker.loop_asked and not any("_bring_loop" in task.name for task in tasks)
+
+    async def run(executor: Executor) -> None:
+        got = await complete(executor, rows(house, "plus", 200))
+        want = np.arange(200 * 16, dtype=np.float32) + 1
+        assert b"".join(got.outputs) == want.tobytes()
+        assert got.end.reason is Reason.DONE
+
     async def body(executor: Executor) -> None:
-        for _ in range(4):
-            got = await complete(executor, rows(house, "plus", 200))
-            want = np.arange(200 * 16, dtype=np.float32) + 1
-            assert b"".join(got.outputs) == want.tobytes()
-            assert got.end.reason is Reason.DONE
+        await run(executor)
+        while not loop_is_there(executor):
+            await run(executor)
+        for _ in range(2):  # one that tries the loop, one after that
+            await run(executor)
         assert executor.compiles == 0  # both came from the cache
 
     def loop_of(name: str) -> Path:
@@ -360,7 +377,7 @@ def test_two_workers_with_one_program_compile_it_once(house: House) -> None:
 @pytest.mark.long
 def test_a_stop_while_compiling_leaves_no_process(house: House) -> None:
     async def body(executor: Executor) -> None:
-        effect = pairs(house, 2)
+        effect = rows(house, "sorts", 1)
         executor.start(effect)
         await true(lambda: executor.compiles == 1)
         processes = worker_processes()
