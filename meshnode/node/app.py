@@ -33,7 +33,7 @@ from meshnode.ledger.journal import open_journal
 from meshnode.ledger.load import load
 from meshnode.overlay import OverlayConfig, open_overlay
 from meshnode.protocol.acceptances import NoAudit
-from meshnode.protocol.events import AddrsKnown, Drain
+from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
 from meshnode.protocol.identity import peer_text
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_POLICY, Policy
@@ -43,10 +43,10 @@ from meshnode.protocol.sealed import unseal
 
 from . import keystore
 from .bulletin import Bulletin
-from .clock import SystemClock
+from .clock import Clock, SystemClock
 from .control import open_control
 from .driver import Driver
-from .firstrun import load_identity, read_network
+from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .running import TMP_NAME, RunningNode
 from .vehicle_watch import open_vehicle, watch_vehicle
@@ -54,6 +54,7 @@ from .wire import SOCKET_NAME
 
 DRAIN_POLL_S: Final = 0.05
 IDLE_POLL_S: Final = 1.0
+RENEW_LOOK_S: Final = 3_600.0  # a mandate is made anew two days before it runs out
 CLOSE_S_MAX: Final = 10.0
 """From the end of draining to the end of the process; then it ends the hard way."""
 SWITCH_S: Final = 0.000_2
@@ -119,6 +120,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
         nursery.start_soon(node.tell_blobs_held)
+        nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             executor.probe()
         if executor is not None and identity.policy is not None:
@@ -127,6 +129,21 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             nursery.start_soon(watch_vehicle, vehicle, identity.policy, clock, driver.post)
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
+
+
+async def renew_mandate_in_time(home: Path, machine: Node, driver: Driver, clock: Clock) -> None:
+    """Task: a mandate lasts a week and a parked car longer. One that the account has signed
+    elsewhere and somebody has installed is found in the same way."""
+    while True:
+        await trio.sleep(RENEW_LOOK_S)
+        try:
+            sealed = await trio.to_thread.run_sync(renew_mandate, home, clock.now().unix_ms)
+        except (MeshError, OSError) as error:
+            # What is in force goes on until it lapses; the next look may find a new one.
+            log.warning("the mandate is not renewed: %s", error)
+            continue
+        if sealed.wire != machine.identity.mandate:
+            driver.post(MandateRenewed(sealed.wire))
 
 
 @asynccontextmanager

@@ -61,7 +61,7 @@ class Agreements:
         self._proposed: dict[Peer, Sealed] = {}  # provider -> what we signed
         self._shown: dict[Peer, Sealed] = {}  # requester -> its mandate
         self._unused: OrderedDict[Digest, None] = OrderedDict()
-        self._own = unseal(outbox.identity.mandate)
+        self._own = self._before = unseal(outbox.identity.mandate)
         signed: dict[Digest, set[bytes]] = {}
         for obj in restored.signed:
             if obj.typ != T_AGREEMENT:
@@ -72,6 +72,14 @@ class Agreements:
             agreement = sealed.open(Agreement, T_AGREEMENT)
             if kids == {agreement.provider, agreement.requester}:
                 self._enter(InForce(agreement, sealed.digest))
+
+    def renewed(self) -> None:
+        """Our mandate has changed. What is in force stays so until it lapses; what is being agreed
+        on under the old one still comes into force, and terms asked for with it are asked anew."""
+        self._before, self._own = self._own, unseal(self._out.identity.mandate)
+        for peer in self._open:
+            self._asked.pop(peer, None)
+        self._open.clear()
 
     def with_provider(self, peer: Peer) -> InForce | None:
         found = self._with_provider.get(peer)
@@ -173,13 +181,14 @@ class Agreements:
 
     def _countersign(self, peer: Peer, agreement: Agreement, sealed: Sealed) -> None:
         shown = self._shown.get(peer)
-        own = self._own.open(Mandate, T_MANDATE)
+        cited = self._before if agreement.provider_mandate == self._before.digest else self._own
+        own = cited.open(Mandate, T_MANDATE)
         identity = self._out.identity
         now = self._out.now.unix_ms
         reason = Reason.OK
         if shown is None or agreement.requester_mandate != shown.digest:
             reason = Reason.NO_AGREEMENT
-        elif agreement.provider_mandate != self._own.digest:
+        elif agreement.provider_mandate != cited.digest:
             reason = Reason.EXPIRED
         elif agreement.payee != identity.account or agreement.payer != shown.kid:
             reason = Reason.NOT_YOURS
@@ -194,7 +203,7 @@ class Agreements:
             return
         signed = self._out.seal(agreement, T_AGREEMENT)
         seq = self._out.persist(
-            (row(shown), row(self._own), row(sealed), row(signed)), Durability.POWER
+            (row(shown), row(cited), row(sealed), row(signed)), Durability.POWER
         )
         if sealed.digest not in self.by_channel:
             self._unused[sealed.digest] = None

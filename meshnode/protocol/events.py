@@ -278,6 +278,13 @@ class BlobsHeld:
     blob_ids: tuple[Digest, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MandateRenewed:
+    """The account has signed for this node anew; sealed bytes, checked by the node."""
+
+    mandate: bytes
+
+
 Event: TypeAlias = (
     Tick
     | PeerUp
@@ -307,4 +314,5 @@ Event: TypeAlias = (
     | AddrsKnown
     | Meet
     | BlobsHeld
+    | MandateRenewed
 )

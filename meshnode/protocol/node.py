@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import MeshError
@@ -37,6 +37,7 @@ from .events import (
     ExecEnded,
     FrameIn,
     GossipIn,
+    MandateRenewed,
     Meet,
     Partial,
     PeerDown,
@@ -118,7 +119,6 @@ class Node:
         rng: Rng,
         restored: Restored,
     ) -> None:
-        self.identity = identity
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
         self.peers: dict[Peer, PeerState] = {}
@@ -161,6 +161,7 @@ class Node:
             BlobsHeld: lambda e: self.provider.on_blobs(e.blob_ids),
             AddrsKnown: self._on_addrs,
             Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
+            MandateRenewed: self._on_mandate,
         }
         self._messages: dict[type, Callable[[Peer, Any], None]] = {
             messages.Hello: self._on_hello,
@@ -188,6 +189,10 @@ class Node:
             T_RECEIPT: self.acceptances.on_receipt,
             T_ACCEPT: self._on_acceptance,
         }
+
+    @property
+    def identity(self) -> Identity:
+        return self._out.identity
 
     # ---- the calling order
 
@@ -365,6 +370,11 @@ class Node:
     def _on_agreement(self, peer: Peer, sealed: Sealed) -> None:
         if self.agreements.on_signed(peer, sealed) is not None:
             self.requester.in_force(peer)
+
+    def _on_mandate(self, event: MandateRenewed) -> None:
+        self._out.identity = replace(self._out.identity, mandate=event.mandate)
+        self.agreements.renewed()
+        self._out.notify(b"", "mandate_renewed")
 
     def _on_terms_request(self, peer: Peer, request: messages.TermsRequest) -> None:
         if not self.provider.owner.active:

@@ -52,8 +52,19 @@ from meshnode.protocol.types import (
 NETWORK = NetworkId(b"simnet00")
 ARTIFACT = Digest(b"\x11" * 32)
 EPOCH_MS = 1_800_000_000_000
+DAY_MS = 86_400_000
 KERNEL_MS = 5
 PROVIDE, REQUEST = 1, 2
+
+
+def mandate_of(seed: int, roles: int, network: NetworkId, begins_ms: int) -> bytes:
+    """Six days of it, as the node's account signs it."""
+    peer = KeySigner(seed.to_bytes(32, "big")).peer
+    account_key = KeySigner((seed + (1 << 60)).to_bytes(32, "big"))
+    account = Account(account_key.account)
+    ends_ms = begins_ms + 6 * DAY_MS
+    mandate = Mandate(1, network, account, peer, "mandate", roles, 0, begins_ms, ends_ms)
+    return seal(mandate, T_MANDATE, account, account_key.sign).wire
 
 
 def identity_of(
@@ -63,9 +74,7 @@ def identity_of(
     node_key = KeySigner(seed.to_bytes(32, "big"))
     account_key = KeySigner((seed + (1 << 60)).to_bytes(32, "big"))
     account = Account(account_key.account)
-    mandate = Mandate(
-        1, network, account, node_key.peer, "mandate", roles, 0, EPOCH_MS, EPOCH_MS + 6 * 86_400_000
-    )
+    mandate = mandate_of(seed, roles, network, EPOCH_MS)
     policy = Policy(
         1,
         network,
@@ -108,7 +117,7 @@ def identity_of(
         "cell",
         "XXX",
         roles,
-        seal(mandate, T_MANDATE, account, account_key.sign).wire,
+        mandate,
         seal(consent, T_CONSENT, account, account_key.sign).wire,
         policy_sealed.wire,
         frozenset({ARTIFACT}),
@@ -277,6 +286,19 @@ class Mesh:
         site.links.clear()
 
     # ---- running
+
+    def renew(self, name: str, begins_ms: int) -> None:
+        """Its account signs for it anew."""
+        site = self.sites[name]
+        number, own = list(self.sites).index(name) + 1, site.identity
+        mandate = mandate_of(number, own.roles, own.network, EPOCH_MS + begins_ms)
+        site.identity = replace(own, mandate=mandate)
+        self.feed(site, ev.MandateRenewed(mandate))
+
+    def skip(self, ms: int) -> None:
+        """So long nothing happens at all: what was due comes late."""
+        self.now_ms += ms
+        self._heap = [(at + ms, number, call) for at, number, call in self._heap]
 
     def now(self) -> Now:
         return Now(self.now_ms, EPOCH_MS + self.now_ms)

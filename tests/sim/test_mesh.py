@@ -16,7 +16,7 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
 from meshnode.protocol.types import Account, ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
 
-from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site, output_of
+from .mesh import ARTIFACT, DAY_MS, PROVIDE, REQUEST, Mesh, Site, output_of
 
 F16 = ArraySpec("float32", (16,))
 
@@ -462,3 +462,28 @@ def test_a_run_too_long_for_a_car_goes_out_in_shorter_ones() -> None:
     peer = mesh.sites["car-0"].identity.peer
     done = [p.attempt for p in job_of(mesh).history if p.attempt.peer == peer]
     assert 1 < max(a.count for a in done if a.next_unit > a.first) <= 3
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_mesh_outlives_its_mandates_if_they_are_renewed(renewed: bool) -> None:
+    mesh = mesh_of(2, 9)
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(1_000)
+    mesh.skip(5 * DAY_MS)
+    if renewed:
+        for name in mesh.sites:
+            mesh.renew(name, 5 * DAY_MS)
+    mesh.skip(2 * DAY_MS)
+    mesh.rest(5_000)
+    mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(20, nonce=1)))
+    assert mesh.run(lambda: ended(mesh))
+    node = mesh.sites["submitter"].node
+    assert node is not None
+    first, second = node.jobs.all.values()
+    assert first.state is JobState.DONE
+    assert second.state is (JobState.DONE if renewed else JobState.FAILED)
+    if not renewed:
+        assert second.reason is Reason.EXPIRED
+    for site in mesh.sites.values():
+        assert check_objects(site.disk.signed).findings == (), site.name
