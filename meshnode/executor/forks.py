@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -68,6 +69,13 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is no more, reaped or not; asks the kernel, 2 us."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def gone(self) -> None:
         """SIGKILL, and wait until the process is no more; call shielded."""

@@ -190,6 +190,8 @@ class Executor:
                 self._make_room()
                 self._queue.popleft()
                 self._spawn(run)
+            elif worker.child is not None and worker.child.ended:
+                worker.doom(Reason.OK)  # it ended while idle, and takes no run with it
             elif self._dispatch(worker, run):
                 self._queue.popleft()
 
