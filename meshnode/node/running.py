@@ -204,6 +204,7 @@ class RunningNode:
             "attempts": [],
             "refusals": [],
             "waits_for": None,
+            "checkpoints": [],
         }
 
     async def explain(self, job_id: JobId) -> list[dict[str, Any]]:
