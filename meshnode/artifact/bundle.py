@@ -18,7 +18,6 @@ from typing import Final
 from ..errors import ArtifactRefused, RemoteProtocolError
 from ..protocol.codec import decode, encode
 from ..protocol.identity import KeySigner
-from ..protocol.job import array_bytes
 from ..protocol.objects import (
     T_MANIFEST,
     ArgRole,
@@ -29,7 +28,14 @@ from ..protocol.objects import (
 )
 from ..protocol.reasons import Reason
 from ..protocol.sealed import Sealed, seal, unseal
-from ..protocol.types import ARTIFACT_BYTES_MAX, SEALED_BYTES_MAX, ArraySpec, Digest, NetworkId
+from ..protocol.types import (
+    ARTIFACT_BYTES_MAX,
+    SEALED_BYTES_MAX,
+    ArraySpec,
+    Digest,
+    NetworkId,
+    array_bytes,
+)
 
 BUNDLE_BYTES_MAX: Final = ARTIFACT_BYTES_MAX + SEALED_BYTES_MAX + 16
 SUFFIX: Final = ".mesh"

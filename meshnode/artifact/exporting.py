@@ -17,9 +17,8 @@ import numpy as np
 from jaxkernels.export import export_flat, flat, shapes_of
 
 from ..errors import ArtifactRefused
-from ..protocol.job import DTYPE_BYTES
 from ..protocol.reasons import Reason
-from ..protocol.types import ARGS_MAX, ArraySpec
+from ..protocol.types import ARGS_MAX, DTYPE_BYTES, ArraySpec
 from ..worker.header import read_header
 from ..worker.validate import CONSTANT_BYTES_MAX, validated
 from .bundle import Exported

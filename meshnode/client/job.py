@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.errors import MeshError, UsageError
 from meshnode.node.failures import error_of_reason
-from meshnode.protocol.job import array_bytes
-from meshnode.protocol.types import ArraySpec
+from meshnode.protocol.types import ArraySpec, array_bytes
 
 from .orders import Array, split_outputs
 

@@ -24,7 +24,6 @@ from meshnode.errors import LocalProtocolError, MeshError, UsageError
 from meshnode.node.wire import NOTE_BYTES_MAX
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.events import JobOrder
-from meshnode.protocol.job import array_bytes
 from meshnode.protocol.types import (
     INLINE_BYTES_MAX,
     STEPS_MAX,
@@ -33,6 +32,7 @@ from meshnode.protocol.types import (
     Digest,
     Peer,
     Stepped,
+    array_bytes,
 )
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -216,6 +216,14 @@ def make_order(
     )
 
 
+def dtype_of(spec: ArraySpec) -> np.dtype[Any]:
+    """As it lies on the wire: little-endian."""
+    if spec.dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401 - which numpy has bfloat16 from; a part of any jax
+
+    return np.dtype(spec.dtype).newbyteorder("<")
+
+
 def plain_bytes(array: Array) -> memoryview:
     """Little-endian C-order bytes of an array: its own memory, where it lies so."""
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -236,8 +244,7 @@ def split_outputs(packed: Any, outs: Sequence[ArraySpec], units: int) -> list[Ar
     offset = 0
     for out, size in zip(outs, sizes, strict=True):
         column = np.ascontiguousarray(rows[:, offset : offset + size])
-        dtype = np.dtype(out.dtype).newbyteorder("<")
-        arrays.append(column.view(dtype).reshape(units, *out.shape))
+        arrays.append(column.view(dtype_of(out)).reshape(units, *out.shape))
         offset += size
     return arrays
 

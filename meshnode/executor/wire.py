@@ -28,6 +28,8 @@ from meshnode.protocol.types import (
     ArraySpec,
     Stepped,
 )
+from meshnode.protocol.types import DTYPE_BYTES as DTYPE_BYTES
+from meshnode.protocol.types import array_bytes as array_bytes
 
 # ---- node -> worker
 LOAD: Final = 1
@@ -91,32 +93,9 @@ BODY_BYTES_MAX: Final = UNITS_HEAD.size + AREA_BYTES_LEAST
 COMPILED_BYTES_MAX: Final = FIGURES.size + EXECUTABLE_BYTES_MAX
 LOAD_BYTES_MAX: Final = ARTIFACT_BYTES_MAX + (64 << 10)
 
-DTYPE_BYTES: Final = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-}
-
 
 class WireError(Exception):
     """The other side broke the frame format."""
-
-
-def array_bytes(spec: ArraySpec) -> int:
-    """Size of one array, in Python ints so that no shape can overflow; KeyError: unknown dtype."""
-    size = DTYPE_BYTES[spec.dtype]
-    for length in spec.shape:
-        size *= length
-    return size
 
 
 # ------------------------------------------------------------------------------------- frames

@@ -26,7 +26,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
-from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
+from .job import inline_size, input_root, spec_bytes, task_digest
 from .lease import FETCH_MS_MAX, Granted, Stage, exec_spec, revived
 from .messages import (
     Assign,
@@ -58,6 +58,7 @@ from .types import (
     Peer,
     TaskId,
     UnitRun,
+    array_bytes,
 )
 
 HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for

@@ -330,3 +330,12 @@ def test_the_twins_have_the_same_surface(blocking: type, twin: type, without: se
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(blocking) - without == public(twin) - {"read"}
+
+
+def test_bfloat16_crosses_the_mesh(mesh: Mesh) -> None:
+    """Sizes are told by one table on the client, the node, the car and in the worker."""
+    halves = np.asarray(jnp.arange(12, dtype=jnp.bfloat16).reshape(3, 4) / 2)
+    weights = np.full((4,), 2, halves.dtype)
+    product, total = mesh.map(scaled, halves, constants=[weights]).result(60)
+    assert product.dtype == total.dtype == halves.dtype
+    assert np.array_equal(product, halves * 2) and np.array_equal(total, halves.sum(axis=1))
