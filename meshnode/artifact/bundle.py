@@ -31,6 +31,7 @@ from ..protocol.sealed import Sealed, seal, unseal
 from ..protocol.types import (
     ARTIFACT_BYTES_MAX,
     SEALED_BYTES_MAX,
+    STEP_COUNT,
     ArraySpec,
     Digest,
     NetworkId,
@@ -86,7 +87,7 @@ def make_manifest(
     """The manifest of an artifact; ArtifactRefused if the terms do not fit its shapes."""
     args = exported.args
     if terms.steps is not None:
-        if not args or args[-1] != ArraySpec("int32", ()):
+        if not args or args[-1] != STEP_COUNT:
             text = "a stepped function takes its number of steps last: n, an int32[]"
             raise ArtifactRefused(Reason.ARTIFACT_MANIFEST, text)
         args = args[:-1]

@@ -23,7 +23,6 @@ from ..worker.header import read_header
 from ..worker.validate import CONSTANT_BYTES_MAX, validated
 from .bundle import Exported
 
-STEP_COUNT: Final = ArraySpec("int32", ())  # the `n` of a stepped function, after its state
 _WIDE: Final = ("int64", "uint64", "float64")
 
 

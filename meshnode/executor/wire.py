@@ -80,6 +80,7 @@ EXEC_BODY: Final = struct.Struct("!Q")  # of KEPT and STOP: exec_id
 READY_BODY: Final = struct.Struct(f"!I{ENVIRONMENT_BYTES}s")  # sandbox layers, environment
 EXECUTABLE_HEAD: Final = struct.Struct("!8s32sIQI")  # of a file: magic, SHA-256, figures
 FIGURES: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
+AT_LEAST: Final = 1 << 63  # of that flop: loops whose length is data count once in it
 WANT_BODY: Final = LOOP_BODY
 UNITS_HEAD: Final = struct.Struct("!QQIIB")  # exec_id, first, units, device_ms, last
 UNITS_AREA_AT: Final = struct.Struct("!Q")  # behind UNITS_HEAD: first byte among the outputs

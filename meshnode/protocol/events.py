@@ -119,7 +119,7 @@ class Meters:
 @dataclass(frozen=True, slots=True)
 class Admitted:
     exec_id: int
-    kflop_per_unit: int
+    kflop_per_unit: int  # 0: not known; a loop whose length is data has no figure beforehand
     memory_mb: int
 
 

@@ -116,6 +116,7 @@ def array_bytes(spec: ArraySpec) -> int:
 
 
 STEPS_MAX: Final = (1 << 31) - 1  # of one unit: `n` is an int32
+STEP_COUNT: Final = ArraySpec("int32", ())  # that `n`, the last argument of a stepped program
 WATCH_BYTES_MAX: Final = 32 << 10  # watched arrays of a long job: they travel in one frame
 
 
