@@ -105,8 +105,7 @@ class Executor:
         except Refused as refused:
             self._emit(ExecEnded(effect.exec_id, refused.reason, Meters(), refused.text))
             return
-        kflop = flop // 1000 if passed.counted else 0
-        self._emit(Admitted(effect.exec_id, kflop, passed.memory_mb))
+        self._emit(Admitted(effect.exec_id, flop // 1000, passed.memory_mb, passed.counted))
         if self._zygote.cold:
             self._nursery.start_soon(self._warm)
 
@@ -117,9 +116,7 @@ class Executor:
         try:
             passed = self._programs.check(effect.spec)
             check_run(effect, passed.inline_bytes)
-            run = Run(
-                effect, passed.program, passed.unit_bytes, passed.flop_per_unit, passed.counted
-            )
+            run = Run(effect, passed.program, passed.unit_bytes, passed.flop_per_unit)
             self._check_time(run)
             if len(self._queue) >= RUNS_QUEUED_MAX:
                 raise Refused(Reason.BUSY, f"{RUNS_QUEUED_MAX} runs wait already")
@@ -235,7 +232,7 @@ class Executor:
         worker.run = run
         run.started_s = trio.current_time()
         assert worker.figures is not None
-        run.learn(worker.figures)
+        run.flop_per_unit = run.flop_per_unit or worker.figures.flop_per_unit
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
         if rest:
             self._nursery.start_soon(worker.link.send_rest, rest)
@@ -301,7 +298,7 @@ class Executor:
             files.callback(os.close, executable.fd)
         self._programs.learn(worker.program, figures)
         check_memory(figures.memory_mb, load.memory_mb_max)
-        run.learn(figures)
+        run.flop_per_unit = run.flop_per_unit or figures.flop_per_unit
         self._check_time(run)
         if executable is None:
             await worker.link.send(wire.encode_load(load), fds)

@@ -305,7 +305,8 @@ class Provider:
     def on_admitted(self, event: Admitted) -> None:
         asked = self._admits.pop(event.exec_id, None)
         if asked is not None:
-            remember(self._admitted, asked.offer.job.artifact, event.kflop_per_unit, 1024)
+            kflop = event.kflop_per_unit if event.counted else 0
+            remember(self._admitted, asked.offer.job.artifact, kflop, 1024)
 
     def on_units(self, event: UnitsDone) -> None:
         granted = self._by_exec.get(event.exec_id)

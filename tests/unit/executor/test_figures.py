@@ -8,9 +8,8 @@ from meshnode.executor import Artifact, wire
 from meshnode.executor.admission import program_of
 from meshnode.executor.cache import Figures
 from meshnode.executor.programs import Programs
-from meshnode.executor.run import Run
-from meshnode.protocol.effects import ArgSource, ExecSpec, StartExec
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer, TaskId, UnitRun
+from meshnode.protocol.effects import ArgSource, ExecSpec
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
 
 F4 = ArraySpec("float32", (4,))
 SPEC = ExecSpec(
@@ -52,9 +51,3 @@ def test_what_a_loop_may_add_is_no_figure(
         programs.learn(program_of(SPEC), figures)
     passed = programs.check(SPEC)
     assert (passed.flop_per_unit, passed.counted) == (flop, counted)
-    effect = StartExec(1, SPEC, UnitRun(TaskId(b"t" * 16), 0, 0, 2), b"")
-    run = Run(effect, passed.program, 16, maker, done=2)
-    if figures is not None:
-        run.learn(figures)
-    assert (run.flop_per_unit, run.counted) == (flop, counted)
-    assert run.meters().kflop == (2 * flop // 1_000 if counted else 0)
