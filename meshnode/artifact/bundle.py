@@ -18,7 +18,6 @@ from typing import Final
 from ..errors import ArtifactRefused, RemoteProtocolError
 from ..protocol.codec import decode, encode
 from ..protocol.identity import KeySigner
-from ..protocol.job import array_bytes
 from ..protocol.objects import (
     T_MANIFEST,
     ArgRole,
@@ -29,7 +28,15 @@ from ..protocol.objects import (
 )
 from ..protocol.reasons import Reason
 from ..protocol.sealed import Sealed, seal, unseal
-from ..protocol.types import ARTIFACT_BYTES_MAX, SEALED_BYTES_MAX, ArraySpec, Digest, NetworkId
+from ..protocol.types import (
+    ARTIFACT_BYTES_MAX,
+    SEALED_BYTES_MAX,
+    STEP_COUNT,
+    ArraySpec,
+    Digest,
+    NetworkId,
+    array_bytes,
+)
 
 BUNDLE_BYTES_MAX: Final = ARTIFACT_BYTES_MAX + SEALED_BYTES_MAX + 16
 SUFFIX: Final = ".mesh"
@@ -80,7 +87,7 @@ def make_manifest(
     """The manifest of an artifact; ArtifactRefused if the terms do not fit its shapes."""
     args = exported.args
     if terms.steps is not None:
-        if not args or args[-1] != ArraySpec("int32", ()):
+        if not args or args[-1] != STEP_COUNT:
             text = "a stepped function takes its number of steps last: n, an int32[]"
             raise ArtifactRefused(Reason.ARTIFACT_MANIFEST, text)
         args = args[:-1]

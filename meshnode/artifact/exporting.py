@@ -17,14 +17,12 @@ import numpy as np
 from jaxkernels.export import export_flat, flat, shapes_of
 
 from ..errors import ArtifactRefused
-from ..protocol.job import DTYPE_BYTES
 from ..protocol.reasons import Reason
-from ..protocol.types import ARGS_MAX, ArraySpec
+from ..protocol.types import ARGS_MAX, DTYPE_BYTES, ArraySpec
 from ..worker.header import read_header
 from ..worker.validate import CONSTANT_BYTES_MAX, validated
 from .bundle import Exported
 
-STEP_COUNT: Final = ArraySpec("int32", ())  # the `n` of a stepped function, after its state
 _WIDE: Final = ("int64", "uint64", "float64")
 
 

@@ -9,8 +9,7 @@ import re
 from typing import Final
 
 from ..errors import UsageError
-from ..protocol.job import DTYPE_BYTES
-from ..protocol.types import DIMS_MAX, ArraySpec
+from ..protocol.types import DIMS_MAX, DTYPE_BYTES, ArraySpec
 
 # XLA's short names and NumPy's long ones; the wire has the long ones (meshnode.md, section 4).
 _SHORT: Final = {

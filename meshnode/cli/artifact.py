@@ -92,7 +92,7 @@ def build(target: str, specs: tuple[str, ...], out: Path, home: Path, **options:
     from meshnode.artifact.building import build_in_child
     from meshnode.artifact.bundle import make_manifest, write_bundle
     from meshnode.node.firstrun import read_network
-    from meshnode.protocol.types import ArraySpec
+    from meshnode.protocol.types import STEP_COUNT
 
     if ":" not in target:
         raise UsageError(f"{target!r} names no function; write PKG.MOD:FN")
@@ -102,7 +102,7 @@ def build(target: str, specs: tuple[str, ...], out: Path, home: Path, **options:
     terms = _terms(target, args, options)
     shapes = [spec for _, spec in args]
     if terms.steps is not None:
-        shapes.append(ArraySpec("int32", ()))
+        shapes.append(STEP_COUNT)
     exported, content = build_in_child(target, shapes, Path.cwd(), x64=options["x64"])
     manifest = make_manifest(content, exported, terms, network, maker, now_ms())
     wire = write_bundle(manifest, content, signer)
@@ -267,8 +267,11 @@ def check(file: Path) -> None:
     elif verdict.accepted:
         assert verdict.figures is not None
         figures = verdict.figures
-        loops = ", and more as its loops run on" if figures["unbounded"] else ""
-        click.echo(f"accepted: {figures['operations']} operations, {figures['flop']} FLOP{loops}")
+        stepped = verdict.manifest is not None and verdict.manifest.steps is not None
+        flop = f"{figures['flop']} FLOP" + (" a step" if stepped else "")
+        if figures["unbounded"]:
+            flop += ", and more as its loops run on: receipts state none"
+        click.echo(f"accepted: {figures['operations']} operations, {flop}")
     else:
         click.echo(f"refused: {verdict.reason}: {verdict.text}")
     if code:

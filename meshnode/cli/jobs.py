@@ -71,6 +71,9 @@ def jobs(home: Path) -> None:
 def show(job_id: str, home: Path) -> None:
     """Show one job: its attempts, the cars that ran them, and why it waits.
 
+    Of a long job also from which step each attempt went on, and the newest step of each unit whose
+    state this node has: should the car go, another one goes on from there.
+
     JOB is the job's id or its first characters.
     """
     with connected(home) as mesh:
@@ -86,27 +89,32 @@ def show(job_id: str, home: Path) -> None:
         f"state     {job['state']}  {job['text'] if job['state'] != 'done' else ''}".rstrip()
     )
     click.echo(f"units     {job['done']} of {job['units']}")
+    for kept in job.get("checkpoints") or []:
+        click.echo(f"kept      unit {kept['unit']}: step {kept['step']} of {job['steps']}")
     for reason in why:
         click.echo(f"why       {reason['text']} ({reason['count']} times)")
     attempts = job.get("attempts") or []
     if attempts:
         click.echo("")
-        headers = ("TASK", "UNITS", "ATTEMPT", "CAR", "STATE", "DONE", "REASON")
-        frame.put_table(headers, [_attempt(attempt) for attempt in attempts])
+        stepped = job["steps"] is not None
+        began = ("FROM STEP",) if stepped else ()
+        headers = ("TASK", "UNITS", "ATTEMPT", "CAR", "STATE", *began, "DONE", "REASON")
+        frame.put_table(headers, [_attempt(attempt, stepped) for attempt in attempts])
 
 
 def _whole(job: dict[str, Any]) -> dict[str, Any]:
-    names = ("tasks", "attempts", "refusals", "waits_for", "accepted")
+    names = ("tasks", "attempts", "refusals", "waits_for", "accepted", "steps", "checkpoints")
     return {name: job.get(name) for name in names}
 
 
-def _attempt(attempt: dict[str, Any]) -> tuple[object, ...]:
+def _attempt(attempt: dict[str, Any], stepped: bool) -> tuple[object, ...]:
     reason = attempt["reason"]["text"] if attempt["reason"]["code"] else ""
     last = attempt["first"] + attempt["count"] - 1
     car = frame.ident(attempt["peer"])[-8:]
     task = attempt["task"].hex()[:8]
     number, state, done = attempt["attempt"], attempt["state"], attempt["done"]
-    return task, f"{attempt['first']}-{last}", number, car, state, done, reason
+    began = (attempt["from_step"],) if stepped else ()
+    return task, f"{attempt['first']}-{last}", number, car, state, *began, done, reason
 
 
 @click.command(epilog="Example: mesh logs 3f2a --follow")

@@ -1,8 +1,8 @@
 """The submitter's Python API over the control socket of one's own node.
 
 `connect(home)` gives a blocking `Mesh`; `meshnode.client.aio.connect` the trio-native twin;
-`meshnode.client.background.connect_or_start` starts a submitter node where none runs. Importing
-this package loads numpy and neither trio, libp2p nor jax.
+`connect_or_start` of `meshnode.client.background` and of `aio` start a submitter node where none
+runs. Importing this package loads numpy and neither trio, libp2p nor jax.
 """
 
 from __future__ import annotations

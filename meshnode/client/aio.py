@@ -1,32 +1,33 @@
 """The trio-native twin of `blocking`: the same requests, awaited.
 
     async with connect(home) as mesh:
+        job = await mesh.map(fn, rows)                   # an `AsyncJob`
+        async for row in job: ...                        # in order, as they come
         job_id = await mesh.submit_kernel(kernel, prepared)
         async for notice in mesh.watch(job_id): ...
         arrays = await mesh.result(job_id)
 
-Cancelling a waiting request tells the node to forget it; the job of a cancelled `call` is cancelled
-with it, a submitted job goes on. Input arrays are handed over inline or as files, as in `blocking`.
+Method by method as there, without their `timeout_s`: trio has scopes for that. Cancelling a waiting
+request tells the node to forget it; the job of a cancelled `call` is cancelled with it, a submitted
+job goes on. Tracing, preparing inputs and files are work for a thread; the loop goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import trio
 
 from jaxkernels import host
+from jaxkernels.models import Model
 from jaxkernels.spec import KernelInfo
-from meshnode.errors import LocalProtocolError, LocalResource, MeshError, Unreachable, UsageError
+from meshnode.errors import LocalProtocolError, LocalResource, MeshError, Unreachable
 from meshnode.node.failures import error_of_answer, error_of_reason
-from meshnode.node.home import socket_path
+from meshnode.node.home import home_path, socket_path
 from meshnode.node.wire import (
     CONTROL_VERSION,
     INLINE_RESULT_BYTES_MAX,
@@ -38,9 +39,23 @@ from meshnode.node.wire import (
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
+from .background import connect_or_start as connect_or_start_blocking
 from .blocking import NOTICES_MAX
-from .job import Notice
-from .orders import Array, Note, Terms, finish, inline_args, make_order, split_outputs
+from .files import read_outputs, remove, write_input
+from .job import ENDED, Notice, Rows, find
+from .orders import (
+    Array,
+    Note,
+    Terms,
+    check_kernel,
+    finish,
+    inline_args,
+    make_order,
+    plain_bytes,
+    prepare,
+    split_outputs,
+)
+from .programs import Arguments, Exports, Foreign, foreign_order
 
 CONNECT_S: Final = 5.0
 _RECEIVE_BYTES: Final = 1 << 18
@@ -58,6 +73,10 @@ class AsyncMesh:
         self._sending = trio.Lock()
         self._waiting: dict[int, trio.MemorySendChannel[Message]] = {}
         self._gone: MeshError | None = None
+        self._exports = Exports()
+        self._tracing = trio.CapacityLimiter(1)  # in Python: two threads would not be faster
+
+    # ---- about the node
 
     async def hello(self) -> Message:
         return await self._ask("hello", version=CONTROL_VERSION)
@@ -76,19 +95,93 @@ class AsyncMesh:
     async def shutdown(self) -> None:
         await self._ask("shutdown")
 
+    # ---- jobs
+
+    async def prepare(
+        self,
+        kernel: str,
+        inputs: Any,
+        options: dict[str, Any] | None = None,
+        model: Model | None = None,
+    ) -> host.Prepared:
+        """A person's input -> units of the kernel's fixed shape. UsageError if it does not fit."""
+        return await trio.to_thread.run_sync(prepare, kernel, inputs, options, model)
+
     async def submit_kernel(
-        self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
+        self,
+        kernel: KernelInfo,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+        args: dict[int, BlobRef] | None = None,
     ) -> bytes:
-        order = await self._order(kernel, prepared, terms or Terms())
-        job_id: bytes = (await self._ask("submit", order=order_fields(order)))["job_id"]
-        return job_id
+        """Hand a job to the node; its id (16 bytes). Returns once the node owns the job.
+
+        `args` has references of arguments that are blobs in the node's store already.
+        """
+        order = await self._order(kernel, prepared, terms or Terms(), args or {})
+        return await self._submit(order)
+
+    async def submit_job(
+        self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
+    ) -> AsyncJob:
+        """As `submit_kernel`, with a handle."""
+        return AsyncJob(self, await self.submit_kernel(kernel, prepared, terms=terms))
+
+    # ---- functions and bundles
+
+    async def submit(
+        self, function: Callable[..., Any] | Foreign, *args: Any, terms: Terms | None = None
+    ) -> AsyncJob:
+        """Run a JAX function once on a car: `await (await mesh.submit(fn, x)).result()`.
+
+        The function is exported in a thread here, under jax's process-wide settings, and validated
+        there; its arguments are arrays. Also for a bundle: `mesh.submit(Foreign.of_bundle(path),
+        x)`. The result has no unit axis. ArtifactRefused for what cars would not run.
+        """
+        return await self._submit_function(function, Arguments.of_one(args), terms)
+
+    async def map(
+        self,
+        function: Callable[..., Any] | Foreign,
+        *stacked: Any,
+        constants: Sequence[Any] = (),
+        terms: Terms | None = None,
+    ) -> AsyncJob:
+        """Run a JAX function for each row of the arrays: `async for row in await mesh.map(fn, xs)`.
+
+        `constants` come after the rows, the same for every unit; cars fetch them once. Errors as
+        of `submit`; UsageError for arrays that have no rows.
+        """
+        return await self._submit_function(function, Arguments.of_rows(stacked, constants), terms)
+
+    async def submit_foreign(
+        self, foreign: Foreign, prepared: host.Prepared, *, terms: Terms | None = None
+    ) -> AsyncJob:
+        """Hand over a job of a program that is not of the release."""
+        order = await self._foreign_order(foreign, prepared, terms or Terms())
+        return AsyncJob(self, await self._submit(order), order.outs, order.units)
+
+    # ---- one call
 
     async def call(
         self, kernel: KernelInfo, prepared: host.Prepared, *, terms: Terms | None = None
     ) -> list[Array]:
-        order = await self._order(kernel, prepared, terms or Terms(durable=False))
-        answer = await self._ask("call", order=order_fields(order))
-        return split_outputs(await _outputs(answer), order.outs, order.units)
+        """Submit, wait, results: one round trip to the node, nothing written to disk.
+
+        For work where latency counts; it is lost if the node dies. Arrays as `result` gives them.
+        """
+        return await self._call(
+            await self._order(kernel, prepared, terms or Terms(durable=False), {})
+        )
+
+    async def call_foreign(
+        self, foreign: Foreign, prepared: host.Prepared, *, terms: Terms | None = None
+    ) -> list[Array]:
+        """As `call`, for a program that is not of the release."""
+        return await self._call(
+            await self._foreign_order(foreign, prepared, terms or Terms(durable=False))
+        )
 
     async def jobs(self) -> list[Message]:
         answer: list[Message] = (await self._ask("jobs"))["jobs"]
@@ -105,6 +198,10 @@ class AsyncMesh:
     async def logs(self, job_id: bytes) -> list[Notice]:
         answer = await self._ask("logs", job_id=job_id)
         return [Notice.of(plain) for plain in answer["notices"]]
+
+    async def find(self, prefix: str) -> bytes:
+        """The id of the one job whose id in hex starts so; UsageError if none or several do."""
+        return find(await self.jobs(), prefix)
 
     async def watch(self, job_id: bytes, *, outputs: bool = False) -> AsyncGenerator[Notice, None]:
         async with self._request("watch", job_id=job_id, outputs=outputs) as answers:
@@ -129,40 +226,78 @@ class AsyncMesh:
         await self._ask("cancel", job_id=job_id)
 
     async def put(self, array: Array) -> BlobRef:
-        plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        content = plain.reshape(-1).view(np.uint8)
-        if content.nbytes <= INLINE_RESULT_BYTES_MAX:
-            answer = await self._ask("put_bytes", bytes=content.tobytes())
-            return BlobRef(Digest(answer["blob_id"]), answer["size"])
-        path = self.home / "tmp" / f"in-{os.getpid()}-a{next(self._ids)}"
-        try:
-            await trio.to_thread.run_sync(path.write_bytes, content.data)
-        except OSError as error:
-            raise LocalResource(f"cannot write {path}: {error.strerror}") from None
-        try:
-            return await self.put_path(path)
-        finally:
-            _remove(path)
+        """Store an array as a blob of raw little-endian C-order bytes."""
+        return await self._put(plain_bytes(array))
 
     async def put_path(self, path: Path) -> BlobRef:
-        if not path.is_absolute():
-            raise UsageError(f"{path} is not an absolute path")
-        answer = await self._ask("put_path", path=str(path))
+        """Store a file's bytes as a blob; the file stays where it is."""
+        answer = await self._ask("put_path", path=_absolute(path))
         return BlobRef(Digest(answer["blob_id"]), answer["size"])
 
     # ---- inside
 
-    async def _order(self, kernel: KernelInfo, prepared: host.Prepared, terms: Terms) -> JobOrder:
-        if kernel.spec != prepared.kernel:
-            raise UsageError(f"the input was prepared for {prepared.kernel}, not {kernel.spec}")
+    async def _submit_function(
+        self, function: Callable[..., Any] | Foreign, given: Arguments, terms: Terms | None
+    ) -> AsyncJob:
+        foreign = self._exports.known(function, given.specs)
+        if foreign is None:
+            foreign = await self._traced(function, given)
+        return await self.submit_foreign(foreign, given.prepare(foreign), terms=terms)
+
+    async def _traced(self, function: Callable[..., Any] | Foreign, given: Arguments) -> Foreign:
+        """In a thread, which a cancelled caller leaves behind: nothing stops a trace, and the next
+        call may use it."""
+        left: dict[str, Any] = {"abandon_on_cancel": True}  # trio-typing's stubs know it not yet
+        return await trio.to_thread.run_sync(
+            self._exports.of, function, given.specs, limiter=self._tracing, **left
+        )
+
+    async def _submit(self, order: JobOrder) -> bytes:
+        job_id: bytes = (await self._ask("submit", order=order_fields(order)))["job_id"]
+        return job_id
+
+    async def _call(self, order: JobOrder) -> list[Array]:
+        answer = await self._ask("call", order=order_fields(order))
+        return split_outputs(await _outputs(answer), order.outs, order.units)
+
+    async def _order(
+        self,
+        kernel: KernelInfo,
+        prepared: host.Prepared,
+        terms: Terms,
+        known: dict[int, BlobRef],
+    ) -> JobOrder:
+        check_kernel(kernel, prepared)
+        note = Note.now(prepared, terms)
+        return make_order(prepared, await self._blobs_of(prepared, known), terms, note)
+
+    async def _foreign_order(
+        self, foreign: Foreign, prepared: host.Prepared, terms: Terms
+    ) -> JobOrder:
+        code = await self._put(memoryview(foreign.content))
+        return foreign_order(foreign, prepared, code, await self._blobs_of(prepared, {}), terms)
+
+    async def _blobs_of(
+        self, prepared: host.Prepared, known: dict[int, BlobRef]
+    ) -> dict[int, BlobRef]:
+        """References of the arguments that do not travel in frames; stored where they are not."""
         inline = inline_args(prepared)
-        blobs: dict[int, BlobRef] = {}
+        blobs = dict(known)
         for number, arg in enumerate(prepared.args):
-            if number not in inline:
+            if number not in inline and number not in blobs:
                 put = self.put_path(arg.path) if arg.path else self.put(arg.array)
                 blobs[number] = await put
-        note = Note(kernel.spec, dict(prepared.context), terms.label, time.time_ns() // 1_000_000)
-        return make_order(prepared, blobs, terms, note)
+        return blobs
+
+    async def _put(self, content: memoryview) -> BlobRef:
+        if content.nbytes <= INLINE_RESULT_BYTES_MAX:
+            answer = await self._ask("put_bytes", bytes=bytes(content))
+            return BlobRef(Digest(answer["blob_id"]), answer["size"])
+        path = await trio.to_thread.run_sync(write_input, self.home, content)
+        try:
+            return await self.put_path(path)
+        finally:
+            remove(path)
 
     async def _result(self, job_id: bytes) -> tuple[list[Array], Note]:
         answer = await self._ask("result", job_id=job_id)
@@ -242,6 +377,69 @@ class AsyncMesh:
             del self._waiting[message["id"]]
 
 
+class AsyncJob:
+    """A job of the node: `blocking`'s `Job`, awaited. It goes on without its handle."""
+
+    def __init__(
+        self, mesh: AsyncMesh, job_id: bytes, outs: tuple[ArraySpec, ...] = (), units: int = 0
+    ) -> None:
+        self.mesh = mesh
+        self.job_id = job_id
+        self._outs = outs  # known to whoever submitted it, for iterating over its units
+        self._units = units
+
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
+        """Each unit's result, in order, as soon as it and all before it are here."""
+        rows = Rows(self._outs, self._units)
+        async with aclosing(self.watch(outputs=True)) as notices:
+            async for notice in notices:
+                for row in rows.of(notice):
+                    yield row
+        for row in rows.rest(await self.arrays()):  # which also raises what went wrong
+            yield row
+
+    async def state(self) -> str:
+        """running | done | failed | cancelled"""
+        state: str = (await self.mesh.show(self.job_id))["state"]
+        return state
+
+    async def done(self) -> bool:
+        return await self.state() in ENDED
+
+    async def running(self) -> bool:
+        return not await self.done()
+
+    async def cancelled(self) -> bool:
+        return await self.state() == "cancelled"
+
+    async def cancel(self) -> bool:
+        """True if the job ended by this."""
+        await self.mesh.cancel(self.job_id)
+        return await self.cancelled()
+
+    def watch(self, *, outputs: bool = False) -> AsyncGenerator[Notice, None]:
+        return self.mesh.watch(self.job_id, outputs=outputs)
+
+    async def explain(self) -> list[Message]:
+        return await self.mesh.explain(self.job_id)
+
+    async def arrays(self) -> list[Array]:
+        """One array [units, *shape] per output."""
+        return await self.mesh.result(self.job_id)
+
+    async def result(self) -> Any:
+        """As the kernel's host side presents it."""
+        return await self.mesh.finish(self.job_id)
+
+    async def exception(self) -> MeshError | None:
+        """None if the job is done well. Waits for its end."""
+        answer = await self.mesh.wait(self.job_id)
+        return None if answer["state"] == "done" else error_of_reason(answer["reason"])
+
+    def __repr__(self) -> str:
+        return f"<AsyncJob {self.job_id.hex()[:8]}>"
+
+
 @asynccontextmanager
 async def connect(home: Path) -> AsyncIterator[AsyncMesh]:
     """Connect to the node that runs on this home; Unreachable if none does."""
@@ -253,7 +451,7 @@ async def connect(home: Path) -> AsyncIterator[AsyncMesh]:
         raise Unreachable(
             f"no node runs on {home} ({why}); start one with `meshnode run`"
         ) from None
-    failure: MeshError | None = None
+    failure: Exception | None = None
     async with stream, trio.open_nursery() as nursery:
         mesh = AsyncMesh(stream, home)
         nursery.start_soon(mesh.read)
@@ -264,22 +462,38 @@ async def connect(home: Path) -> AsyncIterator[AsyncMesh]:
                     f"the node speaks control version {version}, this program {CONTROL_VERSION}"
                 )
             yield mesh
-        except MeshError as error:
-            failure = error  # out of the nursery, which would wrap it
+        except Exception as error:  # noqa: BLE001 - out of the nursery, which would wrap it
+            failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
 
-async def _outputs(answer: Message) -> Any:
-    path = answer.get("path")
-    if path is None:
-        return answer["outputs"]
-    try:
-        return await trio.to_thread.run_sync(lambda: np.fromfile(path, dtype=np.uint8))
-    finally:
-        _remove(Path(path))
+@asynccontextmanager
+async def connect_or_start(
+    home: Path | None = None, *, join: tuple[str, ...] = ()
+) -> AsyncIterator[AsyncMesh]:
+    """As `meshnode.connect`: a submitter node is started in the background where none runs.
+
+    `home` as `mesh --home` has it. Raises Unreachable, or UsageError for a home that `mesh init`
+    has not made.
+    """
+    chosen = home_path() if home is None else home
+
+    def start() -> None:
+        mesh, _ = connect_or_start_blocking(chosen, join=join)
+        mesh.close()
+
+    await trio.to_thread.run_sync(start)
+    async with connect(chosen) as mesh:
+        yield mesh
 
 
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+async def _outputs(answer: Message) -> bytes | Array:
+    if answer.get("path") is None:
+        return read_outputs(answer)
+    return await trio.to_thread.run_sync(read_outputs, answer)
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())

@@ -17,21 +17,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import os
 import queue
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
-
 from jaxkernels import host
-from jaxkernels.errors import KernelError
 from jaxkernels.models import Model
 from jaxkernels.spec import KernelInfo
 from meshnode.errors import (
@@ -40,7 +34,6 @@ from meshnode.errors import (
     MeshError,
     TimedOut,
     Unreachable,
-    UsageError,
 )
 from meshnode.node.failures import error_of_answer, error_of_reason
 from meshnode.node.home import socket_path
@@ -55,20 +48,21 @@ from meshnode.node.wire import (
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
-from .job import Job, Notice
+from .files import read_outputs, remove, write_input
+from .job import Job, Notice, find
 from .orders import (
     Array,
     Note,
-    Program,
     Terms,
+    check_kernel,
     finish,
     inline_args,
     make_order,
-    of_kernel_error,
+    plain_bytes,
+    prepare,
     split_outputs,
 )
-from .programs import Foreign, spec_of
-from .programs import prepare as prepare_foreign
+from .programs import Arguments, Exports, Foreign, foreign_order
 
 ANSWER_S: Final = 30.0
 """How long an ordinary request may take; putting blobs and waiting for jobs have their own."""
@@ -76,9 +70,6 @@ PUT_S: Final = 600.0
 NOTICES_MAX: Final = 65_536
 """Notices of one watch that wait for their reader; more end the watch with an error."""
 _RECEIVE_BYTES: Final = 1 << 18
-
-
-PROGRAMS_KEPT_MAX: Final = 64
 
 
 class _Stream:
@@ -99,7 +90,7 @@ class Mesh:
         self._waiting: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._streams: dict[int, _Stream] = {}
         self._gone: MeshError | None = None
-        self._programs: dict[Any, Foreign] = {}
+        self._exports = Exports()
         self._reader = threading.Thread(target=self._read, name="mesh-reader", daemon=True)
         self._reader.start()
 
@@ -156,10 +147,7 @@ class Mesh:
         model: Model | None = None,
     ) -> host.Prepared:
         """A person's input -> units of the kernel's fixed shape. UsageError if it does not fit."""
-        try:
-            return host.prepare(kernel, inputs, options, model)
-        except KernelError as error:
-            raise of_kernel_error(error) from error
+        return prepare(kernel, inputs, options, model)
 
     def submit_kernel(
         self,
@@ -196,9 +184,7 @@ class Mesh:
         The function is exported here and validated there; its arguments are arrays. Also for a
         bundle: `mesh.submit(Foreign.of_bundle(path), x)`. The result has no unit axis.
         """
-        arrays = [np.asarray(arg) for arg in args]
-        specs = [(True, spec_of(array, mapped=False)) for array in arrays]
-        return self._submit(function, specs, arrays, terms, single=True)
+        return self._submit(function, Arguments.of_one(args), terms)
 
     def map(
         self,
@@ -212,26 +198,13 @@ class Mesh:
         `constants` come after the rows, the same for every unit; cars fetch them once. Iterating
         over the job gives the rows' results in order, as they come.
         """
-        rows = [np.asarray(array) for array in stacked]
-        fixed = [np.asarray(array) for array in constants]
-        if not rows or any(array.ndim == 0 for array in rows):
-            raise UsageError("map takes arrays with one row for each unit; see submit for one unit")
-        specs = [(True, spec_of(array, mapped=True)) for array in rows]
-        specs += [(False, spec_of(array, mapped=False)) for array in fixed]
-        return self._submit(function, specs, [*rows, *fixed], terms, single=False)
+        return self._submit(function, Arguments.of_rows(stacked, constants), terms)
 
     def _submit(
-        self,
-        function: Callable[..., Any] | Foreign,
-        specs: list[tuple[bool, ArraySpec]],
-        arrays: list[Array],
-        terms: Terms | None,
-        *,
-        single: bool,
+        self, function: Callable[..., Any] | Foreign, given: Arguments, terms: Terms | None
     ) -> Job:
-        foreign = function if isinstance(function, Foreign) else self._exported(function, specs)
-        prepared = prepare_foreign(foreign, arrays, single=single)
-        return self.submit_foreign(foreign, prepared, terms=terms)
+        foreign = self._exports.of(function, given.specs)
+        return self.submit_foreign(foreign, given.prepare(foreign), terms=terms)
 
     def submit_foreign(
         self, foreign: Foreign, prepared: host.Prepared, *, terms: Terms | None = None
@@ -252,38 +225,11 @@ class Mesh:
         """As `call`, for a program that is not of the release."""
         order = self._foreign_order(foreign, prepared, terms or Terms(durable=False))
         answer = self._ask("call", order=order_fields(order), timeout_s=timeout_s or _forever())
-        return split_outputs(self._outputs(answer), order.outs, order.units)
-
-    def _exported(
-        self, function: Callable[..., Any], specs: list[tuple[bool, ArraySpec]]
-    ) -> Foreign:
-        """Tracing takes a good part of a second: once for each function and shape."""
-        key = (function, tuple(specs))
-        known = self._programs.get(key)
-        if known is None:
-            known = self._programs[key] = Foreign.of_function(function, specs)
-            if len(self._programs) > PROGRAMS_KEPT_MAX:
-                del self._programs[next(iter(self._programs))]
-        return known
+        return split_outputs(read_outputs(answer), order.outs, order.units)
 
     def _foreign_order(self, foreign: Foreign, prepared: host.Prepared, terms: Terms) -> JobOrder:
-        program = Program(
-            foreign.name,
-            foreign.artifact,
-            foreign.outs,
-            code=self._put(memoryview(foreign.content)),
-            stepped=foreign.stepped,
-            steps=(terms.steps or foreign.steps) if foreign.stepped else 0,
-        )
-        if terms.steps and not foreign.stepped:
-            raise UsageError(f"{foreign.name} has no steps")
-        terms = replace(
-            terms,
-            wall_s_max=terms.wall_s_max or foreign.wall_s_max,
-            memory_mb_max=foreign.memory_mb_max or terms.memory_mb_max,
-        )
-        note = Note(foreign.name, dict(prepared.context), terms.label, _unix_ms())
-        return make_order(prepared, self._blobs_of(prepared, {}), terms, note, program)
+        code = self._put(memoryview(foreign.content))
+        return foreign_order(foreign, prepared, code, self._blobs_of(prepared, {}), terms)
 
     # ---- one call
 
@@ -302,12 +248,11 @@ class Mesh:
         terms = terms or Terms(durable=False)
         order = self._order(kernel, prepared, terms, {})
         answer = self._ask("call", order=order_fields(order), timeout_s=timeout_s or _forever())
-        return split_outputs(self._outputs(answer), order.outs, order.units)
+        return split_outputs(read_outputs(answer), order.outs, order.units)
 
     def put(self, array: Array) -> BlobRef:
         """Store an array as a blob of raw little-endian C-order bytes."""
-        plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        return self._put(plain.reshape(-1).view(np.uint8).data)
+        return self._put(plain_bytes(array))
 
     def put_path(self, path: Path) -> BlobRef:
         """Store a file's bytes as a blob; the file stays where it is."""
@@ -337,13 +282,7 @@ class Mesh:
 
     def find(self, prefix: str) -> bytes:
         """The id of the one job whose id in hex starts so; UsageError if none or several do."""
-        prefix = prefix.lower()
-        found = [job["job_id"] for job in self.jobs() if job["job_id"].hex().startswith(prefix)]
-        if len(found) != 1 or not prefix:
-            many = "no job" if not found else f"{len(found)} jobs"
-            raise UsageError(f"{many} of this node begin with {prefix!r}; see `mesh jobs`")
-        job_id: bytes = found[0]
-        return job_id
+        return find(self.jobs(), prefix)
 
     def watch(self, job_id: bytes, *, outputs: bool = False) -> Iterator[Notice]:
         """What happens to a job from now on, after its present state; ends when the job has."""
@@ -390,9 +329,8 @@ class Mesh:
         terms: Terms,
         known: dict[int, BlobRef],
     ) -> JobOrder:
-        if kernel.spec != prepared.kernel:
-            raise UsageError(f"the input was prepared for {prepared.kernel}, not {kernel.spec}")
-        note = Note(kernel.spec, dict(prepared.context), terms.label, _unix_ms())
+        check_kernel(kernel, prepared)
+        note = Note.now(prepared, terms)
         return make_order(prepared, self._blobs_of(prepared, known), terms, note)
 
     def _blobs_of(self, prepared: host.Prepared, known: dict[int, BlobRef]) -> dict[int, BlobRef]:
@@ -408,41 +346,20 @@ class Mesh:
         if content.nbytes <= INLINE_RESULT_BYTES_MAX:
             answer = self._ask("put_bytes", bytes=bytes(content), timeout_s=PUT_S)
         else:
-            path = self._tmp_file(content)
+            path = write_input(self.home, content)
             try:
                 answer = self._ask("put_path", path=str(path), timeout_s=PUT_S)
             finally:
-                path.unlink(missing_ok=True)
+                remove(path)
         return BlobRef(Digest(answer["blob_id"]), answer["size"])
-
-    def _tmp_file(self, content: memoryview) -> Path:
-        folder = self.home / "tmp"
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            path = folder / f"in-{os.getpid()}-{next(self._ids)}"
-            path.write_bytes(content)
-        except OSError as error:
-            raise LocalResource(f"cannot write into {folder}: {error.strerror}") from None
-        return path
 
     def _result(self, job_id: bytes, timeout_s: float | None) -> tuple[list[Array], Note]:
         answer = self._ask("result", job_id=job_id, timeout_s=timeout_s or _forever())
         if answer["state"] != "done":
             raise error_of_reason(answer["reason"], answer.get("text", ""))
         outs = [ArraySpec(dtype, tuple(shape)) for dtype, shape in answer["outs"]]
-        arrays = split_outputs(self._outputs(answer), outs, answer["units"])
+        arrays = split_outputs(read_outputs(answer), outs, answer["units"])
         return arrays, Note.unpack(answer["request"])
-
-    def _outputs(self, answer: dict[str, Any]) -> Any:
-        """The packed outputs: inline, or the content of a file that becomes ours."""
-        path = answer.get("path")
-        if path is None:
-            return answer["outputs"]
-        try:
-            content = np.fromfile(path, dtype=np.uint8)
-        finally:
-            Path(path).unlink(missing_ok=True)
-        return content
 
     # ---- inside: the connection
 
@@ -571,10 +488,6 @@ def connect(home: Path, *, timeout_s: float = 5.0) -> Mesh:
         mesh.close()
         raise
     return mesh
-
-
-def _unix_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _forever() -> float:

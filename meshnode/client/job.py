@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.errors import MeshError, UsageError
 from meshnode.node.failures import error_of_reason
-from meshnode.protocol.job import array_bytes
-from meshnode.protocol.types import ArraySpec
+from meshnode.protocol.types import ArraySpec, array_bytes
 
 from .orders import Array, split_outputs
 
@@ -44,6 +43,41 @@ class Notice:
         return cls(str(plain["kind"]), dict(plain["fields"]), int(plain.get("unix_ms", 0)))
 
 
+class Rows:
+    """Units as they come, in any order -> each unit's result, in order."""
+
+    def __init__(self, outs: tuple[ArraySpec, ...], units: int) -> None:
+        if not units:
+            raise UsageError("only a job that was submitted here can be iterated over")
+        self._outs = outs
+        self._units = units
+        self._size = sum(map(array_bytes, outs))
+        self._early: dict[int, bytes] = {}
+        self._at = 0
+
+    def of(self, notice: Notice) -> Iterator[Any]:
+        """Of a watch with outputs: the results that nothing before them keeps back any more."""
+        if notice.kind != "units":
+            return
+        first, outputs = notice.fields["first"], notice.fields["outputs"]
+        for index in range(notice.fields["count"]):
+            self._early[first + index] = outputs[index * self._size : (index + 1) * self._size]
+        while self._at in self._early:
+            row = self._row(split_outputs(self._early.pop(self._at), self._outs, 1))
+            self._at += 1
+            yield row
+
+    def rest(self, arrays: list[Array]) -> Iterator[Any]:
+        """What came before the watch did, out of the whole result."""
+        for unit in range(self._at, self._units):
+            yield self._row([array[unit : unit + 1] for array in arrays])
+
+    @staticmethod
+    def _row(arrays: list[Array]) -> Any:
+        row = [array[0] for array in arrays]
+        return row[0] if len(row) == 1 else tuple(row)
+
+
 class Job:
     """A job of the node, in the shape of a concurrent.futures.Future."""
 
@@ -57,28 +91,10 @@ class Job:
 
     def __iter__(self) -> Iterator[Any]:
         """Each unit's result, in order, as soon as it and all before it are here."""
-        if not self._units:
-            raise UsageError("only a job that was submitted here can be iterated over")
-        size = sum(map(array_bytes, self._outs))
-        early: dict[int, bytes] = {}
-        at = 0
+        rows = Rows(self._outs, self._units)
         for notice in self.mesh.watch(self.job_id, outputs=True):
-            if notice.kind != "units":
-                continue
-            first, outputs = notice.fields["first"], notice.fields["outputs"]
-            for index in range(notice.fields["count"]):
-                early[first + index] = outputs[index * size : (index + 1) * size]
-            while at in early:
-                yield self._row(split_outputs(early.pop(at), self._outs, 1))
-                at += 1
-        arrays = self.arrays()  # also raises what went wrong
-        for unit in range(at, self._units):  # what came before the watch did
-            yield self._row([array[unit : unit + 1] for array in arrays])
-
-    @staticmethod
-    def _row(arrays: list[Array]) -> Any:
-        row = [array[0] for array in arrays]
-        return row[0] if len(row) == 1 else tuple(row)
+            yield from rows.of(notice)
+        yield from rows.rest(self.arrays())  # which also raises what went wrong
 
     def state(self) -> str:
         """running | done | failed | cancelled"""
@@ -120,6 +136,17 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.job_id.hex()[:8]}>"
+
+
+def find(jobs: Sequence[dict[str, Any]], prefix: str) -> bytes:
+    """The id of the one job whose id in hex starts so; UsageError if none or several do."""
+    prefix = prefix.lower()
+    found = [job["job_id"] for job in jobs if job["job_id"].hex().startswith(prefix)]
+    if len(found) != 1 or not prefix:
+        many = "no job" if not found else f"{len(found)} jobs"
+        raise UsageError(f"{many} of this node begin with {prefix!r}; see `mesh jobs`")
+    job_id: bytes = found[0]
+    return job_id
 
 
 def as_completed(jobs: Sequence[Job]) -> Iterator[Job]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -16,13 +17,14 @@ import numpy as np
 
 from jaxkernels import host, registry
 from jaxkernels.errors import KernelError
+from jaxkernels.models import Model
+from jaxkernels.spec import KernelInfo
 from meshnode import errors
 from meshnode.errors import LocalProtocolError, MeshError, UsageError
 from meshnode.node.owners import owner_of
 from meshnode.node.wire import NOTE_BYTES_MAX
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.events import JobOrder
-from meshnode.protocol.job import array_bytes
 from meshnode.protocol.types import (
     INLINE_BYTES_MAX,
     STEPS_MAX,
@@ -31,6 +33,7 @@ from meshnode.protocol.types import (
     Digest,
     Peer,
     Stepped,
+    array_bytes,
 )
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -77,6 +80,11 @@ class Note:
     label: str = ""
     submitted_unix_ms: int = 0
 
+    @staticmethod
+    def now(prepared: host.Prepared, terms: Terms) -> Note:
+        unix_ms = time.time_ns() // 1_000_000
+        return Note(prepared.kernel, dict(prepared.context), terms.label, unix_ms)
+
     def pack(self) -> bytes:
         fields = {
             "kernel": self.kernel,
@@ -104,6 +112,22 @@ class Note:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise LocalProtocolError(f"the note kept with the job is damaged: {error!r}") from None
+
+
+def prepare(
+    kernel: str, inputs: Any, options: dict[str, Any] | None = None, model: Model | None = None
+) -> host.Prepared:
+    """A person's input -> units of the kernel's fixed shape. UsageError if it does not fit."""
+    try:
+        return host.prepare(kernel, inputs, options, model)
+    except KernelError as error:
+        raise of_kernel_error(error) from error
+
+
+def check_kernel(kernel: KernelInfo, prepared: host.Prepared) -> None:
+    """UsageError if the input is another kernel's."""
+    if kernel.spec != prepared.kernel:
+        raise UsageError(f"the input was prepared for {prepared.kernel}, not {kernel.spec}")
 
 
 def inline_args(prepared: host.Prepared) -> frozenset[int]:
@@ -197,6 +221,20 @@ def make_order(
     )
 
 
+def dtype_of(spec: ArraySpec) -> np.dtype[Any]:
+    """As it lies on the wire: little-endian."""
+    if spec.dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401 - which numpy has bfloat16 from; a part of any jax
+
+    return np.dtype(spec.dtype).newbyteorder("<")
+
+
+def plain_bytes(array: Array) -> memoryview:
+    """Little-endian C-order bytes of an array: its own memory, where it lies so."""
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return plain.reshape(-1).view(np.uint8).data
+
+
 def split_outputs(packed: Any, outs: Sequence[ArraySpec], units: int) -> list[Array]:
     """Bytes of all units, each unit's outputs side by side -> one array [units, *shape] per output.
 
@@ -211,8 +249,7 @@ def split_outputs(packed: Any, outs: Sequence[ArraySpec], units: int) -> list[Ar
     offset = 0
     for out, size in zip(outs, sizes, strict=True):
         column = np.ascontiguousarray(rows[:, offset : offset + size])
-        dtype = np.dtype(out.dtype).newbyteorder("<")
-        arrays.append(column.view(dtype).reshape(units, *out.shape))
+        arrays.append(column.view(dtype_of(out)).reshape(units, *out.shape))
         offset += size
     return arrays
 

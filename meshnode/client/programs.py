@@ -2,7 +2,9 @@
 
     Foreign.of_function(fn, ...)  needs jax, in the user's own process
     Foreign.of_bundle(path)       reads a file; checks its signature and digest, loads no jax
-    prepare(foreign, arrays)      arrays -> units, as a kernel's host side does
+    Arguments                     what `submit` and `map` were given: arrays -> units
+    Exports                       functions exported before
+    foreign_order(...)            the order of a job, once code and blobs lie in the node's store
 
 The artifact's bytes go to cars as a blob; each car validates them in a sandbox before it runs them.
 """
@@ -10,8 +12,9 @@ The artifact's bytes go to cars as a blob; each car validates them in a sandbox 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +22,13 @@ import numpy as np
 
 from jaxkernels.host import Arg, Prepared
 from meshnode.errors import LocalResource, UsageError
-from meshnode.protocol.types import KERNEL_CHARS_MAX, ArraySpec, Digest, Stepped
+from meshnode.protocol.events import JobOrder
+from meshnode.protocol.types import KERNEL_CHARS_MAX, ArraySpec, BlobRef, Digest, Stepped
 
-from .orders import FOREIGN, Array
+from .orders import FOREIGN, Array, Note, Program, Terms, make_order
 
 UNITS_MAX: Final = 1 << 20
+EXPORTS_KEPT_MAX: Final = 64
 SINGLE: Final = "single"  # in the note of a job: one unit, whose outputs have no unit axis
 
 
@@ -91,6 +96,93 @@ class Foreign:
             manifest.unit_wall_ms_max / 1000,
             manifest.memory_mb_max,
         )
+
+
+class Exports:
+    """Functions exported before, by shape: tracing takes a good part of a second. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Foreign] = {}
+        self._lock = threading.Lock()
+
+    def known(
+        self, function: Callable[..., Any] | Foreign, specs: Sequence[tuple[bool, ArraySpec]]
+    ) -> Foreign | None:
+        """What needs no tracing."""
+        if isinstance(function, Foreign):
+            return function
+        return self._kept.get((function, tuple(specs)))
+
+    def of(
+        self, function: Callable[..., Any] | Foreign, specs: Sequence[tuple[bool, ArraySpec]]
+    ) -> Foreign:
+        """The program of a function; a Foreign is one already. Errors of `Foreign.of_function`."""
+        found = self.known(function, specs)
+        if found is not None:
+            return found
+        assert not isinstance(function, Foreign)
+        found = Foreign.of_function(function, specs)
+        with self._lock:
+            self._kept[function, tuple(specs)] = found
+            if len(self._kept) > EXPORTS_KEPT_MAX:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arrays of one `submit` or `map`, and what a function is to expect of them."""
+
+    specs: tuple[tuple[bool, ArraySpec], ...]  # mapped?, of one unit
+    arrays: tuple[Array, ...]
+    single: bool
+
+    @staticmethod
+    def of_one(args: Sequence[Any]) -> Arguments:
+        """One unit; its results get no unit axis."""
+        arrays = tuple(np.asarray(arg) for arg in args)
+        specs = tuple((True, spec_of(array, mapped=False)) for array in arrays)
+        return Arguments(specs, arrays, single=True)
+
+    @staticmethod
+    def of_rows(stacked: Sequence[Any], constants: Sequence[Any]) -> Arguments:
+        """A unit for each row; UsageError for what has none."""
+        rows = tuple(np.asarray(array) for array in stacked)
+        fixed = tuple(np.asarray(array) for array in constants)
+        if not rows or any(array.ndim == 0 for array in rows):
+            raise UsageError("map takes arrays with one row for each unit; see submit for one unit")
+        specs = [(True, spec_of(array, mapped=True)) for array in rows]
+        specs += [(False, spec_of(array, mapped=False)) for array in fixed]
+        return Arguments(tuple(specs), (*rows, *fixed), single=False)
+
+    def prepare(self, foreign: Foreign) -> Prepared:
+        return prepare(foreign, self.arrays, single=self.single)
+
+
+def foreign_order(
+    foreign: Foreign,
+    prepared: Prepared,
+    code: BlobRef,
+    blobs: dict[int, BlobRef],
+    terms: Terms,
+) -> JobOrder:
+    """The order; `code` and `blobs` refer to the artifact and to each argument not inline."""
+    if terms.steps and not foreign.stepped:
+        raise UsageError(f"{foreign.name} has no steps")
+    program = Program(
+        foreign.name,
+        foreign.artifact,
+        foreign.outs,
+        code=code,
+        stepped=foreign.stepped,
+        steps=(terms.steps or foreign.steps) if foreign.stepped else 0,
+    )
+    terms = replace(
+        terms,
+        wall_s_max=terms.wall_s_max or foreign.wall_s_max,
+        memory_mb_max=foreign.memory_mb_max or terms.memory_mb_max,
+    )
+    return make_order(prepared, blobs, terms, Note.now(prepared, terms), program)
 
 
 def spec_of(array: Array, *, mapped: bool) -> ArraySpec:

@@ -76,8 +76,8 @@ def check_sizes(spec: ExecSpec, memory_mb_max: int) -> None:
     try:
         unit_bytes = sum(wire.array_bytes(out) for out in spec.outs)
         memory_mb = memory_mb_least(spec)
-    except KeyError as error:
-        raise Refused(Reason.KERNEL_SPEC, f"dtype {error}") from None
+    except ValueError as error:
+        raise Refused(Reason.KERNEL_SPEC, str(error)) from None
     if not 1 <= unit_bytes <= wire.UNIT_BYTES_MAX:
         raise Refused(Reason.TOO_LARGE, f"{unit_bytes} bytes of output a unit")
     if memory_mb > min(spec.memory_mb_max, memory_mb_max):

@@ -33,8 +33,18 @@ class Figures(NamedTuple):
     """What compiling a program told."""
 
     compile_ms: int
-    flop_per_unit: int  # of a step, if stepped
+    flop_told: int  # as on the wire
     memory_mb: int
+
+    @property
+    def flop_per_unit(self) -> int:
+        """Of a step, if stepped; the least it can be, if it is not `counted`."""
+        return self.flop_told & ~wire.AT_LEAST
+
+    @property
+    def counted(self) -> bool:
+        """Every loop's length is known: the figure is what a receipt may state."""
+        return not self.flop_told & wire.AT_LEAST
 
 
 class Entry(NamedTuple):

@@ -38,6 +38,7 @@ class Passed(NamedTuple):
     unit_bytes: int  # all outputs of one unit
     inline_bytes: int  # of one unit
     flop_per_unit: int  # of a step, if stepped; 0: not known yet
+    counted: bool  # else loops whose length is data count once in it
     memory_mb: int  # least, until it is known
 
 
@@ -108,15 +109,18 @@ class Programs:
         if known := self._refused.get(program):
             raise Refused(*known)
         inline = [arg.spec for arg in spec.args if arg.mapped and not arg.blob]
-        flop, memory_mb = artifact.flop_per_unit, memory_mb_least(spec)
+        flop, counted, memory_mb = artifact.flop_per_unit, True, memory_mb_least(spec)
         if figures := self._figures.get(program):
-            flop, memory_mb = flop or figures.flop_per_unit, figures.memory_mb
+            memory_mb = figures.memory_mb
+            if not flop:
+                flop, counted = figures.flop_per_unit, figures.counted
             check_memory(memory_mb, self.memory_mb_max(spec))
         return Passed(
             program,
             sum(map(wire.array_bytes, spec.outs)),
             sum(map(wire.array_bytes, inline)),
             flop,
+            counted,
             memory_mb,
         )
 

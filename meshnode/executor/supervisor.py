@@ -105,7 +105,7 @@ class Executor:
         except Refused as refused:
             self._emit(ExecEnded(effect.exec_id, refused.reason, Meters(), refused.text))
             return
-        self._emit(Admitted(effect.exec_id, flop // 1000, passed.memory_mb))
+        self._emit(Admitted(effect.exec_id, flop // 1000, passed.memory_mb, passed.counted))
         if self._zygote.cold:
             self._nursery.start_soon(self._warm)
 

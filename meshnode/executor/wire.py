@@ -28,6 +28,8 @@ from meshnode.protocol.types import (
     ArraySpec,
     Stepped,
 )
+from meshnode.protocol.types import DTYPE_BYTES as DTYPE_BYTES
+from meshnode.protocol.types import array_bytes as array_bytes
 
 # ---- node -> worker
 LOAD: Final = 1
@@ -78,6 +80,7 @@ EXEC_BODY: Final = struct.Struct("!Q")  # of KEPT and STOP: exec_id
 READY_BODY: Final = struct.Struct(f"!I{ENVIRONMENT_BYTES}s")  # sandbox layers, environment
 EXECUTABLE_HEAD: Final = struct.Struct("!8s32sIQI")  # of a file: magic, SHA-256, figures
 FIGURES: Final = struct.Struct("!IQI")  # compile_ms, flop per unit, memory_mb
+AT_LEAST: Final = 1 << 63  # of that flop: loops whose length is data count once in it
 WANT_BODY: Final = LOOP_BODY
 UNITS_HEAD: Final = struct.Struct("!QQIIB")  # exec_id, first, units, device_ms, last
 UNITS_AREA_AT: Final = struct.Struct("!Q")  # behind UNITS_HEAD: first byte among the outputs
@@ -91,32 +94,9 @@ BODY_BYTES_MAX: Final = UNITS_HEAD.size + AREA_BYTES_LEAST
 COMPILED_BYTES_MAX: Final = FIGURES.size + EXECUTABLE_BYTES_MAX
 LOAD_BYTES_MAX: Final = ARTIFACT_BYTES_MAX + (64 << 10)
 
-DTYPE_BYTES: Final = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-}
-
 
 class WireError(Exception):
     """The other side broke the frame format."""
-
-
-def array_bytes(spec: ArraySpec) -> int:
-    """Size of one array, in Python ints so that no shape can overflow; KeyError: unknown dtype."""
-    size = DTYPE_BYTES[spec.dtype]
-    for length in spec.shape:
-        size *= length
-    return size
 
 
 # ------------------------------------------------------------------------------------- frames

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from meshnode.errors import LocalProtocolError, MeshError
 from meshnode.protocol.effects import Notice
 from meshnode.protocol.events import JobOrder
-from meshnode.protocol.job import array_bytes
+from meshnode.protocol.types import array_bytes
 
 from .bulletin import field_of, has_ended
 from .failures import error_of_reason

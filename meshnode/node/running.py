@@ -27,10 +27,10 @@ from meshnode.protocol.codec import digest
 from meshnode.protocol.effects import JobRecord, Notice
 from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Meet, Recall, Submit
 from meshnode.protocol.identity import peer_of_text
-from meshnode.protocol.job import JobState, array_bytes, make_spec, spec_bytes
+from meshnode.protocol.job import JobState, make_spec, spec_bytes
 from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import BlobRef, Digest, JobId, Peer
+from meshnode.protocol.types import BlobRef, Digest, JobId, Peer, array_bytes
 from meshnode.protocol.view import JobView, View
 from meshnode.vehicle.sim import SimVehicle
 
@@ -206,6 +206,7 @@ class RunningNode:
             "attempts": [],
             "refusals": [],
             "waits_for": None,
+            "checkpoints": [],
         }
 
     async def explain(self, job_id: JobId) -> list[dict[str, Any]]:

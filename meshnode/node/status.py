@@ -67,6 +67,7 @@ def job_of_view(job: JobView) -> dict[str, Any]:
         "units": job.units,
         "done": job.stored,
         "accepted": job.accepted,
+        "steps": job.steps,
         "submitted_unix_ms": note_of(job.request).get("submitted_unix_ms", 0),
     }
 
@@ -79,6 +80,7 @@ def shown_job(job: JobView) -> dict[str, Any]:
         "attempts": [plain(attempt) for attempt in job.attempts[-ATTEMPTS_SHOWN_MAX:]],
         "refusals": [{"reason": plain(reason), "count": count} for reason, count in job.refusals],
         "waits_for": plain(job.waits_for) if job.waits_for is not None else None,
+        "checkpoints": [plain(kept) for kept in job.checkpoints[-ATTEMPTS_SHOWN_MAX:]],
     }
 
 
@@ -140,7 +142,8 @@ def job_of_record(record: JobRecord) -> dict[str, Any]:
     try:
         order = order_of_record(record)
     except MeshError:  # written by another version: it is listed all the same
-        return {**shown, "kernel": "?", "label": "", "units": 0, "done": 0, "submitted_unix_ms": 0}
+        unknown = {"kernel": "?", "label": "", "units": 0, "done": 0, "submitted_unix_ms": 0}
+        return {**shown, **unknown, "steps": None}
     note = note_of(order.request)
     return {
         **shown,
@@ -148,6 +151,7 @@ def job_of_record(record: JobRecord) -> dict[str, Any]:
         "label": note.get("label", ""),
         "units": order.units,
         "done": order.units if record.state == JobState.DONE else None,
+        "steps": order.steps if order.stepped is not None else None,
         "submitted_unix_ms": note.get("submitted_unix_ms", 0),
     }
 

@@ -112,15 +112,16 @@ class Meters:
 
     device_ms: int = 0
     wall_ms: int = 0
-    kflop: int = 0
+    kflop: int = 0  # loops whose length is data count once
     energy_mwh: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     exec_id: int
-    kflop_per_unit: int
+    kflop_per_unit: int  # 0: not known
     memory_mb: int
+    counted: bool = True  # else loops whose length is data count once in it: no receipt states it
 
 
 @dataclass(frozen=True, slots=True)

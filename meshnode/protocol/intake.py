@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 
 from .attempt import Attempt
-from .job import Job, array_bytes
+from .job import Job
 from .messages import Part
 from .reasons import Reason
+from .types import array_bytes
 
 
 class Intake:

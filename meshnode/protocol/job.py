@@ -27,30 +27,15 @@ from .types import (
     ARTIFACT_BYTES_MAX,
     INLINE_BYTES_MAX,
     WATCH_BYTES_MAX,
-    ArraySpec,
     BlobRef,
     Digest,
     JobId,
     NetworkId,
     Peer,
     TaskId,
+    array_bytes,
 )
 
-DTYPE_BYTES = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "float32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float64": 8,
-}
 HISTORY_MAX = 4096  # attempts remembered for `mesh show`
 
 
@@ -59,16 +44,6 @@ class JobState(IntEnum):
     DONE = 1
     FAILED = 2
     CANCELLED = 3
-
-
-def array_bytes(spec: ArraySpec) -> int:
-    """Bytes of one array; ValueError for a dtype that the mesh does not carry."""
-    size = DTYPE_BYTES.get(spec.dtype)
-    if size is None:
-        raise ValueError(f"dtype {spec.dtype} is not one of {', '.join(DTYPE_BYTES)}")
-    for extent in spec.shape:
-        size *= extent
-    return size
 
 
 def make_spec(order: JobOrder, network: NetworkId, requester: Peer) -> JobSpec:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from ..errors import MeshError
 from .events import BudgetRead, WorkerClass, WorkerClasses
-from .job import array_bytes, check_steps, inline_size, state_bytes
+from .job import check_steps, inline_size, state_bytes
 from .objects import (
     T_CONSENT,
     T_POLICY,
@@ -32,6 +32,7 @@ from .types import (
     INLINE_BYTES_MAX,
     LEASE_UNITS_MAX,
     Digest,
+    array_bytes,
 )
 
 UNIT_MS_MAX = 256  # artifacts whose times are remembered

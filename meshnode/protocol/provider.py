@@ -26,7 +26,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
-from .job import array_bytes, inline_size, input_root, spec_bytes, task_digest
+from .job import inline_size, input_root, spec_bytes, task_digest
 from .lease import FETCH_MS_MAX, Granted, Stage, exec_spec, revived
 from .messages import (
     Assign,
@@ -58,6 +58,7 @@ from .types import (
     Peer,
     TaskId,
     UnitRun,
+    array_bytes,
 )
 
 HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
@@ -84,7 +85,8 @@ class Provider:
         self._by_fetch: dict[int, tuple[Granted, BlobRef, int, int]] = {}
         self._gone: OrderedDict[tuple[Peer, TaskId, int], Reason] = OrderedDict()
         self._admits: dict[int, Granted] = {}  # whose job the executor was asked about
-        self._admitted: OrderedDict[Digest, int] = OrderedDict()  # artifact -> kFLOP a unit
+        self._admitted: OrderedDict[Digest, tuple[int, bool]] = OrderedDict()
+        """Artifact -> kFLOP a unit, and whether that is all of it; 0 if not known yet."""
         self._chunks: OrderedDict[tuple[Digest, int], None] = OrderedDict()
 
     def _working(self) -> int:
@@ -216,7 +218,7 @@ class Provider:
         if job.artifact not in self._admitted:
             exec_id = self._out.mint()
             self._admits[exec_id] = granted
-            remember(self._admitted, job.artifact, 0, 1024)
+            remember(self._admitted, job.artifact, (0, True), 1024)
             self._out.add(Admit(exec_id, exec_spec(job, granted.job_digest, 1)))
 
     def _fetch(self, granted: Granted, ref: BlobRef, first: int, count: int) -> None:
@@ -309,7 +311,7 @@ class Provider:
         if asked is None:
             return
         artifact = asked.offer.job.artifact
-        remember(self._admitted, artifact, event.kflop_per_unit, 1024)
+        remember(self._admitted, artifact, (event.kflop_per_unit, event.counted), 1024)
         for granted in list(self.leases.values()):
             if granted.offer.job.artifact == artifact and granted.lease_id in self.leases:
                 reason, text = self._affords(granted.offer)
@@ -317,7 +319,8 @@ class Provider:
                     self._stop(granted, reason, 0, text)
 
     def _affords(self, offer: Offer) -> tuple[Reason, str]:
-        return self.owner.affords(offer, self._admitted.get(offer.job.artifact, 0))
+        kflop, _ = self._admitted.get(offer.job.artifact, (0, True))
+        return self.owner.affords(offer, kflop)
 
     def on_units(self, event: UnitsDone) -> None:
         granted = self._by_exec.get(event.exec_id)
@@ -427,10 +430,19 @@ class Provider:
         entered = self._agreements.by_channel.get(granted.offer.channel)
         if entered is None:
             return
-        kflop = self._admitted.get(granted.offer.job.artifact, 0)
+        watt_max = self.owner.budget.watt_max
         self.receipts.add(
-            granted, entered, consent.digest, policy.digest, kflop, self.owner.budget.watt_max
+            granted, entered, consent.digest, policy.digest, self._kflop(granted), watt_max
         )
+
+    def _kflop(self, granted: Granted) -> int:
+        """Of the units that stand in no receipt yet; 0 where loops run on as their data says."""
+        each, counted = self._admitted.get(granted.offer.job.artifact, (0, True))
+        if not counted:
+            return 0
+        # As counted by the run: one that went on from a checkpoint did a part of its unit.
+        by_run = granted.meters.kflop - granted.receipted_meters.kflop
+        return by_run if by_run > 0 else each * (granted.done - granted.receipted)
 
     # ---- talking to the requester
 

@@ -110,7 +110,7 @@ class ReceiptDesk:
         entered: InForce,
         consent: Digest,
         policy: Digest,
-        kflop_per_unit: int,
+        kflop: int,
         watt: int,
     ) -> None:
         """Units of the lease that stand in no receipt yet."""
@@ -126,8 +126,7 @@ class ReceiptDesk:
         measured = Measured(
             max(0, after.device_ms - before.device_ms),
             wall_ms,
-            # As counted by the run: one that went on from a checkpoint did a part of its unit.
-            max(0, after.kflop - before.kflop) or kflop_per_unit * count,
+            kflop,
             granted.bytes_in,
             granted.bytes_out,
             self._energy_mwh(before, after, watt),

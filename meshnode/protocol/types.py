@@ -86,7 +86,37 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
 
 
+DTYPE_BYTES: Final = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float64": 8,
+}
+"""All that the mesh carries; a worker and its node know the same ones."""
+
+
+def array_bytes(spec: ArraySpec) -> int:
+    """Bytes of one array, in Python ints so that no shape can overflow; ValueError for a dtype that
+    the mesh does not carry."""
+    size = DTYPE_BYTES.get(spec.dtype)
+    if size is None:
+        raise ValueError(f"dtype {spec.dtype} is not one of {', '.join(DTYPE_BYTES)}")
+    for extent in spec.shape:
+        size *= extent
+    return size
+
+
 STEPS_MAX: Final = (1 << 31) - 1  # of one unit: `n` is an int32
+STEP_COUNT: Final = ArraySpec("int32", ())  # that `n`, the last argument of a stepped program
 WATCH_BYTES_MAX: Final = 32 << 10  # watched arrays of a long job: they travel in one frame
 
 

@@ -57,6 +57,16 @@ class AttemptView:
     first: int
     count: int
     done: int
+    from_step: int  # of the checkpoint that it went on from; 0: it began at the beginning
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointView:
+    """The newest state of a unit that is here, and so outlives the car that computes it."""
+
+    task: bytes
+    unit: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,8 @@ class JobView:
     refusals: tuple[tuple[Reason, int], ...]
     waits_for: Reason | None
     request: bytes
+    steps: int | None  # of each unit; None: not a long job
+    checkpoints: tuple[CheckpointView, ...]  # of units that are not done yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +211,23 @@ def job_view(job: Job, waits: Reason | None) -> JobView:
                 past.attempt.first,
                 past.attempt.count,
                 past.attempt.next_unit - past.attempt.first,
+                past.attempt.from_step,
             )
             for past in job.history
         ),
         tuple(sorted((reason, count) for reason, count in job.refusals.items())),
         waits,
         job.order.request,
+        job.spec.steps.total if job.spec.steps is not None else None,
+        _checkpoints(job),
+    )
+
+
+def _checkpoints(job: Job) -> tuple[CheckpointView, ...]:
+    if job.spec.steps is None:
+        return ()
+    return tuple(
+        CheckpointView(task.task_id, task.first, task.step)
+        for task in job.tasks.values()
+        if task.step is not None
     )

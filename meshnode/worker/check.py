@@ -19,7 +19,7 @@ from ..protocol.codec import decode
 from ..protocol.objects import Manifest
 from ..protocol.reasons import Reason
 from ..protocol.rule import decode_map
-from ..protocol.types import ArraySpec
+from ..protocol.types import STEP_COUNT
 from . import confine
 from .header import Header
 from .profile import without_devices
@@ -35,7 +35,7 @@ def check_manifest(manifest: Manifest, header: Header) -> None:
     """ArtifactRefused unless the manifest says of the artifact what its own header says."""
     args = tuple(arg.spec for arg in manifest.args)
     if manifest.steps is not None:
-        args = (*args, ArraySpec("int32", ()))
+        args = (*args, STEP_COUNT)
     for what, ours, theirs in (
         ("arguments", args, header.args),
         ("results", manifest.outs, header.outs),
@@ -51,7 +51,8 @@ def check_manifest(manifest: Manifest, header: Header) -> None:
 def judge(content: bytes, *, builtin: bool, manifest: Manifest | None) -> dict[str, Any]:
     """The verdict on artifact bytes, as JSON values."""
     try:
-        found = validated(content, builtin=builtin)
+        stepped = manifest is not None and manifest.steps is not None
+        found = validated(content, builtin=builtin, stepped=stepped)
         if manifest is not None:
             check_manifest(manifest, found.header)
     except ArtifactRefused as refused:

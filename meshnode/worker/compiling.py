@@ -30,13 +30,13 @@ import numpy as np
 from jax import lax
 from jax.experimental import serialize_executable
 
-from meshnode.executor.wire import Load
+from meshnode.executor.wire import AT_LEAST, FIGURES, Load
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ArraySpec
+from meshnode.protocol.types import STEP_COUNT, ArraySpec
 
 from .validate import validated
 
-RECIPE: Final = b"2"
+RECIPE: Final = b"3"
 """Changes with the functions below and with what `validated` lets through: what older ones compiled
 is then validated and compiled again."""
 
@@ -57,15 +57,26 @@ class Compiled:
 
     call: Any
     compile_ms: int = 0
-    flop_per_unit: int = 0  # of a step, if stepped; loops whose length is data count once
+    flop_per_unit: int = 0  # of a step, if stepped; loops whose length is data count once,
+    unbounded: bool = False  # and this says that there are such
     memory_mb: int = 0
+
+    def figures(self) -> bytes:
+        """As the node is told them."""
+        flop = self.flop_per_unit | (AT_LEAST if self.unbounded else 0)
+        return FIGURES.pack(self.compile_ms, flop, self.memory_mb)
 
 
 def compiled(load: Load) -> Compiled:
     """Validate, lower and compile; ArtifactRefused, or LoadRefused if the artifact is not what the
     job says."""
     started = time.perf_counter()
-    passed = validated(load.artifact, builtin=load.builtin, platform=_platform())
+    passed = validated(
+        load.artifact,
+        builtin=load.builtin,
+        platform=_platform(),
+        stepped=load.stepped is not None,
+    )
     exported = passed.exported
     _check_specs(exported, load)
     widen(load)
@@ -86,6 +97,7 @@ def compiled(load: Load) -> Compiled:
         made,
         round((time.perf_counter() - started) * 1000),
         passed.cost.flop,
+        passed.cost.unbounded,
         _memory_mb(made.memory_analysis()),
     )
 
@@ -193,7 +205,7 @@ def _platform() -> str:
 
 def _arg_specs(load: Load) -> list[ArraySpec]:
     specs = [arg.spec for arg in load.args]
-    return [*specs, ArraySpec("int32", ())] if load.stepped else specs
+    return [*specs, STEP_COUNT] if load.stepped else specs
 
 
 def _check_specs(exported: jax.export.Exported, load: Load) -> None:

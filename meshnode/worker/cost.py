@@ -7,7 +7,8 @@ module that it has passed: types are plain, calls are acyclic, at most 50,000 op
 A trip count is an integer bound on an induction variable: a carried integer that the body moves by
 a constant, compared with a constant. Constants are followed through calls, conversions, sums and
 values that a loop carries unchanged; in `a & (i < n)` the bound alone gives the most trips. Every
-other loop runs for as long as its data says: its body counts once and the cost is `unbounded`.
+other loop runs for as long as its data says: its body counts once and the cost is `unbounded`. Of a
+stepped program the cost is of one step: its last argument, the number of steps, is taken to be 1.
 
 Conventions, per element of the result unless said otherwise (integers count like floats, complex
 numbers four times):
@@ -79,8 +80,11 @@ class Cost(NamedTuple):
 _NOTHING: Final = Cost(0, 0, False)
 
 
-def cost_of(module: ir.Module, platform: int | None = None) -> Cost:
-    """Cost of one call of `main`; `platform` is the index that jax passes as its first argument."""
+def cost_of(module: ir.Module, platform: int | None = None, *, stepped: bool = False) -> Cost:
+    """Cost of one call of `main`; `platform` is the index that jax passes as its first argument.
+
+    `stepped`: the last argument, an int32, is a number of steps; the cost is of one.
+    """
     functions = {
         ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation
         for op in module.body.operations
@@ -90,6 +94,8 @@ def cost_of(module: ir.Module, platform: int | None = None) -> Cost:
     arguments = main.regions[0].blocks[0].arguments
     several = len(arguments) > 0 and _is_platform_index(main)
     known = [platform if at == 0 and several else None for at in range(len(arguments))]
+    if stepped:
+        known[-1] = 1
     cost = walker.function("main", known)
     outer = sum(walker.size(value.type).bytes for value in arguments)
     returned = main.regions[0].blocks[0].operations[-1]

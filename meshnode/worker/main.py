@@ -81,8 +81,7 @@ def compile_only(sock: socket.socket, terms: confine.Terms) -> None:
         return
     if len(executable) > wire.EXECUTABLE_BYTES_MAX:
         executable = b""  # then every worker compiles for itself
-    figures = wire.FIGURES.pack(made.compile_ms, made.flop_per_unit, made.memory_mb)
-    frames.send(wire.frame(wire.COMPILED, figures, executable))
+    frames.send(wire.frame(wire.COMPILED, made.figures(), executable))
 
 
 class _Worker:

@@ -23,6 +23,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from ..errors import ArtifactRefused
 from ..protocol.reasons import Reason
+from ..protocol.types import STEP_COUNT
 from .cost import Cost, cost_of
 from .header import NAME_CHARS_MAX, SHARDY, Header, read_header
 from .operations import (
@@ -72,11 +73,14 @@ class Validated:
     ops: int  # with every call counted as what it calls
 
 
-def validated(content: bytes, *, builtin: bool = False, platform: str | None = None) -> Validated:
+def validated(
+    content: bytes, *, builtin: bool = False, platform: str | None = None, stepped: bool = False
+) -> Validated:
     """Artifact bytes, checked; ArtifactRefused with a reason and a line of text otherwise.
 
     `builtin` is for digests that a release has signed: they may make any custom call, and nothing
-    else is different. `platform` is where it is to run (jax's name: cpu, cuda, rocm, tpu).
+    else is different. `platform` is where it is to run (jax's name: cpu, cuda, rocm, tpu). Of a
+    program that is called as a `stepped` one the cost is of one step.
     """
     header = read_header(content, builtin=builtin)
     if platform is not None and platform not in header.platforms:
@@ -93,13 +97,22 @@ def validated(content: bytes, *, builtin: bool = False, platform: str | None = N
             module.operation.verify()
             walk = _Walk(builtin)
             walk.module(module, header)
-            cost = cost_of(module, header.platforms.index(platform) if platform else None)
+            cost = cost_of(
+                module,
+                header.platforms.index(platform) if platform else None,
+                stepped=stepped and _takes_steps(header),
+            )
             return Validated(exported, header, cost, walk.inlined)
     except ArtifactRefused:
         raise
     except Exception as error:  # noqa: BLE001 - jax and MLIR have no common base; it is a refusal
         text = f"its code cannot be read: {type(error).__name__}: {_first_line(error)}"
         raise ArtifactRefused(Reason.ARTIFACT_FORMAT, text) from None
+
+
+def _takes_steps(header: Header) -> bool:
+    """The code's last argument is the number of steps."""
+    return header.args[-1:] == (STEP_COUNT,) and header.kept[-1:] == (len(header.args) - 1,)
 
 
 def _context() -> ir.Context:

@@ -109,7 +109,9 @@ def test_a_stepped_function_is_built_and_a_key_on_the_node_alone_signs(
     assert (built["unit_wall_ms_max"], built["memory_mb_max"]) == (2500, 64)
     assert (built["tolerance_nano"], built["result_bytes_max"]) == (1000, 64)
     code, out, _ = run(capfd, "check", "s.mesh", "--json")
-    assert code == 0 and json.loads(out)["unbounded"] is True
+    # Its one loop goes from 0 to the number of steps: of one step, all is known.
+    assert code == 0 and json.loads(out)["unbounded"] is False
+    assert "FLOP a step" in run(capfd, "check", "s.mesh")[1]
 
 
 @pytest.mark.parametrize(

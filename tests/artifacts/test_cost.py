@@ -15,6 +15,10 @@ from jax import lax
 from jaxkernels import registry
 from meshnode.artifact.exporting import export
 from meshnode.artifact.specs import parse_spec
+from meshnode.executor.cache import Figures
+from meshnode.executor.wire import FIGURES, Load, LoadArg
+from meshnode.protocol.types import STEP_COUNT, Stepped
+from meshnode.worker.compiling import compiled
 from meshnode.worker.cost import Cost
 from meshnode.worker.validate import validated
 
@@ -83,6 +87,38 @@ def test_data_that_decides_makes_a_cost_unbounded() -> None:
         return lax.while_loop(lambda s: s[1] < 10, lambda s: (s[0] + 1, s[1]), (x, 0))[0]
 
     assert cost(forever, "f32[8]").unbounded
+
+
+def test_a_stepped_program_costs_what_one_step_does() -> None:
+    content = honest.bytes_of("heat_step")
+    one, whatever = (validated(content, stepped=stepped).cost for stepped in (True, False))
+    assert not one.unbounded and one.flop == whatever.flop > 0
+    spin = registry.artifact_bytes("bench.spin@1")  # which counts no steps
+    assert validated(spin, stepped=True).cost == validated(spin).cost
+
+    def settles(x: Any, n: Any) -> Any:
+        def step(_: Any, x: Any) -> Any:
+            return lax.while_loop(lambda y: jnp.sum(y) < 1e9, lambda y: y * 2, x)
+
+        return lax.fori_loop(0, n, step, x)
+
+    def without_count(x: Any, n: Any) -> Any:
+        return lax.fori_loop(0, x[0], lambda _, x: x + 1, x)
+
+    for function in (settles, without_count):
+        content = export(function, [parse_spec("i32[8]"), STEP_COUNT])
+        assert validated(content, stepped=True).cost.unbounded
+
+
+def test_a_worker_tells_its_node_which_figures_are_whole() -> None:
+    content = honest.bytes_of("heat_step")
+    header = validated(content).header
+    for stepped, counted in ((Stepped((0,), ()), True), (None, False)):
+        args = header.args[:-1] if stepped else header.args
+        load = Load(content, tuple(LoadArg(True, arg) for arg in args), header.outs, 512, stepped)
+        figures = Figures(*FIGURES.unpack(compiled(load).figures()))
+        assert figures.counted is counted
+        assert figures.flop_per_unit == validated(content).cost.flop
 
 
 def test_a_bound_beside_a_condition_is_the_most_it_can_be() -> None:

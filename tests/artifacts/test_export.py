@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from jaxkernels import registry
-from meshnode.artifact.exporting import STEP_COUNT, export
+from meshnode.artifact.exporting import export
 from meshnode.artifact.specs import parse_spec, spec_text
 from meshnode.errors import ArtifactRefused, UsageError
 from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import STEP_COUNT
 from meshnode.worker.header import read_header
 
 from . import honest

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import trio
@@ -18,7 +21,14 @@ from jaxkernels import host, registry
 from meshnode.client import Job, Mesh, Terms, as_completed, connect
 from meshnode.client import aio as client_aio
 from meshnode.client.background import connect_or_start
-from meshnode.errors import LocalProtocolError, NoSuitableNode, TimedOut, Unreachable, UsageError
+from meshnode.errors import (
+    ArtifactRefused,
+    LocalProtocolError,
+    NoSuitableNode,
+    TimedOut,
+    Unreachable,
+    UsageError,
+)
 from meshnode.node.home import socket_path
 from meshnode.node.wire import CONTROL_FRAME_BYTES_MAX, SOCKET_NAME, FrameBuffer, pack
 
@@ -232,3 +242,104 @@ def test_the_trio_twin(home: Path) -> None:
                     await mesh.wait(bytes(16))
 
     trio.run(main)
+
+
+def halve(x: Any) -> Any:
+    return jnp.cumsum(x) * 0.5
+
+
+def scaled(x: Any, w: Any) -> Any:
+    return x * w, jnp.sum(x)
+
+
+def test_the_trio_twin_runs_functions(home: Path) -> None:
+    whole = np.arange(320, dtype=np.float32).reshape(40, 8)  # sums of halves are exact
+    want = np.cumsum(whole, axis=1) * 0.5
+    weights = np.linspace(0, 1, 8, dtype=np.float32)
+
+    async def main() -> None:
+        with trio.fail_after(120):
+            async with client_aio.connect(home) as mesh:
+                one = await mesh.submit(halve, whole[0])
+                assert np.array_equal(await one.result(), want[0])
+                job = await mesh.map(halve, whole)
+                assert np.array_equal(np.stack([row async for row in job]), want)
+                assert await job.done() and await job.exception() is None
+                again = [row async for row in job]  # all of it came before this watch did
+                assert np.array_equal(np.stack(again), want)
+                async with aclosing(aiter(await mesh.map(halve, whole))) as rows:
+                    assert np.array_equal(await anext(rows), want[0])
+                (product, total) = await (
+                    await mesh.map(scaled, whole, constants=[weights])
+                ).result()
+                assert np.array_equal(product, whole * weights)
+                assert np.array_equal(total, whole.sum(axis=1))
+                assert await mesh.find(job.job_id.hex()) == job.job_id
+                with pytest.raises(UsageError, match="one row for each unit"):
+                    await mesh.map(halve, np.float32(1))
+
+    trio.run(main)
+
+
+def test_the_trio_twin_traces_beside_its_loop(home: Path) -> None:
+    """The trace waits for the loop, which could not go on if it waited for the trace."""
+    traced, left = threading.Event(), threading.Event()
+
+    def waits(x: Any) -> Any:
+        traced.set()
+        assert left.wait(30)
+        return x + 1
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with client_aio.connect(home) as mesh:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(mesh.submit, waits, np.zeros(2, np.float32))
+                    await trio.to_thread.run_sync(traced.wait)
+                    assert (await mesh.hello())["version"] == 1
+                    nursery.cancel_scope.cancel()  # leaves the thread behind
+                left.set()
+                job = await mesh.submit(waits, np.zeros(2, np.float32))
+                assert np.array_equal(await job.result(), np.ones(2, np.float32))
+
+    trio.run(main)
+
+
+def test_errors_leave_the_trio_twin_as_they_are(home: Path) -> None:
+    def prints(x: Any) -> Any:
+        import jax
+
+        jax.debug.print("{x}", x=x)
+        return x
+
+    def wrong(x: Any) -> Any:
+        raise KeyError("mine")
+
+    async def main(function: Any) -> None:
+        async with client_aio.connect_or_start(home) as mesh:  # one runs: that one
+            await mesh.submit(function, np.zeros(2, np.float32))
+
+    with pytest.raises(ArtifactRefused, match="side effects"):
+        trio.run(main, prints)
+    with pytest.raises(KeyError, match="mine"):
+        trio.run(main, wrong)
+
+
+@pytest.mark.parametrize(
+    ("blocking", "twin", "without"),
+    [(Mesh, client_aio.AsyncMesh, {"close"}), (Job, client_aio.AsyncJob, set())],
+)
+def test_the_twins_have_the_same_surface(blocking: type, twin: type, without: set[str]) -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(blocking) - without == public(twin) - {"read"}
+
+
+def test_bfloat16_crosses_the_mesh(mesh: Mesh) -> None:
+    """Sizes are told by one table on the client, the node, the car and in the worker."""
+    halves = np.asarray(jnp.arange(12, dtype=jnp.bfloat16).reshape(3, 4) / 2)
+    weights = np.full((4,), 2, halves.dtype)
+    product, total = mesh.map(scaled, halves, constants=[weights]).result(60)
+    assert product.dtype == total.dtype == halves.dtype
+    assert np.array_equal(product, halves * 2) and np.array_equal(total, halves.sum(axis=1))

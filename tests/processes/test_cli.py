@@ -76,12 +76,24 @@ def test_one_job_is_seen_by_every_command(job: str) -> None:
     )
     shown = good("show", "show", job)["job"]
     assert shown["state"] == "done" and shown["done"] == 64 and shown["attempts"]
+    assert shown["steps"] is None and shown["checkpoints"] == []
     assert good("logs", "logs", job)["events"]
     assert good("cancel", "cancel", job)["state"] == "done"
     assert sum(peer["car"] is not None for peer in good("peers", "peers")["peers"]) == 2
     for words in (["jobs"], ["show", job], ["logs", job], ["peers"], ["receipts", "list"]):
         code, out, _ = mesh(*words, "--testnet", NAME)
         assert code == 0 and out.strip()
+
+
+def test_a_long_job_shows_where_its_attempts_began(tmp_path: Path) -> None:
+    (tmp_path / "n.json").write_text("1")
+    words = ["md.lj@1", "1", "--steps", "20", "-o", str(tmp_path / "md.npz")]
+    job = str(good("map", "map", *words)["job_id"])
+    shown = good("show", "show", job)["job"]
+    assert shown["steps"] == 20 and shown["checkpoints"] == []
+    assert [attempt["from_step"] for attempt in shown["attempts"]] == [0]
+    code, out, _ = mesh("show", job, "--testnet", NAME)
+    assert code == 0 and "FROM STEP" in out
 
 
 def test_kernels_models_testnets_as_json() -> None:

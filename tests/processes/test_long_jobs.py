@@ -69,6 +69,8 @@ def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits()
                 killed = await mesh.submit_kernel(kernel, prepared, terms=terms)
                 step = await kill_after_checkpoint(net, mesh, killed)
                 assert step, "the job ended before its car could be killed"
+                (kept,) = (await mesh.show(killed))["checkpoints"]
+                assert kept["unit"] == 0 and kept["step"] >= step
                 got = await mesh.result(killed)
                 assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
                 began = [
@@ -77,6 +79,9 @@ def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits()
                     if notice.kind == "attempt" and notice.fields["state"] == "leased"
                 ]
                 assert began[0] == 0 and began[-1] >= step
+                shown = await mesh.show(killed)
+                assert shown["steps"] == STEPS and shown["checkpoints"] == []
+                assert {attempt["from_step"] for attempt in shown["attempts"]} >= set(began)
 
     trio.run(main)
 

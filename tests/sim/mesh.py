@@ -205,6 +205,7 @@ class Mesh:
         self._lane_clock: dict[tuple[str, str], int] = {}
         self.unit_ms = KERNEL_MS
         self.kflop_per_unit = 7
+        self.counted = True  # the kernel's cost is whole
         self.fail_kernel = False
         self.fail_reason = Reason.FAILED_BY_JOB
         self.queue_full = 0.0  # chance that a frame of `full_lanes` finds its queue full
@@ -393,7 +394,7 @@ class Mesh:
                 refused = ev.ExecEnded(effect.exec_id, Reason.KERNEL_SPEC, ev.Meters())
                 self.at(200, lambda: self.feed_life(site, life, refused))
             case fx.Admit():
-                admitted = ev.Admitted(effect.exec_id, self.kflop_per_unit, 10)
+                admitted = ev.Admitted(effect.exec_id, self.kflop_per_unit, 10, self.counted)
                 self.at(1, lambda: self.feed_life(site, life, admitted))
             case fx.StartExec():
                 self._execute(site, effect, life)

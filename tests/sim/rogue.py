@@ -15,7 +15,7 @@ from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.agreement import FREE_RATES
 from meshnode.protocol.codec import digest
-from meshnode.protocol.job import array_bytes, input_root, spec_bytes, task_digest
+from meshnode.protocol.job import input_root, spec_bytes, task_digest
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
     NO_METERS,
@@ -48,6 +48,7 @@ from meshnode.protocol.types import (
     Now,
     Peer,
     TaskId,
+    array_bytes,
 )
 
 from .mesh import ARTIFACT, EPOCH_MS, NETWORK, PROVIDE, REQUEST, Mesh, Site, identity_of

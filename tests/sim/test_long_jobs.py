@@ -15,6 +15,7 @@ from meshnode.protocol.effects import ArgSource, TaskRecord
 from meshnode.protocol.job import JobState
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, Stepped
+from meshnode.protocol.view import JobView, look
 
 from .mesh import ARTIFACT, Mesh, Site
 from .test_mesh import F16, ended, job_of, mesh_of, submit
@@ -55,6 +56,29 @@ def test_a_long_job_shows_its_progress_and_ends() -> None:
     for unit in range(3):
         seen = [w["step"] for w in notices(mesh.sites["submitter"], "watch") if w["unit"] == unit]
         assert seen == list(range(10, 101, 10))
+
+
+def shown(mesh: Mesh) -> JobView:
+    node = mesh.sites["submitter"].node
+    assert node is not None
+    (job,) = look(node, mesh.now()).jobs
+    return job
+
+
+def test_a_job_shows_what_is_kept_of_it_and_where_each_attempt_began() -> None:
+    mesh = mesh_of(2, 1)
+    submit(mesh, long_order(units=2, steps=400))
+    assert shown(mesh).checkpoints == () and shown(mesh).steps == 400
+    assert mesh.run(lambda: stored_step(mesh) >= 100)
+    kept = {view.unit: view.step for view in shown(mesh).checkpoints}
+    assert max(kept.values()) == stored_step(mesh) and kept.keys() <= {0, 1}
+    mesh.crash(mesh.began[0][0])
+    assert mesh.run(lambda: ended(mesh))
+    job = shown(mesh)
+    assert job.state == "done" and job.checkpoints == ()  # results are here, states are not kept
+    began = {(view.first, view.from_step) for view in job.attempts}
+    assert began == {(unit, step) for _, unit, step in mesh.began}
+    assert any(step >= 100 for _, step in began)
 
 
 @pytest.mark.parametrize("seed", range(8))

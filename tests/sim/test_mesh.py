@@ -382,6 +382,17 @@ def test_a_long_lease_is_receipted_while_it_runs() -> None:
     assert signed >= job_of(mesh).stored - late - 8
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_receipt_states_no_cost_that_was_not_counted(counted: bool) -> None:
+    mesh = mesh_of(1, 4)
+    mesh.counted = counted
+    submit(mesh, order(100))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    stated = {r.meters.kflop / r.work.units.size for r in receipts(mesh.sites["submitter"])}
+    assert stated == {7.0 if counted else 0.0}
+
+
 def test_results_are_stored_before_they_are_accepted() -> None:
     mesh = mesh_of(2, 4)
     submit(mesh, order(100))
