@@ -116,7 +116,8 @@ class Executor:
         try:
             passed = self._programs.check(effect.spec)
             check_run(effect, passed.inline_bytes)
-            run = Run(effect, passed.program, passed.unit_bytes, passed.flop_per_unit)
+            flop, counted = passed.flop_per_unit, passed.counted
+            run = Run(effect, passed.program, passed.unit_bytes, flop, counted)
             self._check_time(run)
             if len(self._queue) >= RUNS_QUEUED_MAX:
                 raise Refused(Reason.BUSY, f"{RUNS_QUEUED_MAX} runs wait already")
@@ -234,7 +235,7 @@ class Executor:
         worker.run = run
         run.started_s = trio.current_time()
         assert worker.figures is not None
-        run.flop_per_unit = run.flop_per_unit or worker.figures.flop_per_unit
+        run.learn(worker.figures)
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
         if rest:
             self._nursery.start_soon(worker.link.send_rest, rest)
@@ -300,7 +301,7 @@ class Executor:
             files.callback(os.close, executable.fd)
         self._programs.learn(worker.program, figures)
         check_memory(figures.memory_mb, load.memory_mb_max)
-        run.flop_per_unit = run.flop_per_unit or figures.flop_per_unit
+        run.learn(figures)
         self._check_time(run)
         if executable is None:
             await worker.link.send(wire.encode_load(load), fds)

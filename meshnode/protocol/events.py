@@ -114,6 +114,7 @@ class Meters:
     wall_ms: int = 0
     kflop: int = 0  # loops whose length is data count once
     energy_mwh: int = 0
+    counted: bool = True  # there are no such loops
 
 
 @dataclass(frozen=True, slots=True)

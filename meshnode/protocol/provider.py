@@ -438,7 +438,7 @@ class Provider:
     def _kflop(self, granted: Granted) -> int:
         """Of the units that stand in no receipt yet; 0 where loops run on as their data says."""
         each, counted = self._admitted.get(granted.offer.job.artifact, (0, True))
-        if not counted:
+        if not counted or not granted.meters.counted:
             return 0
         # As counted by the run: one that went on from a checkpoint did a part of its unit.
         by_run = granted.meters.kflop - granted.receipted_meters.kflop

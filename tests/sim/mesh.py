@@ -206,6 +206,8 @@ class Mesh:
         self.unit_ms = KERNEL_MS
         self.kflop_per_unit = 7
         self.counted = True  # the kernel's cost is whole
+        self.run_kflop = 0  # a unit, as the run learns it from the compiler
+        self.run_counted = True
         self.fail_kernel = False
         self.fail_reason = Reason.FAILED_BY_JOB
         self.queue_full = 0.0  # chance that a frame of `full_lanes` finds its queue full
@@ -479,6 +481,10 @@ class Mesh:
             self._do(site, waiting)
         self.feed(site, ev.Persisted(effect.seq))
 
+    def _meters(self, done: int) -> ev.Meters:
+        ms = done * self.unit_ms
+        return ev.Meters(ms, ms, done * self.run_kflop, counted=self.run_counted)
+
     def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
         """The virtual worker: output of unit i is i as 64 bytes; parts of up to 4 units."""
         run, done = effect.run, 0
@@ -494,12 +500,10 @@ class Mesh:
             first = run.first + done
             outputs = tuple(output_of(first + i) for i in range(count))
             done += count
-            meters = ev.Meters(done * self.unit_ms, done * self.unit_ms)
+            meters = self._meters(done)
             event = ev.UnitsDone(effect.exec_id, first, outputs, meters)
             self.at(done * self.unit_ms, self._unless_stopped(site, effect.exec_id, event, life))
-        ended = ev.ExecEnded(
-            effect.exec_id, Reason.DONE, ev.Meters(done * self.unit_ms, done * self.unit_ms)
-        )
+        ended = ev.ExecEnded(effect.exec_id, Reason.DONE, self._meters(done))
         self.at(done * self.unit_ms, self._unless_stopped(site, effect.exec_id, ended, life))
 
     def _step(self, site: Site, effect: fx.StartExec, life: int) -> None:

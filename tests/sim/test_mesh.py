@@ -382,10 +382,14 @@ def test_a_long_lease_is_receipted_while_it_runs() -> None:
     assert signed >= job_of(mesh).stored - late - 8
 
 
+@pytest.mark.parametrize("known", ["at admission", "by the run"])
 @pytest.mark.parametrize("counted", [True, False])
-def test_a_receipt_states_no_cost_that_was_not_counted(counted: bool) -> None:
+def test_a_receipt_states_no_cost_that_was_not_counted(known: str, counted: bool) -> None:
     mesh = mesh_of(1, 4)
-    mesh.counted = counted
+    if known == "at admission":
+        mesh.counted = counted
+    else:
+        mesh.kflop_per_unit, mesh.run_kflop, mesh.run_counted = 0, 7, counted
     submit(mesh, order(100))
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(2_000)
