@@ -123,7 +123,7 @@ class Results:
         """Whether results have waited long enough: the longer the run, the longer they may.
 
         A part costs both nodes about a millisecond of CPU each, which at 10 ms a unit and a fixed
-        20 ms was 3 % of two cores; growing, a run of a second has ten parts instead of fifty.
+        20 ms was 3 % of two cores; from 50 ms on and growing, a run of a second has ten parts.
         """
         wait_s = (now_s - self._started) * wire.FLUSH_SHARE
         least_s, most_s = wire.FLUSH_MS / 1000, wire.FLUSH_MS_MAX / 1000
