@@ -134,7 +134,12 @@ class Node:
         )
         self._looked_mono_ms = 0
         self._seen: dict[bytes, None] = {}
-        self._handlers: dict[type, Callable[[Any], None]] = {
+        self._handlers = self._event_table()
+        self._messages = self._message_table()
+        self._objects = self._object_table()
+
+    def _event_table(self) -> dict[type, Callable[[Any], None]]:
+        return {
             Tick: lambda _: None,
             PeerUp: self._on_peer_up,
             PeerDown: self._on_peer_down,
@@ -163,7 +168,9 @@ class Node:
             Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
             MandateRenewed: self._on_mandate,
         }
-        self._messages: dict[type, Callable[[Peer, Any], None]] = {
+
+    def _message_table(self) -> dict[type, Callable[[Peer, Any], None]]:
+        return {
             messages.Hello: self._on_hello,
             messages.Refuse: self.requester.on_refuse,
             messages.Inputs: self.provider.on_inputs,
@@ -180,7 +187,9 @@ class Node:
             messages.Goodbye: self._on_goodbye,
             messages.Decline: self._on_decline,
         }
-        self._objects: dict[str, Callable[[Peer, Sealed], None]] = {
+
+    def _object_table(self) -> dict[str, Callable[[Peer, Sealed], None]]:
+        return {
             T_ADVERT: lambda peer, sealed: self._on_advert(peer, sealed),
             T_AGREEMENT: self._on_agreement,
             T_OFFER: self.provider.on_offer,

@@ -44,11 +44,10 @@ FLOOD_BYTES: Final = 96 << 20
 TAG_18: Final = b"\xd2"
 """How a signed object begins: a real node counts gossip that begins so and is none."""
 MULTISTREAM: Final = b"\x13/multistream/1.0.0\n"
-HEARD_S_MAX: Final = 15.0
-"""Until the target has heard of the first message."""
-STILL_S: Final = 2.0
-"""Once it hears no more for so long, it has heard all that it will."""
-POLL_S: Final = 0.25
+PULSES_UNHEARD: Final = 40
+"""Pings that the target answers, and has heard of no message: it will hear of none."""
+PULSES_STILL: Final = 10
+"""Once it has heard of some, so many without another: it has heard of all that it will."""
 
 Run = Callable[[Scene], Awaitable[str | None]]
 
@@ -429,12 +428,12 @@ async def gossip(scene: Scene, bodies: list[bytes]) -> int:
             message.key = host.get_public_key().serialize()
             rpc = rpc_pb2.RPC(publish=[message]).SerializeToString()
             await stream.muxed_stream.write(varint(len(rpc)) + rpc)
-    heard, still_s = before, 0.0
-    # A slow machine takes its time to hear the first, and then the others.
-    while still_s < (HEARD_S_MAX if heard == before else STILL_S):
-        await trio.sleep(POLL_S)
+    heard, still = before, 0
+    # Counted in the target's own answers: a slow machine takes longer over both.
+    while still < (PULSES_UNHEARD if heard == before else PULSES_STILL):
+        await scene.pulse()
         now = await scene.node.ask("heard", do="heard")
-        still_s = still_s + POLL_S if now == heard else 0.0
+        still = still + 1 if now == heard else 0
         heard = now
     return int(heard - before)
 

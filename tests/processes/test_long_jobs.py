@@ -56,6 +56,15 @@ async def kill_after_checkpoint(net: Testnet, mesh: aio.AsyncMesh, job_id: bytes
     return 0
 
 
+async def begun_from(mesh: aio.AsyncMesh, job_id: bytes) -> list[int]:
+    """The step that each lease of the job began with, in order, as its log says."""
+    return [
+        notice.fields["step"]
+        for notice in await mesh.logs(job_id)
+        if notice.kind == "attempt" and notice.fields["state"] == "leased"
+    ]
+
+
 @pytest.mark.long
 def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits() -> None:
     async def main() -> None:
@@ -73,11 +82,7 @@ def test_a_killed_cars_long_job_goes_on_from_its_checkpoint_with_the_same_bits()
                 assert kept["unit"] == 0 and kept["step"] >= step
                 got = await mesh.result(killed)
                 assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
-                began = [
-                    notice.fields["step"]
-                    for notice in await mesh.logs(killed)
-                    if notice.kind == "attempt" and notice.fields["state"] == "leased"
-                ]
+                began = await begun_from(mesh, killed)
                 assert began[0] == 0 and began[-1] >= step
                 shown = await mesh.show(killed)
                 assert shown["steps"] == STEPS and shown["checkpoints"] == []
@@ -121,11 +126,7 @@ def test_a_killed_submitters_long_job_goes_on_from_its_checkpoint_with_the_same_
                 async with aio.connect(net.home()) as mesh:
                     got = await mesh.result(killed)
                     assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
-                    began = [
-                        notice.fields["step"]
-                        for notice in await mesh.logs(killed)
-                        if notice.kind == "attempt" and notice.fields["state"] == "leased"
-                    ]
+                    began = await begun_from(mesh, killed)
                     assert began[0] == (task.step if kept else 0)
 
     trio.run(main)
