@@ -10,7 +10,7 @@ Only data is read: .npy without pickles, no code.
 from __future__ import annotations
 
 import json
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -163,6 +163,7 @@ def read_cars(
     """--cars: peers, from peer ids or names of a testnet's cars, and owners: `mine`, `fleet` or
     accounts. `any` is no restriction."""
     from meshnode.errors import RemoteProtocolError
+    from meshnode.node.owners import owner_of
     from meshnode.protocol.identity import peer_of_text
 
     nodes: dict[str, Any] = frame.read_testnet(testnet)["nodes"] if testnet else {}
@@ -171,7 +172,8 @@ def read_cars(
     for word in ",".join(words).split(","):
         if word in ("", "any"):
             continue
-        if word in ("mine", "fleet") or re.fullmatch(r"[0-9a-fA-F]{64}", word):
+        with suppress(UsageError):
+            owner_of(word.lower())
             owners.append(word.lower())
             continue
         text = nodes[word]["peer"] if word in nodes else word

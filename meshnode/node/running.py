@@ -314,7 +314,8 @@ class RunningNode:
     # ---- inside
 
     def _enter(self, order: JobOrder) -> JobId:
-        order = replace(order, owners=self._owners.accounts(order.owners))
+        if order.owners:  # a short call spares the copy
+            order = replace(order, owners=self._owners.accounts(order.owners))
         request_id = next(self._request_ids)
         self.driver.post(Submit(request_id, order))
         answer = self.bulletin.answers.pop(request_id, None)

@@ -109,13 +109,12 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
             feeders.append((opened, KeySigner(config.key_seed)))
             nursery.start_soon(hear, opened)
         done = trio.Event()
-        nursery.start_soon(chatter, feeders, network, done)
-        await trio.sleep(10)  # meshes form, first adverts of everybody are in
+        await trio.sleep(10)  # meshes form
         pid = car.process.pid
-        before, start = cpu_s(pid), time.perf_counter()
-        await trio.sleep(seconds)
-        spent = time.perf_counter() - start
-        figures["cpu_percent_node"] = round((cpu_s(pid) - before) / spent * 100, 2)
+        figures["cpu_percent_node_quiet"] = await cpu_percent(pid, seconds)
+        nursery.start_soon(chatter, feeders, network, done)
+        await trio.sleep(5)  # first adverts of everybody are in
+        figures["cpu_percent_node"] = await cpu_percent(pid, seconds)
         figures["rss_mb_node"] = round(memory_mb(pid, "Rss"), 1)
         both = [pid, *descendants(pid)]
         figures["pss_mb_node_and_zygote"] = round(sum(memory_mb(p, "Pss") for p in both), 1)
@@ -124,6 +123,12 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
         done.set()
         nursery.cancel_scope.cancel()
     return figures
+
+
+async def cpu_percent(pid: int, seconds: float) -> float:
+    before, start = cpu_s(pid), time.perf_counter()
+    await trio.sleep(seconds)
+    return round((cpu_s(pid) - before) / (time.perf_counter() - start) * 100, 2)
 
 
 async def _feeder(
