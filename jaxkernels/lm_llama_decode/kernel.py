@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..threefry import threefry
 from .api import BLOCK, END_TOKENS, NORM_EPSILON, SMOLLM2, Shape
 
 MASKED = -1e30
-CHAINS = 4
+CHAINS = 4  # of a block's products, that do not wait for one another
 
 
 # Indices here are never negative; by default each is wrapped as Python's are: 250 operations.
@@ -38,42 +39,76 @@ def _sum(terms: Sequence[jax.Array]) -> jax.Array:
     return total
 
 
-def _dot(rows: Sequence[jax.Array]) -> jax.Array:
-    """The sum of a block's products, in chains that do not wait for one another."""
-    return _sum([_sum(rows[chain::CHAINS]) for chain in range(CHAINS)])
+# What follows is jitted where it stands for one of many rows or blocks: the artifact then holds its
+# code once, which a car's validator reads one operation after the other, and XLA inlines it before
+# it optimises, with `row` and `block` as the constants that they are.
+
+
+@jax.jit
+def _add_block(total: jax.Array, sums: jax.Array, block: jax.Array | int) -> jax.Array:
+    total = total + _pick(sums, block, axis=1)
+    return total
 
 
 def _join(sums: jax.Array) -> jax.Array:
     """sums[tile, block, lane] -> [outputs]"""
-    return _sum([sums[:, block] for block in range(sums.shape[1])]).reshape(-1)
+    total: jax.Array = _pick(sums, 0, axis=1)
+    for block in range(1, sums.shape[1]):
+        total = _add_block(total, sums, block)
+    return total.reshape(-1)
+
+
+@jax.jit
+def _q4_row(
+    chains: tuple[jax.Array, jax.Array],
+    packed: jax.Array,
+    layer: jax.Array,
+    row: jax.Array | int,
+    parts: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Two chains [tile, block, lane], each with a product of one row of every block more."""
+    _, tiles, blocks, rows, lanes = packed.shape
+    # A slice of a slice is one array access too many for LLVM's vectoriser: 8 times slower.
+    piece = _slice(packed, (layer, 0, 0, row, 0), (1, tiles, blocks, 1, lanes))
+    pair = piece.reshape(tiles, blocks, lanes).astype(jnp.int32)
+    low, high = (_slice(parts, (0, at), (blocks, 1)) for at in (row, row + rows))
+    even, odd = chains
+    even = even + (pair & 15).astype(jnp.float32) * low
+    return even, odd + (pair >> 4).astype(jnp.float32) * high
 
 
 def _q4(x: jax.Array, layer: jax.Array, packed: jax.Array, scale: jax.Array) -> jax.Array:
     """x[inputs] times layer `layer` of a Q4_1 matrix: float32[outputs]."""
     _, tiles, blocks, rows, lanes = packed.shape
     parts = x.reshape(blocks, BLOCK)
-    terms = []
+    zero = jnp.zeros((tiles, blocks, lanes), jnp.float32)
+    chains = [(zero, zero) for _ in range(CHAINS // 2)]
     for row in range(rows):
-        # A slice of a slice is one array access too many for LLVM's vectoriser: 8 times slower.
-        piece = _slice(packed, (layer, 0, 0, row, 0), (1, tiles, blocks, 1, lanes))
-        pair = piece.reshape(tiles, blocks, lanes).astype(jnp.int32)
-        terms.append((pair & 15).astype(jnp.float32) * parts[:, row, None])
-        terms.append((pair >> 4).astype(jnp.float32) * parts[:, row + rows, None])
+        which = row % len(chains)
+        chains[which] = _q4_row(chains[which], packed, layer, row, parts)
     slope, least = (
         _slice(scale, (layer, part, 0, 0, 0), (1, 1, tiles, blocks, lanes))[0, 0] for part in (0, 1)
     )
-    return _join(_dot(terms) * slope + jnp.sum(parts, axis=1)[:, None] * least)
+    total = _sum([sums for chain in chains for sums in chain])
+    return _join(total * slope + jnp.sum(parts, axis=1)[:, None] * least)
 
 
 def _signed(piece: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(piece, jnp.int8).astype(jnp.int32).astype(jnp.float32)
 
 
+@jax.jit
+def _q8_row(chain: jax.Array, word: jax.Array, row: jax.Array | int, parts: jax.Array) -> jax.Array:
+    return chain + _signed(_pick(word, row, axis=2)) * _slice(parts, (0, row), (len(parts), 1))
+
+
 def _logits(x: jax.Array, word: jax.Array, scale: jax.Array) -> jax.Array:
     """x[width] times the Q8_0 word table: float32[vocabulary]."""
     parts = x.reshape(-1, BLOCK)
-    terms = [_signed(word[:, :, row]) * parts[:, row, None] for row in range(BLOCK)]
-    return _join(_dot(terms) * scale)
+    chains = [jnp.zeros_like(scale) for _ in range(CHAINS)]
+    for row in range(BLOCK):
+        chains[row % CHAINS] = _q8_row(chains[row % CHAINS], word, row, parts)
+    return _join(_sum(chains) * scale)
 
 
 def _embed(token: jax.Array, word: jax.Array, scale: jax.Array) -> jax.Array:
@@ -92,19 +127,23 @@ def _turn(heads: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+@jax.jit
+def _head(query: jax.Array, seen: jax.Array, bias: jax.Array, head: jax.Array | int) -> jax.Array:
+    # One 2-D product a head: XLA's CPU backend is slow at batched ones.
+    mine = _pick(query, head) * (1 / math.sqrt(query.shape[-1]))
+    keys, values = (_pick(_pick(seen, part, axis=1), head, axis=1) for part in (0, 1))
+    scores = jnp.dot(mine, keys.T, precision="highest") + bias
+    weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    mixed = jnp.dot(weights, values, precision="highest")
+    return mixed / jnp.sum(weights, axis=1, keepdims=True)
+
+
 def _attend(query: jax.Array, seen: jax.Array, position: jax.Array, shape: Shape) -> jax.Array:
     """query[heads, head_width] over seen[context, 2, kv_heads, head_width]."""
     group = shape.heads // shape.kv_heads
     bias = jnp.where(jnp.arange(shape.context) <= position, 0.0, MASKED)
-    out = []
-    for head in range(shape.kv_heads):
-        # One 2-D product a head: XLA's CPU backend is slow at batched ones.
-        mine = query[head * group : (head + 1) * group] * (1 / math.sqrt(shape.head_width))
-        scores = jnp.dot(mine, seen[:, 0, head].T, precision="highest") + bias
-        weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-        mixed = jnp.dot(weights, seen[:, 1, head], precision="highest")
-        out.append(mixed / jnp.sum(weights, axis=1, keepdims=True))
-    return jnp.concatenate(out).reshape(-1)
+    query = query.reshape(shape.kv_heads, group, shape.head_width)
+    return jnp.concatenate([_head(query, seen, bias, i) for i in range(shape.kv_heads)]).reshape(-1)
 
 
 def _choose(
@@ -114,8 +153,8 @@ def _choose(
 
     def draw() -> jax.Array:
         words = lax.bitcast_convert_type(key, jnp.uint32)
-        chain = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), position)
-        bits = jax.random.bits(chain, logits.shape, jnp.uint32)
+        counter = jnp.full(logits.shape, position, jnp.uint32)
+        bits, _ = threefry((words[0], words[1]), counter, jnp.arange(len(logits), dtype=jnp.uint32))
         uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * (2.0**-23)
         return jnp.argmax(logits / temperature - jnp.log(-jnp.log(uniform))).astype(jnp.int32)
 

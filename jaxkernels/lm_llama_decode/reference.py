@@ -9,33 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..host import Array
+from ..threefry import threefry
 from .api import END_TOKENS, NORM_EPSILON, SMOLLM2, Shape, constant_args, state_args
 
 CONSTANTS = 12
-# Threefry-2x32, 20 rounds: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-PARITY = 0x1BD11BDA
-
-
-def threefry(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
-    """Both words of each block, from uint32 counters of any one shape."""
-    words = (key[0], key[1], np.uint32(PARITY) ^ key[0] ^ key[1])
-    x, y = (np.asarray(c, np.uint32) + w for c, w in zip((first, second), words[:2], strict=True))
-    for group in range(5):
-        for turn in ROTATIONS[group % 2]:
-            x = x + y
-            y = ((y << np.uint32(turn)) | (y >> np.uint32(32 - turn))) ^ x
-        x = x + words[(group + 1) % 3]
-        y = y + words[(group + 2) % 3] + np.uint32(group + 1)
-    return x, y
 
 
 def gumbel(key: Array, position: int, count: int) -> Array:
-    """-log(-log(u)) of jax.random's bits for this key, folded with the position."""
+    """-log(-log(u)) of the first word of each counter (position, token)."""
+    words = key.view(np.uint32)
     with np.errstate(over="ignore"):
-        x, y = threefry(key.view(np.uint32), np.zeros(1), np.array([position]))
-        x, y = threefry(np.concatenate([x, y]), np.zeros(count), np.arange(count))
-    uniform = (((x ^ y) >> np.uint32(9)) + 0.5) * 2.0**-23
+        counter = np.full(count, position, np.uint32)
+        bits, _ = threefry((words[0], words[1]), counter, np.arange(count, dtype=np.uint32))
+    uniform = ((bits >> np.uint32(9)) + 0.5) * 2.0**-23
     return np.asarray(-np.log(-np.log(uniform)))
 
 

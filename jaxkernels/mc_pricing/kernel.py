@@ -13,26 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..threefry import threefry
 from .api import DATES_MAX, GROUPS, LANES
 
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-PARITY = 0x1BD11BDA  # makes the third key word of Threefry-2x32
 SUM_LANES = (8192, GROUPS)  # of the two passes of `group_means`
-
-
-def threefry(
-    key: tuple[jax.Array, jax.Array], first: jax.Array, second: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds: two words of 32 random bits for each counter."""
-    words = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))
-    first, second = first + words[0], second + words[1]
-    for group in range(5):
-        for bits in ROTATIONS[group % 2]:
-            first = first + second
-            second = ((second << bits) | (second >> (32 - bits))) ^ first
-        first = first + words[(group + 1) % 3]
-        second = second + words[(group + 2) % 3] + jnp.uint32(group + 1)
-    return first, second
 
 
 def _centre(bits: jax.Array) -> jax.Array:

@@ -8,24 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..host import Array
+from ..threefry import threefry
 from .api import GROUPS, LANES
-
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-def threefry(key: tuple[int, int], first: Array, second: Array) -> tuple[Array, Array]:
-    """Threefry-2x32-20 as the paper gives it, on uint32 arrays."""
-    words = [np.uint32(key[0]), np.uint32(key[1]), np.uint32(key[0] ^ key[1] ^ 0x1BD11BDA)]
-    with np.errstate(over="ignore"):
-        first, second = first + words[0], second + words[1]
-        for group in range(5):
-            for bits in ROTATIONS[group % 2]:
-                first = first + second
-                second = (second << np.uint32(bits)) | (second >> np.uint32(32 - bits))
-                second = second ^ first
-            first = first + words[(group + 1) % 3]
-            second = second + words[(group + 2) % 3] + np.uint32(group + 1)
-    return first, second
 
 
 def normals(first: Array, second: Array) -> Array:

@@ -349,6 +349,9 @@ class _Walker:
         self._functions = functions
         self._resolver = _Resolver(functions)
         self._costs: dict[tuple[str, tuple[int | None, ...]], Cost] = {}
+        # Functions with no loop and no branch: what they are called with makes no difference.
+        self._straight: dict[str, Cost] = {}
+        self._controls = 0  # loops and branches met so far
         self._sizes: dict[Any, _Size] = {}
         self._visits = 0
 
@@ -372,7 +375,12 @@ class _Walker:
             scope = _Scope(
                 {a: k for a, k in zip(block.arguments, known, strict=True) if k is not None}
             )
-            self._costs[key] = self._block(block, scope)
+            before = self._controls
+            self._costs[key] = cost = self._block(block, scope)
+            if self._controls == before:
+                self._straight[name] = cost
+        else:
+            self._controls += 1  # it has some, else it were among the straight ones
         return self._costs[key]
 
     def _block(self, block: Any, scope: _Scope) -> Cost:
@@ -383,8 +391,9 @@ class _Walker:
             if self._visits > VISITS_MAX:
                 return Cost(flop, traffic, True)
             op = op.operation
-            if op.name in _FUSED:
-                if op.name in _ELEMENTWISE:
+            name = op.name  # each look crosses into MLIR
+            if name in _FUSED:
+                if name in _ELEMENTWISE:
                     size = self.size(op.results[0].type)
                     flop += size.elements * size.factor
                 continue
@@ -397,6 +406,8 @@ class _Walker:
         name = op.name
         if name in CALLS:
             callee = ir.FlatSymbolRefAttr(op.attributes[CALLS[name]]).value
+            if callee in self._straight:
+                return self._straight[callee]
             found = [self._resolver.known(operand, scope) for operand in op.operands]
             return self.function(callee, [k if isinstance(k, int) else None for k in found])
         if name == "stablehlo.while":
@@ -432,6 +443,7 @@ class _Walker:
         return Cost(once * elements, moved + self.size(indices.type).bytes, False)
 
     def _while(self, op: Any, scope: _Scope) -> Cost:
+        self._controls += 1
         trips = self._resolver.trips(op, scope)
         inner = self._resolver.unchanged(op, scope)
         body = op.regions[1].blocks[0]
@@ -448,6 +460,7 @@ class _Walker:
         return Cost(total.flop, total.bytes, total.unbounded or trips is None)
 
     def _branches(self, op: Any, scope: _Scope) -> Cost:
+        self._controls += 1
         index = self._resolver.known(op.operands[0], scope)
         regions = list(op.regions)
         if op.name == "stablehlo.case" and isinstance(index, int):
