@@ -9,8 +9,8 @@ from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_ANNOUNCE, Announce, Span
 from meshnode.protocol.provider import HEARTBEAT_MS_MIN
 from meshnode.protocol.reasons import Reason
+from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 
-from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
 from .test_mesh import ended, job_of, order, submit
 
