@@ -134,7 +134,13 @@ class Mesh(VirtualWorkers):
 
     # ---- building
 
-    def add(
+    def add(self, name: str, roles: int, **more: Any) -> Site:
+        """`more`: slots, network, cell, papers."""
+        site = self._enter(name, roles, **more)
+        self.boot(name)
+        return site
+
+    def _enter(
         self,
         name: str,
         roles: int,
@@ -151,7 +157,6 @@ class Mesh(VirtualWorkers):
         site = Site(name, identity, signer, self.limits, number, slots=slots)
         self.sites[name] = site
         self.by_peer[identity.peer] = site
-        self.boot(name)
         return site
 
     def boot(self, name: str) -> None:
@@ -219,6 +224,24 @@ class Mesh(VirtualWorkers):
             self.sites[other].links.discard(name)
             self.feed(self.sites[other], ev.PeerDown(site.identity.peer, Reason.PEER_DOWN))
         site.links.clear()
+
+    def drive_away(
+        self, name: str, grace_ms: int, gone: Callable[[Site, list[str]], None] | None = None
+    ) -> None:
+        """Its driver is back: work stops within the grace, then the car is out of reach. `gone` is
+        told then, with whom it was connected to."""
+        site = self.sites[name]
+        life = site.life
+        self.feed(site, ev.Recall(Reason.DRIVING, grace_ms))
+
+        def leave() -> None:
+            if site.life == life:
+                known = sorted(site.links)
+                self.crash(name)
+                if gone is not None:
+                    gone(site, known)
+
+        self.at(grace_ms, leave)
 
     # ---- running
 
