@@ -180,7 +180,7 @@ class Proof(Mesh):
         super()._notify(site, effect, life)
 
     def _overdue(self, job_id: JobId) -> None:
-        """A submitter that restarted counts its deadline from then; one that is away says nothing."""
+        """A submitter that restarted counts its deadline from then; one that is away is silent."""
         name, _ = self.submitted[job_id]
         node = self.sites[name].node
         if node is None or job_id in self.ended:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -21,9 +22,9 @@ from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.effects import ArgSource
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ArraySpec, BlobRef, Digest, JobId, Limits
+from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Limits
 
-from .faults import PLANS, Plan, Weather
+from .faults import PLANS, Weather
 from .invariants import Broken, Proof
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Site
 from .trace import Trace
@@ -34,6 +35,7 @@ STORM_MS = 12_000
 SETTLE_MS = 120_000  # from the end of the storm until everything has drained
 DEADLINE_MS = 90_000
 LEASE_MS = 8_000
+Lie = Callable[[fx.Send], list[fx.Send]]
 LIES = ("", "", "drop", "repeat", "hold")
 
 
@@ -146,7 +148,7 @@ def _clear(mesh: Proof) -> None:
             mesh.feed(site, ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 7_200, 0))
 
 
-def _lie(mesh: Proof, site: Site, kind: str, rng: random.Random) -> object:
+def _lie(mesh: Proof, site: Site, kind: str, rng: random.Random) -> Lie | None:
     """A car whose frames get lost, come twice, or wait: some of them, as it likes."""
     if not kind or site.identity.roles & REQUEST:
         return None
@@ -212,8 +214,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     return 1 if bad else 0
 
-
-__all__ = ["Plan", "Seeded", "main", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

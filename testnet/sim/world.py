@@ -4,9 +4,10 @@ Flow: `simulate(Setup)` lays out the ground, draws the tasks, runs either the ma
 an oracle on them, and returns a `Measured`. The time of a task is from its submission to the start
 of its unit on a car, of the attempt whose result was taken.
 
-Up to `FULL_CARS_MAX` cars everything is real: Ed25519, and every advert reaches every member of its
-cell. Above, signatures are counted (`counting.py`) and adverts reach requesters alone: what cars
-know of each other decides nothing, and a cell of 500 would read 250,000 adverts a minute.
+Up to `measured.FULL_CARS_MAX` cars everything is real: Ed25519, and every advert reaches every
+member of its cell. Above, signatures are counted (`counting.py`) and adverts reach requesters
+alone: what cars know of each other decides nothing, and a cell of 500 would read 250,000 adverts a
+minute.
 """
 
 from __future__ import annotations
@@ -25,77 +26,27 @@ from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec, Limits, Peer, Rng
 
+from . import parking
 from .counting import CountingSigner, SmallRandom, counted
-from .faults import Plan, Weather
-from .frames import gossip_frames, group_of, kind_of
+from .faults import GRACE_MS, Plan, Weather
+from .frames import gossip_frames, kind_of
+from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
 from .roster import FleetRoster
 from .site import account_keys, papers_of
 from .trace import Trace
-from .workload import Demand, Ground, Task, lay_out, tasks_of
+from .workload import FILL_S, SETTLE_S, Demand, Ground, Task, lay_out, tasks_of
 
 POLICIES: Final = ("tokens", "gossip", "adverts", *ORACLES)
 NOT_YET: Final = frozenset({"tokens"})  # until JobOrder.policy takes it
-FULL_CARS_MAX: Final = 500
 BOOT_S: Final = 1.0  # all cars are up
 READY_S: Final = 3.0  # and connected to the submitters of their cell
 DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
+PARKING_START_S: Final = 17 * 3_600.0
 OUT: Final = ArraySpec("float32", (16,))
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a run follows from."""
-
-    cars: int
-    load: float = 0.8
-    seed: int = 1
-    policy: str = "adverts"
-    model: str = "continents"
-    task_s: float = 2.0
-    seconds: float = 20.0
-    faults: str = "none"
-    full: bool | None = None  # real signatures and all chatter; None: by the size
-
-    @property
-    def is_full(self) -> bool:
-        return self.cars <= FULL_CARS_MAX if self.full is None else self.full
-
-
-@dataclass(slots=True)
-class Measured:
-    """Of the tasks that were submitted within the measured time."""
-
-    setup: Setup
-    engine: str  # "event" or "oracle"
-    signatures: str  # "ed25519", "counted" or "none"
-    membership: str  # "adverts", "oracle" or "none"
-    tasks: int
-    started_us: list[int] = field(default_factory=list)  # submit to start, of those that started
-    failed: Counter[str] = field(default_factory=Counter)  # by reason
-    frames: dict[str, int] = field(default_factory=dict)  # sent within the measured time, by type
-    starts: int = 0  # within the measured time, of any task
-    events: int = 0
-    digest: str = ""
-    wall_s: float = 0.0
-    simulated_s: float = 0.0  # all of it
-    cell_us: dict[str, list[int]] = field(default_factory=dict)  # started_us by submitter's cell
-
-    @property
-    def unstarted(self) -> int:
-        return self.tasks - len(self.started_us)
-
-    def per_task(self) -> dict[str, float]:
-        """Frames of each type for every task that started."""
-        starts = max(1, self.starts)
-        return {kind: count / starts for kind, count in sorted(self.frames.items())}
-
-    def messages_per_task(self) -> float:
-        per_task = self.per_task().items()
-        return sum(count for kind, count in per_task if group_of(kind) == "placement")
 
 
 @dataclass(slots=True)
@@ -133,6 +84,7 @@ class World(Mesh):
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
         self.began_us: list[int] = []  # every start of a unit
+        self._absent: set[str] = set()  # cars that are on the road
 
     # ---- building
 
@@ -151,9 +103,40 @@ class World(Mesh):
             self.by_number[number] = site
             if role == PROVIDE:
                 self.peers[number] = site.identity.peer
-            site.disk.keeps = self._plan.crashes
+            site.disk.keeps = self._plan.crashes or self.setup.parking
         self.now_us = 0
         self._connect_cells()
+        if self.setup.parking:
+            self._park()
+
+    def _park(self) -> None:
+        """Cars come and go as traces say; the time begins on a Monday at `PARKING_START_S`. Those
+        that are on the road then are not there yet."""
+        cars = [number for numbers in self.ground.cars.values() for number in numbers]
+        demand_s = READY_S + FILL_S + SETTLE_S + self.setup.seconds + DRAIN_S
+        stays = parking.draw(len(cars), demand_s, self.setup.seed, start_s=PARKING_START_S)
+        there = set(stays.car[stays.arrive_s <= 0].tolist())
+        for index, number in enumerate(cars):
+            if index not in there:
+                self._absent.add(self.by_number[number].name)
+        for at_s, index, what, _ in parking.events(stays):
+            name = self.by_number[cars[index]].name
+            at_us = int(at_s * 1e6)
+            if what == "leave":
+                self.at_us(at_us, lambda name=name: self.drive_away(name, GRACE_MS))  # type: ignore[misc]
+            elif at_us > 0:
+                self.at_us(at_us, lambda name=name: self._arrive(name))  # type: ignore[misc]
+
+    def _arrive(self, name: str) -> None:
+        self._absent.discard(name)
+        self.boot(name)
+        for number in self.ground.submitters[self.sites[name].identity.cell]:
+            if self.setup.policy != "tokens":
+                self.connect(self.by_number[number].name, name)
+
+    def boot(self, name: str) -> None:
+        if name not in self._absent:
+            super().boot(name)
 
     def add(self, name: str, roles: int, **more: Any) -> Site:
         """Boots when the heap comes to it."""

@@ -17,7 +17,7 @@ from .test_mesh import ended, job_of, order, submit
 
 def car_and_rogue(**more: object) -> tuple[Mesh, Site, Rogue]:
     mesh = Mesh(1)
-    car = mesh.add("car", PROVIDE, **more)  # type: ignore[arg-type]
+    car = mesh.add("car", PROVIDE, **more)
     rogue = Rogue(mesh, "rogue")
     mesh.connect_all()
     mesh.rest(100)
