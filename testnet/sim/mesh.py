@@ -167,7 +167,17 @@ class Mesh(VirtualWorkers):
         site.pending.clear()
         site.pins.clear()
         site.stopped.clear()
-        site.node = Node(
+        site.node = self.node_of(site)
+        self._carry(site, site.node.start(self.now(site)))
+        self.feed(site, ev.AddrsKnown((f"/sim/{name}",)))
+        if site.identity.roles & PROVIDE:
+            self.feed(site, ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 7_200, 0))
+            worker = ev.WorkerClass("cpu", "sim", 4_096, 100_000, b"simclass")
+            self.feed(site, ev.WorkerClasses((worker,), "0.0", (9, 10), 0, site.slots))
+
+    def node_of(self, site: Site) -> Node:
+        """The machine of a new life."""
+        return Node(
             site.identity,
             site.limits,
             site.signer,
@@ -176,12 +186,6 @@ class Mesh(VirtualWorkers):
             self.rng_of(site),
             site.disk.restored(),
         )
-        self._carry(site, site.node.start(self.now(site)))
-        self.feed(site, ev.AddrsKnown((f"/sim/{name}",)))
-        if site.identity.roles & PROVIDE:
-            self.feed(site, ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 7_200, 0))
-            worker = ev.WorkerClass("cpu", "sim", 4_096, 100_000, b"simclass")
-            self.feed(site, ev.WorkerClasses((worker,), "0.0", (9, 10), 0, site.slots))
 
     def rng_of(self, site: Site) -> Rng:
         name = site.name

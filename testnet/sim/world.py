@@ -33,15 +33,16 @@ from .frames import gossip_frames, kind_of
 from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
-from .roster import FleetRoster
 from .site import account_keys, papers_of
 from .trace import Trace
-from .workload import FILL_S, SETTLE_S, Demand, Ground, Task, lay_out, tasks_of
+from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
 
 POLICIES: Final = ("tokens", "gossip", "adverts", *ORACLES)
 NOT_YET: Final = frozenset({"tokens"})  # until JobOrder.policy takes it
 BOOT_S: Final = 1.0  # all cars are up
-READY_S: Final = 3.0  # and connected to the submitters of their cell
+CONNECTED_S: Final = 2.5  # to the submitters of their cell
+PRIME_S: Final = 2.7  # each submitter has a short task: with it, it agrees with its cars
+READY_S: Final = 4.0
 DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
@@ -63,6 +64,16 @@ class _Run:
 Say = Callable[[str], None]
 
 
+def _primes(ground: Ground, first: int) -> list[Task]:
+    """Agreements are made when there is work: all at once with the first of it, each would have
+    every waiting job look for cars again."""
+    submitters = [number for some in ground.submitters.values() for number in some]
+    return [
+        Task(first + index, int(PRIME_S * 1e6), number, TASK_US_MIN)
+        for index, number in enumerate(submitters)
+    ]
+
+
 class World(Mesh):
     def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
         limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
@@ -77,10 +88,9 @@ class World(Mesh):
         self.keep_trace = False
         self.digest = Trace()
         self.counted_frames: Counter[str] = Counter()
-        self.runs = [_Run(task) for task in tasks]
+        self.runs = [_Run(task) for task in [*tasks, *_primes(ground, len(tasks))]]
         self.by_number: dict[int, Site] = {}
         self.peers: dict[int, Peer] = {}
-        self.roster = None if setup.is_full else FleetRoster(ground.network, self.peers)
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
         self.began_us: list[int] = []  # every start of a unit
@@ -89,7 +99,7 @@ class World(Mesh):
     # ---- building
 
     def build(self) -> None:
-        """Cars and submitters boot within `BOOT_S`, and are connected by `READY_S`."""
+        """Cars and submitters boot within `BOOT_S`, and are connected by `CONNECTED_S`."""
         papers = papers_of(account_keys(0, self.keys_of)) if not self.setup.is_full else None
         numbers = len(self.ground.network.places)
         roles = {n: PROVIDE for cars in self.ground.cars.values() for n in cars}
@@ -156,7 +166,7 @@ class World(Mesh):
             for submitter in self.ground.submitters[cell]
             for car in self.ground.cars[cell][: self.limits.peers_max]
         ]
-        first_us, last_us = BOOT_S * 1e6, READY_S * 1e6
+        first_us, last_us = BOOT_S * 1e6, CONNECTED_S * 1e6
         for at, (submitter, car) in enumerate(links):
             at_us = int(first_us + (last_us - first_us) * at / len(links))
             one, other = self.by_number[submitter].name, self.by_number[car].name
