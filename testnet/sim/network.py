@@ -98,6 +98,7 @@ class Network:
         self,
         model: str,
         cell_names: list[str],
+        cell_metro: Ints,
         cell_continent: Ints,
         cell_cars: Ints,
         last_mile_us: Ints,
@@ -106,6 +107,7 @@ class Network:
     ) -> None:
         self.model = model
         self.cell_names = cell_names
+        self._metro = cell_metro
         self._continent = cell_continent
         self._cars = cell_cars
         self._first = np.concatenate(([0], np.cumsum(cell_cars, dtype=np.int64)))
@@ -201,13 +203,38 @@ class Network:
             self._nearest[number, count] = known
         return known
 
+    def nearest_cells(self, count: int) -> Ints:
+        """`neighbours` of every cell, by number: shape (cells, count), -1 where there are no more.
+
+        In 20,000 cells this takes seconds; cells of other continents are looked at one by one, and
+        only where the own continent has too few.
+        """
+        near = np.full((len(self.cell_names), count), -1, np.int32)
+        for continent in np.unique(self._continent):
+            mine = np.flatnonzero(self._continent == continent)
+            if len(mine) <= count:
+                for cell in mine.tolist():
+                    row = self.core_row_us(cell, np.arange(len(self.cell_names)))
+                    row[cell] = np.iinfo(np.int64).max
+                    order = np.argsort(row, kind="stable")[: min(count, len(row) - 1)]
+                    near[cell, : len(order)] = order
+                continue
+            x, y = self._cell_x[mine], self._cell_y[mine]
+            for rows in np.array_split(np.arange(len(mine)), -(-len(mine) // 500)):
+                km = np.hypot(x[rows, None] - x, y[rows, None] - y)
+                km[np.arange(len(rows)), rows] = np.inf
+                best = np.argpartition(km, count - 1, axis=1)[:, :count]
+                order = np.argsort(np.take_along_axis(km, best, axis=1), axis=1)
+                near[mine[rows]] = mine[np.take_along_axis(best, order, axis=1)]
+        return near
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The same for the vectorised model; do not write to them.
 
         Of a car, by its number: `cell` (int32), `last_mile_us` (int32), `x_km`, `y_km` (float32).
         Of a cell, by its number in `cell_names`: `cell_first` (int64, one more than there are
         cells: the cars of cell c are `cell_first[c]` to `cell_first[c + 1]`), `cell_cars`,
-        `cell_continent` (int32), `cell_x_km`, `cell_y_km` (float64).
+        `cell_metro`, `cell_continent` (int32), `cell_x_km`, `cell_y_km` (float64).
         """
         return {
             "cell": np.repeat(np.arange(len(self.cell_names), dtype=np.int32), self._cars),
@@ -216,6 +243,7 @@ class Network:
             "y_km": self._y,
             "cell_first": self._first,
             "cell_cars": self._cars,
+            "cell_metro": self._metro,
             "cell_continent": self._continent,
             "cell_x_km": self._cell_x,
             "cell_y_km": self._cell_y,
@@ -242,6 +270,7 @@ def draw(model: str, cars: int, seed: int) -> Network:
     y = (np.repeat(at[:, 1], sizes) + radius * np.sin(angle)).astype(np.float32)
     names: list[str] = []
     cell_cars: list[int] = []
+    cell_metro: list[int] = []
     cell_continent: list[int] = []
     first = 0
     for metro, (size, continent) in enumerate(
@@ -254,11 +283,13 @@ def draw(model: str, cars: int, seed: int) -> Network:
         for number, part in enumerate(parts):
             names.append(f"{CONTINENTS[continent]}{metro}-{number}")
             cell_cars.append(len(part))
+            cell_metro.append(metro)
             cell_continent.append(continent)
         first += size
     return Network(
         model,
         names,
+        np.asarray(cell_metro, np.int32),
         np.asarray(cell_continent, np.int32),
         np.asarray(cell_cars, np.int32),
         _last_miles(cars, rng),
