@@ -179,17 +179,21 @@ class Network:
 
     def core_row_us(self, cell: int, others: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """`core_us` from one cell to many, all by number: shape and order of `others`."""
-        here, there = self._continent[cell], self._continent[others]
+        return self.core_pairs_us(np.full_like(others, cell), others)
+
+    def core_pairs_us(
+        self, cells: npt.NDArray[np.integer[Any]], others: npt.NDArray[np.integer[Any]]
+    ) -> npt.NDArray[np.int64]:
+        """`core_us` of each cell of one array and the one at the same place of the other."""
+        here, there = self._continent[cells], self._continent[others]
         km = np.hypot(
-            self._cell_x[others] - self._cell_x[cell], self._cell_y[others] - self._cell_y[cell]
+            self._cell_x[others] - self._cell_x[cells], self._cell_y[others] - self._cell_y[cells]
         )
-        sea = np.asarray(SEA_US)[here, there]
         near = METRO_CORE_US + np.round(KM_US * km).astype(np.int64)
-        row: npt.NDArray[np.int64] = np.where(
-            here == there, near, METRO_CORE_US + INLAND_US + sea
-        ).astype(np.int64)
-        row[others == cell] = METRO_CORE_US
-        return row
+        far = METRO_CORE_US + INLAND_US + np.asarray(SEA_US)[here, there]
+        pairs: npt.NDArray[np.int64] = np.where(here == there, near, far).astype(np.int64)
+        pairs[cells == others] = METRO_CORE_US
+        return pairs
 
     def neighbours(self, cell: str, count: int) -> list[str]:
         """At most `count` other cells, the nearest first; equally near ones by their number."""
