@@ -98,7 +98,8 @@ class Offers:
 
     @classmethod
     def none(cls) -> Self:
-        return cls(np.empty(0), *(np.empty(0, int) for _ in range(3)), np.empty(0, np.int8))
+        number = np.empty(0, np.int64)
+        return cls(np.empty(0), number, np.empty(0), number, np.empty(0, np.int8))
 
 
 def ranks(groups: npt.NDArray[Any]) -> Longs:
@@ -530,6 +531,7 @@ def main(words: list[str] | None = None) -> int:
     if asked.json:
         print(json.dumps(result.to_json()))
         return 0
+    placed_s = asked.cars * asked.load / asked.task_s * asked.seconds / result.wall_s
     p50, p95, p99 = (result.quantile_us(share) / 1_000 for share in (0.5, 0.95, 0.99))
     print(
         f"{result.policy}: {result.cars} cars, load {result.load:g}, "
@@ -538,7 +540,7 @@ def main(words: list[str] | None = None) -> int:
         f"{result.unstarted} not started\n"
         f"messages a task: {result.messages_per_task:.2f} "
         f"({', '.join(f'{kind} {count:.2f}' for kind, count in result.messages.items())})\n"
-        f"{result.wall_s:.1f} s of wall time, {result.tasks / result.wall_s:,.0f} tasks a second"
+        f"{result.wall_s:.1f} s of wall time, {placed_s:,.0f} tasks a second"
     )
     return 0
 
