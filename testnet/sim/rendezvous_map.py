@@ -86,20 +86,20 @@ def chart(network: Network, cars_max: int, skew: float, rng: np.random.Generator
 
 
 def _near_shards(near_cells: Ints, parts: npt.NDArray[np.integer[Any]]) -> Ints:
-    """The other shards of the own cell, then those of the nearest cells, cell after cell."""
+    """The other shards of the own cell, then one of each near cell, not the same for each of ours.
+
+    One of each rather than all of the nearest: an overloaded neighbourhood is several cells wide,
+    and a digest reaches beyond it at the same price.
+    """
     first = (np.cumsum(parts) - parts).tolist()
     counts = parts.tolist()
     near = np.full((int(parts.sum()), NEIGHBOURS), -1, np.int32)
     for cell, others in enumerate(near_cells.tolist()):
         mine = range(first[cell], first[cell] + counts[cell])
-        beyond: list[int] = []
-        for other in others:
-            if other < 0 or len(beyond) >= NEIGHBOURS:
-                break
-            beyond.extend(range(first[other], first[other] + counts[other]))
-        for shard in mine:
-            row = ([other for other in mine if other != shard] + beyond)[:NEIGHBOURS]
-            near[shard, : len(row)] = row
+        for nth, shard in enumerate(mine):
+            row = [other for other in mine if other != shard]
+            row += [first[other] + nth % counts[other] for other in others if other >= 0]
+            near[shard, : min(len(row), NEIGHBOURS)] = row[:NEIGHBOURS]
     return near
 
 
