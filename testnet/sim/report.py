@@ -82,7 +82,7 @@ def _scenario(key: Scenario, runs: Sequence[Result]) -> str:
         for run in drawn
     )
     return (
-        f"<section><h2>{cars:,} cars, {load:.0%} load</h2>"
+        f"<section><h2>{cars:,} cars, {load * 100:g} % load</h2>"
         f'<p class="sub">{escape(WHERE.get(model, model))}, tasks of {task_s:g} s</p>'
         f"{_headline(drawn)}"
         '<div class="pair">'
@@ -170,7 +170,7 @@ def _table(results: Sequence[Result]) -> str:
     for run in results:
         figures = (
             f"{run.cars:,}",
-            f"{run.load:.0%}",
+            f"{run.load * 100:g} %",
             *(duration(run.quantile_us(share)) for share in (0.5, 0.95, 0.99)),
             f"{run.messages_per_task:,.2f}",
             f"{run.tasks:,}",
@@ -267,11 +267,12 @@ thead th{color:var(--soft);border-bottom:1px solid var(--line);white-space:nowra
 .runs tbody tr:nth-child(odd)>*{border-top:1px solid var(--line);padding-top:.6rem}
 .command td{padding-bottom:.6rem}
 code{font:.82rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:var(--soft);
-overflow-wrap:anywhere}
+overflow-wrap:anywhere;display:block;position:sticky;left:0;max-width:calc(100vw - 3rem)}
 .scroll{overflow-x:auto;margin-top:1rem}
 .scroll:focus-visible{outline:2px solid var(--p2);outline-offset:2px}
 main{padding-bottom:3rem}
 @media (max-width:30rem){h1{font-size:1.5rem}.tiles dd{font-size:1.15rem}
-.tiles div{padding-left:.5rem}figure,.kinds{padding:.6rem}}
+.tiles div{padding-left:.5rem}figure,.kinds{padding:.6rem}
+svg text{font-size:13.5px}svg text.name,svg text.value{font-size:15px}}
 @media print{body{background:#fff}figure,.kinds{break-inside:avoid}}
 """
