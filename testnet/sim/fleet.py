@@ -26,7 +26,7 @@ What is simpler than the truth:
 - Nothing is lost, no car leaves, none refuses, all connections are open, one task a car. A token
   never expires (a run of seconds is shorter than its time to live).
 - Queues have no bound, tokens are not lent in advance. Above 90 % load the times of the slowest
-  hundredth depend on this, so read them as no more than an order of magnitude.
+  hundredth depend on this and on the seed: read them as no more than an order of magnitude.
 - Messages counted are those that place: offer, assign, token, forward, queued, digest. The words
   between submitter and car once a task has started (lease, result, receipt) are not.
 
@@ -53,7 +53,6 @@ from .result import QUANTILES, CellFigure, Result
 
 POLICIES: Final = ("tokens", "limit")
 STEP_S: Final = 0.005
-WINDOW_S: Final = 0.25  # of which the submitted tasks are drawn at once
 MARGIN_S: Final = 1.0  # at either end of the run, not measured
 HANDLING_S: Final = 0.001
 DRAW: Final = 8  # tokens of which the nearest car gets the task; 0 for all of them
@@ -62,6 +61,7 @@ HOPS_MAX: Final = 4
 DIGEST_S: Final = 1.0
 DIGEST_CHANGE_S: Final = 0.05
 PUSH_S: Final = 0.25
+WINDOW_S: Final = PUSH_S  # of which the submitted tasks are drawn at once
 SKEW: Final = 0.25  # of demand between metros: sigma of its logarithm
 TASK_S: Final = 2.0
 CARS_MAX: Final = 20_000_000  # about 300 bytes a car
@@ -143,7 +143,12 @@ class Fleet:
         self.published = np.zeros(shards, np.int64)
         self.due = rng.uniform(0.0, DIGEST_S, shards)  # of the next digest
         self.receivers = (self.map.near >= 0).sum(axis=1)
+        self.fresh: tuple[npt.NDArray[np.bool_], Longs] | None = None  # digests on their way
+        self.offers = Offers.none()  # on their way; within a window, those known at its start
+        self.passed: list[Offers] = []  # on their way from one rendezvous to another
         self.waiting = Offers.none()
+        self.new: Longs = np.empty(0, np.int64)  # cars that got a task in this step
+        self.soon: Longs = self.new  # cars that are ready again before the window ends
         self.counts = dict.fromkeys(("offer", "assign", "token", "forward", "queued", "digest"), 0)
         self.started: list[tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]] = []
         # In the steady state: `load` of the cars work, and what is left of their tasks is
@@ -158,7 +163,6 @@ class Fleet:
     # -- one window of time after another -----------------------------------------------------
 
     def run(self, seconds: float) -> None:
-        self.offers = Offers.none()
         windows = round(seconds / WINDOW_S)
         steps = round(WINDOW_S / STEP_S)
         for window in range(windows):
@@ -167,8 +171,8 @@ class Fleet:
             self.offers = Offers.join([self.offers, self._submit(start)])
             back = np.flatnonzero((self.ready >= start) & (self.ready < end))
             back = back[np.argsort(self.ready[back], kind="stable")]
-            self.soon = np.empty(0, np.int64)  # cars that are ready again before the window ends
-            self.passed: list[Offers] = []
+            self.soon = np.empty(0, np.int64)
+            self.passed = []
             edges = start + STEP_S * np.arange(1, steps + 1)
             edges[-1] = end
             tokens = np.searchsorted(self.ready[back], edges)
@@ -219,7 +223,7 @@ class Fleet:
 
     def _return(self, cars: Longs) -> None:
         """Cars that ended their tasks: the first waiting task of the shard, or a token to hold."""
-        self.new: Longs = np.empty(0, np.int64)  # cars that got a task in this step
+        self.new = np.empty(0, np.int64)
         if len(self.waiting) and len(cars):
             cars = cars[np.lexsort((self.ready[cars], self.map.car_shard[cars]))]
             shard = self.map.car_shard[cars].astype(np.int64)
@@ -360,9 +364,8 @@ class Fleet:
     def _digests(self, now: float) -> None:
         """What was sent one tick ago is believed now; who is due or has changed sends."""
         sends = (self.due <= now) | ((self.published > 0) != (self.held > 0))
-        fresh = getattr(self, "fresh", None)
-        if fresh is not None:
-            senders, counts = fresh
+        if self.fresh is not None:
+            senders, counts = self.fresh
             heard = senders[self.map.near]
             self.believed[heard] = counts[self.map.near][heard]
         self.fresh = (sends, self.held.copy())
