@@ -6,10 +6,16 @@ stdout. The same options give the same digest, on any machine.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
 from meshnode.cli import frame
-from meshnode.errors import UsageError
+from meshnode.errors import LocalResource, UsageError
+
+if TYPE_CHECKING:
+    from .measured import Measured, Setup
 
 CARS_MAX = 1_000_000
 SEED_MAX = (1 << 63) - 1
@@ -65,6 +71,12 @@ FAULTS = ("none", "loss", "drives", "churn", "storm")
     help="What goes wrong within the measured time.",
 )
 @click.option("--parking", is_flag=True, help="Cars come and go as published stays say.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE.html",
+    help="Also write a page that shows the run beside the oracles.",
+)
 @frame.json_option
 def sim(
     cars: int,
@@ -76,6 +88,7 @@ def sim(
     seconds: float,
     faults: str,
     parking: bool,
+    report: str | None,
 ) -> None:
     """Simulate a fleet: the real protocol machines on a drawn network, one event after the other.
 
@@ -100,18 +113,60 @@ def sim(
         measured = simulate(setup, frame.talk)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if report is not None:
+        _write_report(measured, report)
     if frame.face().json:
         frame.put_json(measured.fields())
         return
+    _print(measured)
+
+
+def _write_report(measured: Measured, path: str) -> None:
+    """The run, and on the same cars and tasks those oracles that it is not itself."""
+    from .oracles import ORACLES
+    from .report import write_report
+    from .workload import lay_out
+    from .world import simulate
+
+    setup = measured.setup
+    runs = [measured]
+    for policy in ORACLES:
+        if policy != setup.policy:
+            frame.talk(f"the oracle {policy}, for comparison")
+            runs.append(simulate(replace(setup, policy=policy)))
+    network = lay_out(setup.model, setup.cars, setup.seed).network
+    try:
+        results = [run.result(network, _command(run.setup)) for run in runs]
+        write_report(results, path)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise LocalResource(f"{path} cannot be written: {error}") from None
+    frame.talk(f"wrote {path}")
+
+
+def _command(setup: Setup) -> str:
+    """What a person types to get these figures again."""
+    more = f" --faults {setup.faults}" if setup.faults != "none" else ""
+    more += " --parking" if setup.parking else ""
+    return (
+        f"mesh testnet sim --cars {setup.cars} --load {setup.load:g} --seed {setup.seed} "
+        f"--policy {setup.policy} --model {setup.model} --task-s {setup.task_s:g} "
+        f"--seconds {setup.seconds:g}{more}"
+    )
+
+
+def _print(measured: Measured) -> None:
+    setup = measured.setup
     fields = measured.fields()
     failed = ", ".join(f"{count} {reason}" for reason, count in fields["failed"].items())
     frame.put_table(
         ("POLICY", "CARS", "LOAD", "TASKS", "STARTED", "P50_MS", "P95_MS", "P99_MS", "MSGS/TASK"),
         [
             (
-                policy,
-                cars,
-                f"{load:g}",
+                setup.policy,
+                setup.cars,
+                f"{setup.load:g}",
                 fields["tasks"],
                 fields["started"],
                 *(f"{fields[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -146,6 +147,15 @@ def test_the_command_prints_a_table_and_one_json_object() -> None:
     fields = json_shape.check("testnet-sim", said.output)
     assert fields["messages"] == {"push": 1.0}
     assert json.loads(said.output)["digest"] in table.output
+
+
+def test_a_report_shows_the_oracles_beside_it(tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    options = ["--cars", "300", "--seconds", "1", "--policy", "limit", "--report", str(page)]
+    done = CliRunner().invoke(command.sim, options, obj=frame.Face())
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert all(f"--policy {policy}" in text for policy in ("limit", "central", "random"))
 
 
 def test_a_policy_that_is_not_there_yet_says_so() -> None:
