@@ -83,6 +83,8 @@ class Bent(Protocol):
 
 
 class Mesh(VirtualWorkers):
+    node_class: type[Node] = Node
+
     def __init__(
         self,
         seed: int,
@@ -179,7 +181,7 @@ class Mesh(VirtualWorkers):
 
     def node_of(self, site: Site) -> Node:
         """The machine of a new life."""
-        return Node(
+        return self.node_class(
             site.identity,
             site.limits,
             site.signer,

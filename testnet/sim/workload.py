@@ -4,7 +4,7 @@ Open loop: tasks arrive by a Poisson process whatever becomes of them, at submit
 the cells like cars, one for about `CARS_PER_SUBMITTER`. Cells differ in what they ask for by a
 log-normal factor. A task is one unit whose length is exponential; the load is the work that
 arrives, over what the cars' slots can do. Before the measured time as many tasks arrive as run
-in the steady state, within `FILL_S`: lengths have no memory, so the fleet is as if it had always
+in the steady state, within `fill_s`: lengths have no memory, so the fleet is as if it had always
 been at work.
 """
 
@@ -19,7 +19,7 @@ from .network import Network, draw
 
 CARS_PER_SUBMITTER = 125
 SKEW_SIGMA = 0.25  # of the logarithm of a cell's demand
-FILL_S = 2.0
+FILL_S = (2.0, 10.0)  # a third of a task's length, within these: a burst would be another load
 SETTLE_S = 3.0
 TASK_US_MIN = 1_000
 DRAWS_MAX = 8
@@ -82,8 +82,12 @@ class Demand:
     begins_s: float = 0.0  # when the fleet is ready
 
     @property
+    def fill_s(self) -> float:
+        return min(max(FILL_S[0], self.task_s / 3), FILL_S[1])
+
+    @property
     def window_us(self) -> tuple[int, int]:
-        start = self.begins_s + FILL_S + SETTLE_S
+        start = self.begins_s + self.fill_s + SETTLE_S
         return int(start * 1e6), int((start + self.seconds) * 1e6)
 
 
@@ -107,9 +111,9 @@ def tasks_of(ground: Ground, demand: Demand) -> list[Task]:
         times.append(at)
         at += rng.expovariate(rate)
     # What the steady arrivals alone would leave short when the fill is over.
-    left = math.exp(-FILL_S / demand.task_s)
-    fill = running * left / (demand.task_s / FILL_S * (1 - left))
-    times += [start + FILL_S * rng.random() for _ in range(round(fill))]
+    left = math.exp(-demand.fill_s / demand.task_s)
+    fill = running * left / (demand.task_s / demand.fill_s * (1 - left))
+    times += [start + demand.fill_s * rng.random() for _ in range(round(fill))]
     return [
         Task(
             number,

@@ -23,8 +23,9 @@ from typing import Any, Final
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.identity import KeySigner
+from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ArraySpec, Limits, Peer, Rng
+from meshnode.protocol.types import ArraySpec, Limits, Now, Peer, Rng
 
 from . import parking
 from .counting import CountingSigner, SmallRandom, counted
@@ -74,7 +75,31 @@ def _primes(ground: Ground, first: int) -> list[Task]:
     ]
 
 
+class _Remembering(Node):
+    """A machine whose deadline is not computed twice for one event: `handle` looks at it last of
+    all, unless it was due."""
+
+    due_mono_ms: int | None = None
+    looked = False
+
+    def handle(self, event: ev.Event, now: Now) -> list[fx.Effect]:
+        self.looked = False
+        return super().handle(event, now)
+
+    def deadline_mono_ms(self) -> int | None:
+        if not self.looked:
+            self.due_mono_ms = super().deadline_mono_ms()
+            self.looked = True
+        return self.due_mono_ms
+
+    def _tick(self) -> None:
+        super()._tick()
+        self.looked = False
+
+
 class World(Mesh):
+    node_class = _Remembering
+
     def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
         limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
         super().__init__(
@@ -123,8 +148,8 @@ class World(Mesh):
         """Cars come and go as traces say; the time begins on a Monday at `PARKING_START_S`. Those
         that are on the road then are not there yet."""
         cars = [number for numbers in self.ground.cars.values() for number in numbers]
-        demand_s = READY_S + FILL_S + SETTLE_S + self.setup.seconds + DRAIN_S
-        stays = parking.draw(len(cars), demand_s, self.setup.seed, start_s=PARKING_START_S)
+        until_s = READY_S + FILL_S[1] + SETTLE_S + self.setup.seconds + DRAIN_S
+        stays = parking.draw(len(cars), until_s, self.setup.seed, start_s=PARKING_START_S)
         there = set(stays.car[stays.arrive_s <= 0].tolist())
         for index, number in enumerate(cars):
             if index not in there:
