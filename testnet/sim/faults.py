@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RTO_US: Final = 150_000  # of a lost packet: about what Linux takes at these round trips
 AWAY_MS: Final = (500, 8_000)
+KILLED_MS: Final = 3_000
 SPLIT_MS: Final = (200, 4_000)
 GRACE_MS: Final = 2_000  # of a driver who has unlocked the car
 SKEW_MS_MAX: Final = 55_000  # two clocks then differ by less than what the protocol allows
@@ -36,6 +37,7 @@ class Plan:
     drives_s: float = 0.0
     skew: bool = False  # every wall clock is off, by up to SKEW_MS_MAX
     submitters_crash: bool = False
+    kill_share: float = 0.0  # of those that hold the rendezvous role, at once, in mid window
 
     @property
     def bends(self) -> bool:
@@ -43,7 +45,7 @@ class Plan:
 
     @property
     def crashes(self) -> bool:
-        return bool(self.crashes_s or self.drives_s)
+        return bool(self.crashes_s or self.drives_s or self.kill_share)
 
     @classmethod
     def named(cls, name: str) -> Plan:
@@ -72,6 +74,9 @@ class Plan:
                 if at * 1e6 >= window_us[1]:
                     break
                 mesh.at_us(int(at * 1e6) - mesh.now_us, call)
+        if self.kill_share:
+            middle_us = sum(window_us) // 2
+            mesh.at_us(middle_us - mesh.now_us, breaks.kill)
         if self.bends:
             mesh.at_us(window_us[1] - mesh.now_us, lambda: setattr(mesh, "weather", None))
 
@@ -81,6 +86,7 @@ PLANS: Final[dict[str, Plan]] = {
     "loss": Plan(drop=0.01),
     "drives": Plan(drives_s=1.0),
     "churn": Plan(drop=0.01, crashes_s=0.5, cuts_s=0.5, drives_s=1.0),
+    "kill": Plan(kill_share=0.25),
     "storm": Plan(
         drop=0.05,
         duplicate=0.05,
@@ -139,10 +145,20 @@ class _Breaks:
             self.mesh.crash(site.name)
             self._back(site, known)
 
+    def kill(self) -> None:
+        """A share of all rendezvous, in one instant; as cars they are back after `KILLED_MS`."""
+        holders = sorted(self.mesh.role_holders())
+        killed = self.rng.sample(holders, round(self.plan.kill_share * len(holders)))
+        self._note(f"kill {' '.join(killed)}")
+        known = {name: sorted(self.mesh.sites[name].links) for name in killed}
+        for name in killed:
+            self.mesh.crash(name)
+            self._back(self.mesh.sites[name], known[name], KILLED_MS)
+
     def _may_crash(self, site: Site) -> bool:
         return self.plan.submitters_crash or bool(site.identity.roles & 1)
 
-    def _back(self, site: Site, known: list[str]) -> None:
+    def _back(self, site: Site, known: list[str], away_ms: int = 0) -> None:
         life = site.life
 
         def boot() -> None:
@@ -151,7 +167,7 @@ class _Breaks:
                 for other in known:
                     self.mesh.connect(site.name, other)
 
-        self.mesh.at(self.rng.randint(*AWAY_MS), boot)
+        self.mesh.at(away_ms or self.rng.randint(*AWAY_MS), boot)
 
     def cut(self) -> None:
         """A link breaks, and is there again."""

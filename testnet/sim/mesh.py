@@ -251,6 +251,10 @@ class Mesh(VirtualWorkers):
 
         self.at(grace_ms, leave)
 
+    def role_holders(self) -> list[str]:
+        """Sites that are rendezvous now, for who wants to break them."""
+        return []
+
     # ---- running
 
     def renew(self, name: str, begins_ms: int) -> None:

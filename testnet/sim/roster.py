@@ -56,6 +56,11 @@ class FleetRoster:
             self._posts[cell] = known
         return known[1]
 
+    def holders(self) -> list[Peer]:
+        """Whom the latest elections named, in the order of the cells' first questions."""
+        named = (peer for _, posts in self._posts.values() for shard in posts for peer in shard)
+        return list(dict.fromkeys(named))
+
     def cars(self, cell: str) -> int:
         return len(self.members(cell))
 

@@ -34,6 +34,7 @@ from .frames import gossip_frames, kind_of
 from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
+from .roster import FleetRoster
 from .site import account_keys, papers_of
 from .trace import Trace
 from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
@@ -116,6 +117,7 @@ class World(Mesh):
         self.runs = [_Run(task) for task in [*tasks, *_primes(ground, len(tasks))]]
         self.by_number: dict[int, Site] = {}
         self.peers: dict[int, Peer] = {}
+        self.roster: FleetRoster | None = None
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
         self.began_us: list[int] = []  # every start of a unit
@@ -201,6 +203,11 @@ class World(Mesh):
         if site.identity.roles & REQUEST:
             return super().rng_of(site)
         return SmallRandom(f"{self.seed} {site.number} {site.life}")
+
+    def role_holders(self) -> list[str]:
+        if self.roster is None:
+            return []
+        return [self.by_peer[peer].name for peer in self.roster.holders()]
 
     # ---- the workload
 
@@ -347,6 +354,8 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
         raise ValueError(f"{setup.policy!r} is no policy: choose one of {', '.join(POLICIES)}")
     if setup.policy in NOT_YET:
         raise ValueError(f"this build has no policy {setup.policy!r} yet")
+    if Plan.named(setup.faults).kill_share and setup.policy != "tokens":
+        raise ValueError(f"the policy {setup.policy!r} has no rendezvous to kill")
     begun = time.monotonic()
     ground = lay_out(setup.model, setup.cars, setup.seed)
     begins_s = 0.0 if setup.policy in ORACLES else READY_S
