@@ -35,6 +35,9 @@ STORM_MS = 12_000
 SETTLE_MS = 120_000  # from the end of the storm until everything has drained
 DEADLINE_MS = 90_000
 LEASE_MS = 8_000
+UNIT_MS = (1, 5, 20, 60)
+"""Not so long that all cars are busy for `Limits.nobody_ms` with other jobs: a job that is only
+announced (policy gossip) then fails with NOBODY, without any fault."""
 Lie = Callable[[fx.Send], list[fx.Send]]
 LIES = ("", "", "drop", "repeat", "hold")
 
@@ -88,7 +91,7 @@ def _play(mesh: Proof, rng: random.Random) -> None:
     for number in range(rng.randint(3, 10)):
         mesh.add(f"car-{number}", PROVIDE, slots=rng.choice((1, 1, 2)))
     mesh.connect_all()
-    mesh.unit_ms = rng.choice((1, 5, 40, 200))
+    mesh.unit_ms = rng.choice(UNIT_MS)
     plan = PLANS["storm"]
     mesh.weather = Weather(plan, mesh.seed)
     plan.schedule(mesh, (500_000, STORM_MS * 1000))

@@ -1,8 +1,9 @@
 """`bench placement`: from submit to start, and messages a task, of every policy on one fleet.
 
 Each run is `mesh testnet sim`: the same network, the same tasks; what is simulated is the time, so
-the figures do not depend on this machine. `limit`, `central` and `random` are oracles. Gossip is
-measured on fewer cars: each announcement is read by every car of a cell.
+the figures do not depend on this machine. `limit`, `central` and `random` are oracles. Adverts and
+gossip are measured on fewer cars: a requester looks at every car of its cell for each task, and
+each announcement is read by all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .figures import Figures, report, sub_bench
 CARS, QUICK_CARS = 10_000, 500
 SECONDS, QUICK_SECONDS = 20.0, 5.0
 MACHINE_SECONDS, QUICK_MACHINE_SECONDS = 5.0, 2.0  # each takes many seconds of this machine
-GOSSIP_CARS = 1_000
+FALLBACK_CARS = 1_000
 LOAD = 0.8
 TASK_S = 2.0
 SEED = 1
@@ -32,8 +33,7 @@ def measured(policy: str, quick: bool) -> Figures:
     cars, seconds = (QUICK_CARS, QUICK_SECONDS) if quick else (CARS, SECONDS)
     if policy in ("adverts", "gossip"):
         seconds = QUICK_MACHINE_SECONDS if quick else MACHINE_SECONDS
-    if policy == "gossip":
-        cars = min(cars, GOSSIP_CARS)
+        cars = min(cars, FALLBACK_CARS)
     print(f"{policy}: {cars} cars, {seconds:g} s", file=sys.stderr)
     options = {
         "--cars": cars,
