@@ -109,7 +109,7 @@ def _play(mesh: Proof, rng: random.Random) -> None:
     mesh.rest(1_000)
     if not mesh.run(mesh.settled, ms_max=SETTLE_MS):
         raise mesh.broken(f"not drained {SETTLE_MS / 1000:.0f} s after the storm: {_why(mesh)}")
-    for job_id in mesh.submitted.keys() - before:
+    for job_id in sorted(mesh.submitted.keys() - before):
         if mesh.ended[job_id][0] != "done":
             reason = Reason.of(mesh.ended[job_id][1])
             raise mesh.broken(f"a job of after the storm ended with {reason.name}")
