@@ -25,7 +25,7 @@ TESTS = Path(__file__).resolve().parent
 FOLDERS: tuple[tuple[str, int, int], ...] = (
     ("unit", 150, 900),
     ("property", 90, 600),
-    ("sim", 120, 900),
+    ("sim", 240, 1200),
     ("kernels", 360, 600),
     ("artifacts", 300, 900),
     ("node", 240, 300),
