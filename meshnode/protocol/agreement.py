@@ -56,6 +56,7 @@ class Agreements:
         self._out = outbox
         self.by_channel: dict[Digest, InForce] = {}
         self._with_provider: dict[Peer, InForce] = {}
+        self._with_requester: dict[Peer, InForce] = {}
         self._asked: dict[Peer, int] = {}  # provider -> when to stop waiting
         self._open: set[Peer] = set()  # providers whose terms we wait for
         self._proposed: dict[Peer, Sealed] = {}  # provider -> what we signed
@@ -97,6 +98,11 @@ class Agreements:
         ):
             return None
         return found
+
+    def with_requester(self, peer: Peer) -> InForce | None:
+        """The newest under which it may lease from us."""
+        found = self._with_requester.get(peer)
+        return None if found is None else self.as_provider(found.digest, peer)
 
     def use(self, channel: Digest) -> None:
         """Something is leased under it: it stays."""
@@ -257,6 +263,8 @@ class Agreements:
 
     def _enter(self, entered: InForce) -> None:
         self.by_channel[entered.digest] = entered
+        if entered.agreement.provider == self._out.identity.peer:
+            self._with_requester[entered.agreement.requester] = entered
         if entered.agreement.requester == self._out.identity.peer:
             known = self._with_provider.get(entered.agreement.provider)
             if known is None or known.agreement.not_after_ms <= entered.agreement.not_after_ms:

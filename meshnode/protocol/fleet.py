@@ -10,7 +10,7 @@ from collections import Counter, deque
 
 from .advert import AdvertBook
 from .agreement import Agreements
-from .attempt import Attempt
+from .attempt import Attempt, State
 from .effects import Dial
 from .job import Job, wanted
 from .objects import Advert
@@ -50,6 +50,7 @@ BLAMELESS = frozenset(
 
 
 SHUNNED_MAX = 4096
+FRESH_MS = 20  # for so long a car that ended a run of ours is asked again before anybody else
 DIALS_MAX = 64  # within `redial_gap_ms`
 
 
@@ -63,6 +64,7 @@ class Fleet:
         self._queued: dict[Peer, deque[Attempt]] = {}  # of those, in order, what waits for a slot
         self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
         self._shunned: dict[Peer, int] = {}  # the same, but no advert ends it
+        self._fresh: dict[Peer, int] = {}  # car -> when it ended a run of ours
         self._dialled: dict[Peer, int] = {}
         self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
 
@@ -118,6 +120,8 @@ class Fleet:
         """One of our attempts is over; the next in the queue begins, as far as we can know."""
         peer = attempt.peer
         self.mine[peer] -= 1
+        if attempt.state is State.RETURNED:
+            self._fresh[peer] = self._out.now.mono_ms
         if self.mine[peer] <= 0:
             del self.mine[peer]
         queued = self._queued.get(peer)
@@ -134,15 +138,27 @@ class Fleet:
         now = self._out.now.mono_ms
         self.backoff = {peer: until for peer, until in self.backoff.items() if until > now}
         self._shunned = {peer: until for peer, until in self._shunned.items() if until > now}
+        self._fresh = {peer: at for peer, at in self._fresh.items() if at + FRESH_MS > now}
         gap = self._out.limits.redial_gap_ms
         self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
 
-    def cars(self, job: Job) -> list[Car]:
-        """Cars that may take a run of this job now; starts what stands in the way for others."""
+    def ours(self, job: Job) -> set[Peer]:
+        """Cars that work for this job, or have ended a run of ours a moment ago."""
+        live = (job.tasks[task_id].live for task_id in job.live)
+        busy = {attempt.peer for attempt in live if attempt is not None and attempt.holder is None}
+        since = self._out.now.mono_ms - FRESH_MS
+        return busy | {peer for peer, at in self._fresh.items() if at >= since}
+
+    def cars(self, job: Job, ours: set[Peer] | None = None) -> list[Car]:
+        """Cars that may take a run of this job now; starts what stands in the way for others.
+        With `ours` only those are looked at."""
         limits = self._out.limits
         consts = wanted(job.spec)
         cars: list[Car] = []
-        for peer, known in self.book.cars.items():
+        for peer in self.book.cars if ours is None else sorted(ours):
+            known = self.book.cars.get(peer)
+            if known is None:
+                continue
             advert = known.advert
             if peer == self._out.identity.peer or self._unfit(job, peer, advert) is not Reason.OK:
                 continue
@@ -167,6 +183,7 @@ class Fleet:
                     max((c.rate_mflops for c in advert.classes), default=0),
                     all(prefix in advert.cached for prefix in consts),
                     advert.budget.spendable_mwh,
+                    ours is not None,
                 )
             )
         return cars

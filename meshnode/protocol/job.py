@@ -243,6 +243,8 @@ class Job:
     unit_ms: float = 0.0
     last_sign_mono_ms: int = 0  # when a car last took or returned work
     waiting: Waiting = field(default_factory=Waiting)
+    placed: set[TaskId] = field(default_factory=set)  # tasks that a rendezvous looks for a car for
+    place_window: int = 4  # how many may be; grows as they are placed, shrinks as they are queued
     pump_mono_ms: int = 0  # when to look for cars again
 
     def __post_init__(self) -> None:

@@ -15,8 +15,8 @@ def seal_offer(
     outbox: Outbox,
     job: Job,
     task: Task,
-    peer: Peer,
-    channel: Digest,
+    peer: Peer | None,
+    channel: Digest | None,
     inline: bytes,
     token: Sealed | None,
 ) -> Sealed:

@@ -29,6 +29,7 @@ class Car:
     rate_mflops: int
     warm: bool  # holds the artifact and constants already
     spendable_mwh: int
+    ours: bool = False  # it works for this very job, or has just ended a run of ours
 
     def taken(self) -> Car:
         """The same car with one more of our runs."""
@@ -73,6 +74,14 @@ class AdvertPlacement:
 
     def announces(self) -> bool:
         return False
+
+
+class TokenPlacement(AdvertPlacement):
+    """Only cars that work for us: nobody knows better what they will do next. Who else is idle, a
+    rendezvous knows."""
+
+    def choose(self, cars: Sequence[Car], rng: Rng) -> Peer | None:
+        return super().choose([car for car in cars if car.ours], rng)
 
 
 class GossipPlacement:

@@ -9,11 +9,13 @@ taken once and accepted once.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from .advert import AdvertBook
 from .agreement import Agreements
 from .announcing import Announcer
 from .attempt import Attempt, State, Step
+from .cell import Roster
 from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
 from .effects import ResultRecord
@@ -40,6 +42,7 @@ from .messages import (
     Heartbeat,
     Inputs,
     Part,
+    Queued,
     Refuse,
     Watch,
     pack,
@@ -54,7 +57,8 @@ from .objects import (
 )
 from .offering import seal_offer
 from .outbox import Outbox
-from .placement import Car, GossipPlacement, Need, Placement, run_units
+from .placement import Car, GossipPlacement, Need, Placement, TokenPlacement, run_units
+from .placing import QUEUED_MS, Placing
 from .reasons import Reason
 from .sealed import Sealed
 from .shelf import Shelf
@@ -71,6 +75,7 @@ ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
 MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
 ENDED_JOBS_MAX = 256
+PLACES_MAX = 2  # rendezvous that are asked for one attempt before the cell is
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
 
 
@@ -82,6 +87,8 @@ class Requester:
         book: AdvertBook,
         placement: Placement,
         jobs: Jobs,
+        roster: Roster,
+        reach: Callable[[Peer], None],
     ) -> None:
         self._out = outbox
         self.jobs = jobs
@@ -90,6 +97,8 @@ class Requester:
         self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement
         self._gossip = GossipPlacement()
+        self._tokens = TokenPlacement()
+        self._placing = Placing(outbox, self.fleet, roster, reach)
         self._intake = Intake()
         self.shelf = Shelf(outbox)
         self._checkpoints = Checkpoints(outbox, jobs, self.shelf)
@@ -173,14 +182,28 @@ class Requester:
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
         job.pump_mono_ms = self._out.now.mono_ms + PUMP_MS
+        if self._placing.serves(job) and self._place_all(job):
+            return
         if not placement.announces():
-            self._offer_all(job, placement)
+            self._offer_all(job, placement, self.fleet.cars(job))
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announcer.announce(job)
 
-    def _offer_all(self, job: Job, placement: Placement) -> None:
+    def _place_all(self, job: Job) -> bool:
+        """To cars that work for us, and through the cell's rendezvous to whoever else is idle;
+        False if that way is closed for now."""
+        self._offer_all(job, self._tokens, self.fleet.cars(job, self.fleet.ours(job)))
+        while job.to_place() and len(job.placed) < job.place_window:
+            if self._tried_out(job):
+                return False
+            holder = self._placing.draw()
+            if holder is None:
+                return False
+            self._place(job, self._next_run(job, []), holder)
+        return True
+
+    def _offer_all(self, job: Job, placement: Placement, cars: list[Car]) -> None:
         """Point to point, as long as a car is chosen and the next task is not tried out."""
-        cars = self.fleet.cars(job)
         while job.to_place() and not self._tried_out(job):
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
@@ -215,43 +238,71 @@ class Requester:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
         assert entered is not None, "a car without agreement is never chosen"
-        now, limits = self._out.now, self._out.limits
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
         count = min(count, job.most_at.get(peer, count))
         inline = run_inline(job.spec, job.order.inline, first, count)
         sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
-        attempt = Attempt(
-            task.task_id,
-            task.attempt,
-            peer,
-            first,
-            count,
-            job.add_source(task.task_id, task.attempt, peer),
-            now_mono_ms=now.mono_ms,
-            offer_timeout_ms=limits.offer_timeout_ms,
-        )
-        attempt.from_step = task.step or 0
-        after = None
-        if job.order.durable:
-            # A first attempt needs no wait: after a crash the same task and number can only mean
-            # the same run. A later number means another run, and must never be used twice.
-            record = self.jobs.task_record(job, attempt)
-            self.shelf.add(record, None, lambda: self._disk_full(job))
-            if task.attempt:
-                after = self.shelf.flush()
+        attempt = self._attempt(job, task, peer, count, self._out.limits.offer_timeout_ms)
+        after = self._keep(job, task, attempt)
         frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
         if any(arg.inline for arg in job.spec.args):
             frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
         sends = [self._out.send(peer, Lane.CONTROL, frame, after=after) for frame in frames]
         attempt.frames = tuple(frames)
         attempt.sends = tuple(sends)
+        self.fleet.take(attempt)
+        self.jobs.note(job, attempt)
+
+    def _place(self, job: Job, task: Task, holder: Peer) -> None:
+        """One attempt, to whichever idle car a rendezvous has."""
+        task.attempt += 1
+        first, count = task.missing, task.end - task.missing
+        inline = run_inline(job.spec, job.order.inline, first, count)
+        sealed = seal_offer(self._out, job, task, None, None, inline, None)
+        attempt = self._attempt(job, task, holder, count, self._placing.timeout_ms(holder))
+        attempt.holder, attempt.asked, attempt.offer = holder, 1, sealed.digest
+        attempt.frames = (pack(self._placing.message(job, sealed)),)
+        job.placed.add(task.task_id)
+        after = self._keep(job, task, attempt)
+        self._ask(attempt, after)
+        self.jobs.note(job, attempt)
+
+    def _ask(self, attempt: Attempt, after: int | None = None) -> None:
+        frame = attempt.frames[0]
+        assert attempt.holder is not None
+        if attempt.holder == self._out.identity.peer:
+            self._out.post(attempt.holder, Lane.CONTROL, frame)
+        else:
+            attempt.sends = (self._out.send(attempt.holder, Lane.CONTROL, frame, after=after),)
+
+    def _attempt(self, job: Job, task: Task, peer: Peer, count: int, timeout_ms: int) -> Attempt:
+        attempt = Attempt(
+            task.task_id,
+            task.attempt,
+            peer,
+            task.missing,
+            count,
+            job.add_source(task.task_id, task.attempt, peer),
+            now_mono_ms=self._out.now.mono_ms,
+            offer_timeout_ms=timeout_ms,
+        )
+        attempt.from_step = task.step or 0
         task.live = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
         job.attempts[task.task_id, task.attempt] = attempt
-        self.fleet.take(attempt)
-        self.jobs.note(job, attempt)
+        return attempt
+
+    def _keep(self, job: Job, task: Task, attempt: Attempt) -> int | None:
+        """The attempt's number, stored; what must wait for that, if anything must."""
+        if not job.order.durable:
+            return None
+        # A first attempt needs no wait: after a crash the same task and number can only mean the
+        # same run. A later number means another run, and must never be used twice.
+        record = self.jobs.task_record(job, attempt)
+        self.shelf.add(record, None, lambda: self._disk_full(job))
+        return self.shelf.flush() if task.attempt else None
 
     # ---- announcing
 
@@ -259,6 +310,10 @@ class Requester:
         """A bid: a slot of that car is held for us for a moment."""
         token = sealed.open(Token, T_TOKEN)
         if sealed.kid != peer or token.peer != peer or token.announce_id is None:
+            return
+        placed = self._placed_task(token)
+        if placed is not None:
+            self._on_assigned(peer, *placed, token, sealed)
             return
         job = self.jobs.announced.get(token.announce_id)
         if job is None or not job.to_place() or peer in job.unsuited:
@@ -273,6 +328,28 @@ class Requester:
             self._agreements.ask(peer)
             return
         self._award(job, peer, sealed)
+
+    def _placed_task(self, token: Token) -> tuple[Job, Task] | None:
+        """The task that a rendezvous has assigned to the bidding car, while it waits."""
+        task_id = TaskId(token.announce_id or b"")
+        job = self.jobs.by_task.get(task_id)
+        return (job, job.tasks[task_id]) if job is not None and task_id in job.placed else None
+
+    def _on_assigned(self, peer: Peer, job: Job, task: Task, token: Token, sealed: Sealed) -> None:
+        """A car that we have no agreement with was assigned our task, and holds a slot for us."""
+        attempt = task.live
+        assert attempt is not None
+        if peer in job.unsuited:
+            return
+        if self._agreements.with_provider(peer) is None:
+            attempt.expires_mono_ms = self._out.now.mono_ms + (token.hold_ms or 0)
+            self._bids[peer] = (job, token, sealed)
+            self._agreements.ask(peer)
+            return
+        if attempt.holder is not None:
+            self._placing.served(job, attempt.holder)
+        self._lose(job, attempt, Reason.SUPERSEDED, again=False)
+        self._offer(job, peer, task, sealed)
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
@@ -325,8 +402,13 @@ class Requester:
     def in_force(self, peer: Peer) -> None:
         """An agreement was signed: a bid that waited for it, then everything else."""
         waiting = self._bids.pop(peer, None)
-        if waiting is not None and waiting[0].to_place():
-            self._award(waiting[0], peer, waiting[2])
+        if waiting is not None:
+            job, token, sealed = waiting
+            placed = self._placed_task(token)
+            if placed is not None:
+                self._on_assigned(peer, *placed, token, sealed)
+            elif job.to_place() and token.announce_id in self.jobs.announced:
+                self._award(job, peer, sealed)
         self.pump_all()
 
     def terms_refused(self, peer: Peer, reason: Reason) -> None:
@@ -365,23 +447,75 @@ class Requester:
         lease = sealed.open(Lease, T_LEASE)
         if sealed.kid != peer or lease.provider != peer:
             return
-        found = self._find(peer, lease.task_id, lease.attempt)
+        found = self._find(peer, lease.task_id, lease.attempt) or self._found(peer, lease)
         if found is None:
             self._given_up(peer, lease)
             return
-        job, _, attempt = found
+        job, task, attempt = found
         if lease.run != Span(attempt.first, attempt.count):
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
         if not self.jobs.bind(attempt, lease.lease_id):
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
+        if attempt.holder is not None:
+            self._settle(job, task, attempt, peer)
         attempt.step(Step.GRANTED)
         silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
         attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
         job.last_sign_mono_ms = self._out.now.mono_ms
         job.tasks[attempt.task_id].tries = 0
         self.jobs.note(job, attempt)
+
+    def _found(self, peer: Peer, lease: Lease) -> tuple[Job, Task, Attempt] | None:
+        """The attempt that a rendezvous found this car for: one that no car has yet."""
+        job = self.jobs.by_task.get(lease.task_id)
+        task = job.tasks.get(lease.task_id) if job else None
+        attempt = task.live if task else None
+        entered = self._agreements.with_provider(peer)
+        if (
+            job is None
+            or task is None
+            or attempt is None
+            or attempt.holder is None
+            or attempt.state is not State.OFFERED
+            or attempt.number != lease.attempt
+            or attempt.offer != lease.offer
+            or entered is None
+            or entered.digest != lease.channel
+            or peer in job.unsuited
+        ):
+            return None
+        return job, task, attempt
+
+    def _settle(self, job: Job, task: Task, attempt: Attempt, peer: Peer) -> None:
+        """The car that was found takes the rendezvous's place in the attempt."""
+        assert attempt.holder is not None
+        self._placing.served(job, attempt.holder)
+        job.placed.discard(task.task_id)
+        attempt.holder = None
+        attempt.peer = peer
+        attempt.started_mono_ms = self._out.now.mono_ms
+        job.sources[attempt.source - 1] = (task.task_id, attempt.number, peer)
+        self.fleet.take(attempt)
+        attempt.frames = attempt.sends = ()
+        if any(arg.inline for arg in job.spec.args):
+            inline = run_inline(job.spec, job.order.inline, attempt.first, attempt.count)
+            frame = pack(Inputs(task.task_id, attempt.number, inline))
+            attempt.frames = (frame,)
+            self._out.send(peer, Lane.CONTROL, frame)
+        if job.order.durable:
+            record = self.jobs.task_record(job, attempt)
+            self.shelf.add(record, None, lambda: self._disk_full(job))
+
+    def on_queued(self, peer: Peer, queued: Queued) -> None:
+        """No idle car is there now; ours waits in line, and more of ours would only wait too."""
+        found = self._find(peer, queued.task_id, queued.attempt)
+        if found is not None and found[2].holder is not None:
+            job, _, attempt = found
+            attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
+            job.place_window = 1
+            job.last_sign_mono_ms = self._out.now.mono_ms
 
     def _given_up(self, peer: Peer, lease: Lease) -> None:
         """A run that we no longer wait for: the car need not go on, but what it has done counts."""
@@ -412,6 +546,9 @@ class Requester:
             return
         job, task, attempt = found
         job.refusals[refuse.reason] += 1
+        if attempt.holder is not None:
+            self._not_placed(job, task, attempt, refuse.reason)
+            return
         if refuse.text:
             self._say_ended(job, peer, refuse.reason, refuse.text)
         halved = self._halved(job, attempt, refuse.reason)
@@ -540,6 +677,21 @@ class Requester:
         self._lose(job, attempt, reason)
         self.pump(job)
 
+    def _not_placed(self, job: Job, task: Task, attempt: Attempt, reason: Reason) -> None:
+        """A rendezvous has nobody for it: another is asked once, then the cell."""
+        assert attempt.holder is not None
+        other = self._placing.draw(but=attempt.holder)
+        if attempt.asked < PLACES_MAX and other is not None and task.live is attempt:
+            attempt.asked += 1
+            attempt.holder = attempt.peer = other
+            timeout_ms = self._placing.timeout_ms(other)
+            attempt.expires_mono_ms = self._out.now.mono_ms + timeout_ms
+            self._ask(attempt)
+            return
+        task.tries = self._out.limits.offer_tries_max
+        self._lose(job, attempt, reason)
+        self.pump(job)
+
     def _halved(self, job: Job, attempt: Attempt, reason: Reason) -> bool:
         """The run was too much for this car: it gets half as many units from now on."""
         if reason not in TOO_MUCH:
@@ -626,7 +778,9 @@ class Requester:
             task.live = None
             job.live.discard(task.task_id)
         attempt.frames = attempt.sends = ()
-        self.fleet.release(attempt)
+        if attempt.holder is None:
+            self.fleet.release(attempt)
+        job.placed.discard(task.task_id)
         spoilt = attempt.reason in SPOILT and task.step == attempt.from_step
         if attempt.state is State.RETURNED or spoilt:
             self._checkpoints.drop(task)
@@ -710,6 +864,10 @@ class Requester:
             self.pump(job)
 
     def _expire(self, job: Job, task: Task, attempt: Attempt) -> None:
+        if attempt.holder is not None:
+            self._placing.lost(attempt.holder)
+            self._not_placed(job, task, attempt, Reason.NO_ANSWER)
+            return
         if attempt.state is State.OFFERED:
             reason = Reason.NO_ANSWER
             task.tries += 1
@@ -737,4 +895,4 @@ class Requester:
                 job.retry = deque(waiting)
 
     def addrs_known(self, addrs: tuple[str, ...]) -> None:
-        self._announcer.addrs = addrs
+        self._announcer.addrs = self._placing.addrs = addrs

@@ -470,10 +470,10 @@ def test_a_run_too_long_for_a_car_goes_out_in_shorter_ones() -> None:
     mesh = mesh_of(2, 3)
     mesh.kflop_per_unit = 2 * 10**8  # a second, and most of a lease is 3 s at the one car
     mesh.feed(mesh.sites["car-0"], ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 3, 0))
-    submit(mesh, order(40))
+    submit(mesh, order(200))
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(2_000)
-    assert_whole(mesh, 40)
+    assert_whole(mesh, 200)
     peer = mesh.sites["car-0"].identity.peer
     done = [p.attempt for p in job_of(mesh).history if p.attempt.peer == peer]
     assert 1 < max(a.count for a in done if a.next_unit > a.first) <= 3
