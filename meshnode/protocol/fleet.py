@@ -50,6 +50,7 @@ BLAMELESS = frozenset(
 
 
 SHUNNED_MAX = 4096
+SHORT_UNIT_MS = 100
 FRESH_MS = 20  # for so long a car that ended a run of ours is asked again before anybody else
 DIALS_MAX = 64  # within `redial_gap_ms`
 
@@ -143,11 +144,15 @@ class Fleet:
         self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
 
     def ours(self, job: Job) -> set[Peer]:
-        """Cars that work for this job, or have ended a run of ours a moment ago."""
+        """Cars that work for this job; for short units also those that have ended a run of ours a
+        moment ago and got no other: a way round a hop that would be much of the whole call."""
         live = (job.tasks[task_id].live for task_id in job.live)
         busy = {attempt.peer for attempt in live if attempt is not None and attempt.holder is None}
+        if job.unit_ms > SHORT_UNIT_MS:
+            return busy
         since = self._out.now.mono_ms - FRESH_MS
-        return busy | {peer for peer, at in self._fresh.items() if at >= since}
+        fresh = {peer for peer, at in self._fresh.items() if at >= since and not self.mine[peer]}
+        return busy | fresh
 
     def cars(self, job: Job, ours: set[Peer] | None = None) -> list[Car]:
         """Cars that may take a run of this job now; starts what stands in the way for others.

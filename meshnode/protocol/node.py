@@ -20,7 +20,7 @@ from ..errors import MeshError
 from . import messages
 from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
-from .agreement import Agreements
+from .agreement import Agreements, InForce
 from .cell import AdvertRoster, Roster
 from .channel import RequesterChannel
 from .effects import Block, Dial, Effect, Join
@@ -122,15 +122,17 @@ class Node:
         rng: Rng,
         restored: Restored,
         roster: Roster | None = None,
+        standing: Callable[[Peer, Peer], InForce] | None = None,
     ) -> None:
-        """`roster`: who is in which cell, where that is known otherwise than by adverts."""
+        """`roster`: who is in which cell, where that is known otherwise than by adverts;
+        `standing`: agreements, where they are known otherwise than by making them."""
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
         self.peers: dict[Peer, PeerState] = {}
         self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
-        self.agreements = Agreements(self._out, restored)
+        self.agreements = Agreements(self._out, restored, standing)
         known = roster or AdvertRoster(
             self.book, limits.rendezvous_cars or 1, lambda: self._out.now.mono_ms
         )

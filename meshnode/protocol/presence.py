@@ -109,14 +109,15 @@ class Presence:
         hold_ms: int,
         *,
         warm: bool = False,
-    ) -> None:
-        """Hold a slot for who announced `about`, or whose task it is, and tell it."""
+    ) -> bool:
+        """Hold a slot for who announced `about`, or whose task it is, and tell it; False if that
+        cannot be done now."""
         identity, now = self._out.identity, self._out.now
         assert self._owner.classes is not None
         best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
         up = requester in self.peers_up
         if len(self._bids) >= TOKENS_MAX or (not up and self._dial_mono_ms > now.mono_ms):
-            return  # the addresses are a stranger's word: a cell must not dial wherever it says
+            return False  # addresses are a stranger's word: a cell must not dial wherever it says
         self._token_seq += 1
         token = Token(
             1,
@@ -140,6 +141,7 @@ class Presence:
             self._out.send(requester, Lane.CONTROL, sealed.wire)
         else:
             self.dial(requester, addrs)
+        return True
 
     def dial(self, requester: Peer, addrs: tuple[str, ...]) -> None:
         """Where it says it is; seldom, because nobody has checked that."""

@@ -67,6 +67,7 @@ from .types import (
 HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
+QUEUE_AHEAD_MS = 100  # of work of other jobs that a run waits behind, for each slot
 FIRST_HOLD_MS = (
     2_000  # of a slot for a requester that we have no agreement with: dial, terms, award
 )
@@ -221,7 +222,21 @@ class Provider:
         room = self.owner.slots * (1 + self._out.limits.leases_queued_per_slot_max)
         if self._working() + self.presence.held() >= room:
             return Reason.BUSY
-        return Reason.OK
+        return Reason.BUSY if self._waits_long(offer) else Reason.OK
+
+    def _waits_long(self, offer: Offer) -> bool:
+        """Behind others' long runs, where an idle car would begin at once. Behind its own job's a
+        run may wait: its requester knows, and hides the way there and back behind them."""
+        leases = [lease for lease in self.leases.values() if lease.done < lease.offer.run.size]
+        if len(leases) < self.owner.slots:
+            return False
+        if any(lease.offer.job.nonce == offer.job.nonce for lease in leases):
+            return False
+        ahead_ms = sum(
+            self.owner.run_ms(lease.offer.job, lease.offer.run.size - lease.done)
+            for lease in leases
+        )
+        return ahead_ms > QUEUE_AHEAD_MS * self.owner.slots
 
     def on_assign(self, peer: Peer, assign: Assign) -> None:
         """A token of ours is spent on an offer: a bid's way and an idle slot's into one lease."""
@@ -261,7 +276,8 @@ class Provider:
             return
         entered = self._agreements.with_requester(requester)
         if entered is None:
-            self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS)
+            if not self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS):
+                self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, Reason.BUSY))
         else:
             if requester not in self.presence.peers_up:
                 self.presence.dial(requester, addrs)

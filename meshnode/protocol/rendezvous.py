@@ -35,6 +35,8 @@ SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
 TALLY_MS: Final = 1_000
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
+DRY_MS: Final = 250  # least time between two cries that the tokens have run out
+ANSWER_MS: Final = 100
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 3_000
 NEIGHBOUR_CELLS: Final = 12
@@ -79,6 +81,7 @@ class Known:
     tokens: int
     queued: int
     until_mono_ms: int
+    answered_mono_ms: int  # when it was last told what we have, out of turn
 
 
 class Rendezvous:
@@ -105,7 +108,9 @@ class Rendezvous:
         self._tallies: dict[Peer, Known] = {}
         self._tally_mono_ms = 0
         self._push_mono_ms = 0
+        self._dry_mono_ms = -DRY_MS  # when we last said so
         self._told: tuple[int, int] = (0, 0)
+        self._ours = False  # whether hashing elected us, when we looked last
 
     @property
     def tokens(self) -> int:
@@ -299,6 +304,8 @@ class Rendezvous:
         on = replace(placement.place, hops=1, wait_ms=0)
         self._out.counters["places_sent_on"] += 1
         self._out.send(peer, Lane.CONTROL, on)
+        # A car of another cell may have to dial its submitter first, who must not despair of us.
+        self._say_queued(placement, 0)
         return True
 
     def on_refuse(self, peer: Peer, refuse: Refuse) -> bool:
@@ -340,6 +347,9 @@ class Rendezvous:
         line.append(placement)
         self._queued += 1
         placement.to = None
+        if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
+            self._dry_mono_ms = self._out.now.mono_ms
+            self._tell()
         self._say_queued(placement, len(line) - 1)
 
     def _say_queued(self, placement: Placement, position: int) -> None:
@@ -378,13 +388,22 @@ class Rendezvous:
     def on_tally(self, peer: Peer, tally: Tally) -> None:
         if peer not in self._tallies and len(self._tallies) >= TALLIES_MAX:
             return
-        until = self._out.now.mono_ms + TALLY_TTL_MS
-        self._tallies[peer] = Known(tally.tokens, tally.queued, until)
+        now_ms = self._out.now.mono_ms
+        before = self._tallies.get(peer)
+        answered_ms = before.answered_mono_ms if before else 0
+        known = Known(tally.tokens, tally.queued, now_ms + TALLY_TTL_MS, answered_ms)
+        self._tallies[peer] = known
         if tally.tokens and self._queued:
             self._push()
+        elif tally.queued and not tally.tokens and answered_ms + ANSWER_MS <= now_ms:
+            # It has run dry and says so: what we can spare it hears at once.
+            known.answered_mono_ms = now_ms
+            mine = self._tally()
+            if mine.tokens:
+                self._out.send(peer, Lane.CONTROL, mine)
 
-    def _others(self) -> tuple[list[Peer], bool]:
-        """The rendezvous of this cell and of the nearest ones, and whether we are one of them.
+    def _others(self) -> list[Peer]:
+        """The rendezvous of this cell and of the nearest ones.
 
         A car that was one until a moment ago still holds tokens: those it spares altogether.
         """
@@ -394,7 +413,12 @@ class Rendezvous:
             peer for cell in cells for ranks in self._roster.posts(cell, epoch) for peer in ranks
         ]
         others = [peer for peer in dict.fromkeys(found) if peer != identity.peer]
-        return others[:TALLIES_MAX], identity.peer in found
+        self._ours = identity.peer in found
+        return others[:TALLIES_MAX]
+
+    def _tally(self) -> Tally:
+        spare = max(0, len(self._tokens) - (SPARE_TOKENS if self._ours else 0))
+        return Tally(self._out.identity.cell, min(spare, 1 << 16), min(self._queued, 1 << 16))
 
     def _tell(self) -> None:
         now_ms = self._out.now.mono_ms
@@ -402,10 +426,8 @@ class Rendezvous:
         if self._told == (0, 0) == (len(self._tokens), self._queued):
             return
         self._told = (len(self._tokens), self._queued)
-        others, ours = self._others()
-        spare = max(0, len(self._tokens) - (SPARE_TOKENS if ours else 0))
-        tally = Tally(self._out.identity.cell, min(spare, 1 << 16), min(self._queued, 1 << 16))
-        for peer in others:
+        tally = self._tally()
+        for peer in self._others():
             if self._rtt_us(peer) is None:
                 self._reach(peer)
             else:
