@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
-from .advert import AdvertBook
+from .advert import AdvertBook, coarse
 from .agreement import Agreements
 from .codec import digest
 from .delivery import Delivery
@@ -552,7 +552,7 @@ class Provider:
         self.presence.changed(now=True)
 
     def on_budget(self, event: BudgetRead) -> None:
-        changed = event != self.owner.budget
+        changed = coarse(event) != coarse(self.owner.budget)
         self.owner.budget = event
         if event.may_run and self.owner.recalled is not None:
             self.owner.recalled, changed = None, True
