@@ -37,6 +37,7 @@ from .events import (
     ExecEnded,
     FrameIn,
     GossipIn,
+    JobOrder,
     MandateRenewed,
     Meet,
     Partial,
@@ -53,6 +54,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
+from .explain import Explanation, Would, explain, would
 from .jobs import Jobs
 from .messages import Hello
 from .objects import (
@@ -78,6 +80,7 @@ from .types import (
     CLOCK_SKEW_MS_MAX,
     PROTOCOL_VERSION,
     Digest,
+    JobId,
     Lane,
     Limits,
     Now,
@@ -127,6 +130,7 @@ class Node:
         self._restored = restored
         self.agreements = Agreements(self._out, restored)
         self.provider = Provider(self._out, self.agreements, self.book)
+        self._placement = placement
         self.jobs = Jobs(self._out)
         self.requester = Requester(self._out, self.agreements, self.book, placement, self.jobs)
         self.acceptances = AcceptanceDesk(
@@ -243,6 +247,18 @@ class Node:
 
     def view(self, now: Now) -> View:
         return look(self, now)
+
+    def explain(self, job_id: JobId, now: Now) -> Explanation | None:
+        """Why a job's runs wait or went where they went; None if it is not here. A pure read."""
+        job = self.jobs.all.get(job_id)
+        fleet = self.requester.fleet
+        return explain(job, fleet, self.agreements, self.identity, now) if job else None
+
+    def would(self, order: JobOrder, kflop_per_unit: int, now: Now) -> Would | tuple[Reason, str]:
+        """What submitting the order would do now, or why it would be refused. A pure read."""
+        fleet, identity = self.requester.fleet, self.identity
+        placement = self._placement
+        return would(order, kflop_per_unit, fleet, self.agreements, identity, placement, now)
 
     @property
     def counters(self) -> Counter[str]:

@@ -117,3 +117,8 @@ class Reason(IntEnum):
     WAITS_SLOT = 97, "waiting for a free car"
     WAITS_AGREEMENT = 98, "waiting for the agreement to be signed"
     WAITS_BIDS = 99, "announced in the cell, waiting for bids"
+    WAITS_LINK = 104, "not connected to the car; it is being dialled"
+    WAITS_BACKOFF = 105, "the car is left alone for a moment after a failure"
+    WAITS_ANSWER = 106, "offered, waiting for the car's answer"
+    WAITS_CHECKPOINT = 107, "waiting for the checkpoint of a car that left to arrive"
+    NOT_NAMED = 108, "the job names other cars or owners"

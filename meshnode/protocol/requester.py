@@ -54,7 +54,7 @@ from .objects import (
 )
 from .offering import seal_offer
 from .outbox import Outbox
-from .placement import Car, GossipPlacement, Need, Placement, run_units
+from .placement import Car, Choice, GossipPlacement, Need, Placement, run_units
 from .reasons import Reason
 from .sealed import Sealed
 from .shelf import Shelf
@@ -185,7 +185,7 @@ class Requester:
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
                 return
-            self._offer(job, peer, self._next_run(job, cars), None)
+            self._offer(job, peer, self._next_run(job, cars), None, Choice.of(cars, peer))
             cars = [car.taken() if car.peer == peer else car for car in cars]
 
     def _nobody_offers(self, job: Job) -> bool:
@@ -211,7 +211,9 @@ class Requester:
         )
         return self.jobs.cut(job, run_units(need))
 
-    def _offer(self, job: Job, peer: Peer, task: Task, token: Sealed | None) -> None:
+    def _offer(
+        self, job: Job, peer: Peer, task: Task, token: Sealed | None, choice: Choice | None
+    ) -> None:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
         assert entered is not None, "a car without agreement is never chosen"
@@ -248,7 +250,7 @@ class Requester:
         attempt.sends = tuple(sends)
         task.live = attempt
         job.live.add(task.task_id)
-        job.history.append(Past(attempt, task))
+        job.history.append(Past(attempt, task, choice, "offer" if token is None else "bid"))
         job.attempts[task.task_id, task.attempt] = attempt
         self.fleet.take(attempt)
         self.jobs.note(job, attempt)
@@ -279,9 +281,10 @@ class Requester:
         if not job.to_place() or self.fleet.rests(peer) or not self.fleet.named(job, peer):
             return
         job.waiting.backoff_ms = 0
-        task = self._next_run(job, self.fleet.cars(job))
+        cars = self.fleet.cars(job)
+        task = self._next_run(job, cars)
         task.tries = 0
-        self._offer(job, peer, task, sealed)
+        self._offer(job, peer, task, sealed, Choice.of(cars, peer))
 
     # ---- peers
 
@@ -333,6 +336,7 @@ class Requester:
         for job in self.jobs.running.values():
             job.refusals[reason] += 1
             job.unsuited[peer] = reason
+            job.heard(peer, reason)
         self.pump_all()
 
     def advert_came(self, advert: Advert) -> None:
@@ -377,6 +381,7 @@ class Requester:
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
         attempt.step(Step.GRANTED)
+        job.answers.pop(peer, None)
         silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
         attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
         job.last_sign_mono_ms = self._out.now.mono_ms
@@ -412,6 +417,7 @@ class Requester:
             return
         job, task, attempt = found
         job.refusals[refuse.reason] += 1
+        job.heard(peer, refuse.reason, refuse.text or "")
         if refuse.text:
             self._say_ended(job, peer, refuse.reason, refuse.text)
         halved = self._halved(job, attempt, refuse.reason)
@@ -536,6 +542,7 @@ class Requester:
             # Never so long that the job takes its own patience for an empty cell.
             longest_ms = self._out.limits.nobody_ms // 2
             self.fleet.shun(peer, min(self._out.limits.backoff_ms << task.failures, longest_ms))
+        job.heard(peer, reason, ended.text or "")
         self._say_ended(job, peer, reason, ended.text or "")
         self._lose(job, attempt, reason)
         self.pump(job)
@@ -640,6 +647,7 @@ class Requester:
         task = job.tasks[attempt.task_id]
         if not again or job.state is not JobState.RUNNING:
             return
+        job.heard(attempt.peer, reason)
         if task.missing >= task.end:
             return
         kernel_failed = reason is Reason.FAILED_BY_JOB
