@@ -56,6 +56,9 @@ _ADVICE = {
     Reason.BUSY: "wait, or let more cars join",
     Reason.OTHER_NETWORK: "check --join and the genesis file",
     Reason.UNREACHABLE: "check --join, and that a node runs there",
+    Reason.NO_ANSWER: "they are frozen or cut off; `mesh peers` shows who is up",
+    Reason.LEASE_LOST: "they are frozen or cut off; `mesh peers` shows who is up",
+    Reason.PEER_DOWN: "they went away; wait for others, `mesh peers` shows who is up",
     Reason.NOBODY: "no car is known; check --join, and that cars run in this cell",
     Reason.UNKNOWN_ARTIFACT: "they run another release; `mesh artifact build` takes the code along",
     Reason.FAILED_BY_JOB: "`mesh logs JOB` has the cars' own words",
@@ -403,8 +406,9 @@ def _advice_of(job: Job, stands: tuple[Stand, ...], waits: tuple[Wait, ...]) -> 
     if job.state in (JobState.DONE, JobState.CANCELLED):
         return ""
     if job.state is JobState.FAILED:
+        # What its cars said is nearer to the cause than how the job ended for want of a car.
         named = [stand for stand in stands if stand.reason is job.reason]
-        return _advice(named or (Stand(job.reason, 0, None, ()),))
+        return _advice((*named, *stands, Stand(job.reason, 0, None, ())))
     if not waits:
         return ""
     lasting = [stand for stand in stands if stand.reason not in SOON and stand.again_ms is None]
