@@ -28,7 +28,7 @@ def unstored_refs(prepared: host.Prepared) -> dict[int, BlobRef]:
     refs: dict[int, BlobRef] = {}
     for number, arg in enumerate(prepared.args):
         if number not in inline:
-            refs[number] = _ref(_file(arg.path) if arg.path else _chunks(plain_bytes(arg.array)))
+            refs[number] = file_ref(arg.path) if arg.path else _ref(_chunks(plain_bytes(arg.array)))
     return refs
 
 
@@ -51,6 +51,11 @@ def kflop_per_unit(program: KernelInfo | Foreign, order: JobOrder) -> int:
     if program.stepped is not None:
         flops = flops * order.steps // max(1, program.stepped.steps_default)
     return int(flops) // 1000
+
+
+def file_ref(path: Path) -> BlobRef:
+    """What `Mesh.put_path` would give."""
+    return _ref(_file(path))
 
 
 def _ref(chunks: Iterator[bytes | memoryview]) -> BlobRef:
