@@ -234,6 +234,24 @@ def test_what_is_kept_of_answers_is_bounded() -> None:
     assert stand.cars == ANSWERS_MAX and len(stand.examples) == EXAMPLES_MAX
 
 
+def test_a_car_that_refuses_by_itself_says_why_too() -> None:
+    """From an earlier job it knows how long such units take."""
+    mesh = mesh_of(1, 3)
+    mesh.unit_ms = 1_000
+    submit(mesh, order(1))
+    assert mesh.run(lambda: ended(mesh))
+    budget(mesh, "car-0", spendable_mwh=50)
+    mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(1, nonce=1)))
+    node = mesh.sites["submitter"].node
+    assert node is not None
+    job = list(node.jobs.all.values())[1]
+    assert mesh.run(lambda: bool(job.unsuited))
+    assert job.history[0].attempt.lease_id is None
+    found = node.explain(job.job_id, mesh.now())
+    assert found is not None and found.stands[0].reason is Reason.BUDGET
+    assert found.stands[0].examples[0].text.startswith("one unit takes 1 s, as such units took")
+
+
 def test_a_car_that_took_work_again_is_no_refusal_any_more() -> None:
     mesh = mesh_of(1, 3)
     submit(mesh, order(40))
@@ -271,9 +289,11 @@ def job_ids(mesh: Mesh) -> list[bytes]:
 
 def test_the_first_of_a_dry_run_is_whom_placement_takes() -> None:
     mesh = mesh_of(3, 8)
+    fast = ev.WorkerClass("cpu", "sim", 4_096, 900_000, b"simclass")
+    mesh.feed(mesh.sites["car-0"], ev.WorkerClasses((fast,), "0.0", (9, 10), 0, 1))
     submit(mesh, order(40))
     assert mesh.run(lambda: ended(mesh))
-    mesh.rest(2_000)
+    mesh.rest(ADVERT_MS)
     near = peer(mesh, "car-2")
     for number in range(3):
         rtt_us = 1_000 if number == 2 else 90_000
