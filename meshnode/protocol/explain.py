@@ -208,24 +208,10 @@ class Sight:
 def explain(
     job: Job, fleet: Fleet, agreements: Agreements, identity: Identity, now: Now
 ) -> Explanation:
-    """The job as it stands; of one that has ended, what its cars answered."""
+    """The job as it stands; of one that has ended, what its cars answered, and of one that failed
+    also which of the others would not take it now either."""
     sight = Sight(job, fleet, agreements, identity.peer, now)
-    counted = _Counted()
-    known, free = 0, 0
-    placing = job.to_place()
-    for peer, advert in sight.known():
-        known += 1
-        if not placing:
-            continue
-        reason, text, again_ms = sight.stand(peer, advert)
-        if reason is Reason.OK:
-            free += 1
-        elif peer not in sight.working:
-            counted.add(reason, peer, text, again_ms)
-    for peer, answer in job.answers.items():
-        if not placing or (peer not in fleet.book.cars and peer not in sight.working):
-            counted.add(answer.reason, peer, answer.text, None)
-    stands = counted.stands()
+    known, free, stands = _stands(job, sight)
     in_work = sum(a.end - a.next_unit for a in _live(job) if a.state is State.LEASED)
     waits = tuple(_waits(job, stands, free, now)) if job.state is JobState.RUNNING else ()
     left_out = max(0, len(job.history) - RUNS_MAX)
@@ -247,6 +233,28 @@ def explain(
         left_out,
         _advice_of(job, stands, waits),
     )
+
+
+def _stands(job: Job, sight: Sight) -> tuple[int, int, tuple[Stand, ...]]:
+    """Cars that are known, those that would take a run now, and why the others do not."""
+    counted = _Counted()
+    known, free = 0, 0
+    told = set(sight.working)
+    placing, failed = job.to_place(), job.state is JobState.FAILED
+    for peer, advert in sight.known():
+        known += 1
+        if not placing and not (failed and peer not in job.answers):
+            continue
+        reason, text, again_ms = sight.stand(peer, advert)
+        free += placing and reason is Reason.OK
+        passing = reason is Reason.OK or (failed and (reason in SOON or again_ms is not None))
+        if not passing and peer not in told:
+            counted.add(reason, peer, text, again_ms)
+        told.add(peer)
+    for peer, answer in job.answers.items():
+        if peer not in told:
+            counted.add(answer.reason, peer, answer.text, None)
+    return known, free, counted.stands()
 
 
 def would(

@@ -155,6 +155,11 @@ def test_a_car_that_may_not_run_is_named_with_its_own_reason(reason: Reason) -> 
     assert [(stand.reason, stand.cars) for stand in now.stands] == [(reason, 3)]
     assert (now.cars_known, now.cars_open, now.waiting) == (3, 0, 4)
     assert now.advice.startswith(f"3 cars: {reason.name}: ")
+    assert mesh.run(lambda: ended(mesh))
+    then = explained(mesh)
+    assert (then.state, then.reason) == ("failed", reason)
+    assert [(stand.reason, stand.cars) for stand in then.stands] == [(reason, 3)]
+    assert then.advice == now.advice
 
 
 def test_the_job_s_own_words_leave_cars_out() -> None:
