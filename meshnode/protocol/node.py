@@ -130,12 +130,12 @@ class Node:
         self._restored = restored
         self.agreements = Agreements(self._out, restored)
         self.provider = Provider(self._out, self.agreements, self.book)
-        self._placement = placement
         self.jobs = Jobs(self._out)
         self.requester = Requester(self._out, self.agreements, self.book, placement, self.jobs)
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
+        self._placement = placement
         self._looked_mono_ms = 0
         self._seen: dict[bytes, None] = {}
         self._handlers = self._event_table()

@@ -417,9 +417,9 @@ class Requester:
             return
         job, task, attempt = found
         job.refusals[refuse.reason] += 1
-        job.heard(peer, refuse.reason, refuse.text or "")
         if refuse.text:
             self._say_ended(job, peer, refuse.reason, refuse.text)
+        job.heard(peer, refuse.reason, refuse.text or "")
         halved = self._halved(job, attempt, refuse.reason)
         task.tries += not halved
         if not halved and refuse.reason in UNSUITED:
