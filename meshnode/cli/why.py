@@ -16,7 +16,14 @@ NO_CAR_EXIT: Final = 3  # as of NoSuitableNode, which a submission would end wit
 _HOW: Final = {
     "offer": "chosen",
     "bid": "it bid for it",
+    "token": "idle, as a rendezvous knew",
     "": "before this node's last start",
+}
+
+_BY: Final = {
+    "offer": "asked",
+    "announce": "asked by an announcement",
+    "place": "asked through a rendezvous",
 }
 
 
@@ -131,8 +138,8 @@ def _put_would(found: dict[str, Any]) -> None:
     if found["unit_ms"] is not None:
         energy = f"at most {found['unit_energy_mwh']:.3g} mWh"
         click.echo(f"expected  {found['unit_ms']:.3g} ms and {energy} a unit on the first car")
-    how = "asked" if found["how"] == "offer" else "asked by an announcement"
-    click.echo(f"cars      {found['cars_asked']} of {found['cars_known']} known would be {how}")
+    asked = f"{found['cars_asked']} of {found['cars_known']} known"
+    click.echo(f"cars      {asked} would be {_BY[found['how']]}")
     _put_stands(found["stands"])
     if found["asked"]:
         click.echo("")

@@ -100,7 +100,7 @@ class Run:
     state: str
     reason: Reason
     from_step: int
-    how: str  # "offer", "bid", or "" for one of before a restart
+    how: str  # "offer", "bid", "token" of a rendezvous, or "" for one of before a restart
     among: int | None  # cars that had room then; this and the next are None where none was compared
     chosen: Car | None
 
@@ -153,7 +153,7 @@ class Would:
     bytes_once: int  # constants and code: each car fetches them once, unless it is warm
     bytes_out_per_unit: int
     kflop_per_unit: int  # 0: not known
-    how: str  # "offer": to chosen cars; "announce": in the cell, who bids gets a run
+    how: str  # "offer": to chosen cars; "announce": in the cell, who bids gets a run; "place"
     cars_known: int
     cars_asked: int
     asked: tuple[Asked, ...]  # the first is the best; at most ASKED_MAX

@@ -121,4 +121,5 @@ class Reason(IntEnum):
     WAITS_BACKOFF = 105, "the car is left alone for a moment after a failure"
     WAITS_ANSWER = 106, "offered, waiting for the car's answer"
     WAITS_CHECKPOINT = 107, "waiting for the checkpoint of a car that left to arrive"
-    NOT_NAMED = 108, "the job names other cars or owners"
+    WAITS_TOKEN = 108, "with a rendezvous, waiting for an idle car"
+    NOT_NAMED = 109, "the job names other cars or owners"
