@@ -7,6 +7,7 @@ agreement) is started here, and the car is a candidate once it is gone.
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from .advert import AdvertBook
 from .agreement import Agreements
@@ -87,11 +88,11 @@ class Fleet:
             return reason
         own = self._out.identity.peer
         said = Counter(
-            self._unfit(job, peer, known.advert)
+            self.unfit(job, peer, known.advert)
             for peer, known in self.book.cars.items()
             if peer != own
         )
-        del said[Reason.OK], said[Reason.NOBODY]
+        del said[Reason.OK], said[Reason.NOT_NAMED]
         if said:
             return said.most_common(1)[0][0]
         return self._in_vain if self._in_vain is not None and not self.peers_up else reason
@@ -106,8 +107,10 @@ class Fleet:
             self._shunned[peer] = self._out.now.mono_ms + wait_ms
 
     def rests(self, peer: Peer) -> bool:
-        until = max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
-        return until > self._out.now.mono_ms
+        return self.rests_until(peer) > self._out.now.mono_ms
+
+    def rests_until(self, peer: Peer) -> int:
+        return max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
 
     def take(self, attempt: Attempt) -> None:
         """One more of our attempts is at its car; over its slots it waits for one before it."""
@@ -157,7 +160,6 @@ class Fleet:
     def cars(self, job: Job, ours: set[Peer] | None = None) -> list[Car]:
         """Cars that may take a run of this job now; starts what stands in the way for others.
         With `ours` only those are looked at."""
-        limits = self._out.limits
         consts = wanted(job.spec)
         cars: list[Car] = []
         for peer in self.book.cars if ours is None else sorted(ours):
@@ -165,7 +167,7 @@ class Fleet:
             if known is None:
                 continue
             advert = known.advert
-            if peer == self._out.identity.peer or self._unfit(job, peer, advert) is not Reason.OK:
+            if peer == self._out.identity.peer or self.unfit(job, peer, advert) is not Reason.OK:
                 continue
             if self.rests(peer):
                 continue
@@ -175,23 +177,24 @@ class Fleet:
             if self._agreements.with_provider(peer) is None:
                 self._agreements.ask(peer)
                 continue
-            mine = self.mine[peer]
-            rtt_us = self.peers_up[peer]
-            queued = queued_runs(job.unit_ms, rtt_us, limits.leases_queued_per_slot_max)
-            capacity = advert.slots * (1 + queued) - mine
-            cars.append(
-                Car(
-                    peer,
-                    capacity,
-                    mine == 0 and advert.slots_free > 0,
-                    rtt_us,
-                    max((c.rate_mflops for c in advert.classes), default=0),
-                    all(prefix in advert.cached for prefix in consts),
-                    advert.budget.spendable_mwh,
-                    ours is not None,
-                )
-            )
+            cars.append(replace(self.car(job, peer, advert, consts), ours=ours is not None))
         return cars
+
+    def car(self, job: Job, peer: Peer, advert: Advert, consts: tuple[bytes, ...]) -> Car:
+        """What placement compares; `consts` is what a run of the job needs to have there."""
+        mine = self.mine.get(peer, 0)
+        rtt_us = self.peers_up.get(peer, 0)
+        most = self._out.limits.leases_queued_per_slot_max
+        capacity = advert.slots * (1 + queued_runs(job.unit_ms, rtt_us, most)) - mine
+        return Car(
+            peer,
+            capacity,
+            mine == 0 and advert.slots_free > 0,
+            rtt_us,
+            max((c.rate_mflops for c in advert.classes), default=0),
+            all(prefix in advert.cached for prefix in consts),
+            advert.budget.spendable_mwh,
+        )
 
     def named(self, job: Job, peer: Peer) -> bool:
         """Whether the submitter lets this car run the job: by itself, or by its owner's account,
@@ -204,10 +207,10 @@ class Fleet:
             return bool(order.owners)
         return entered.agreement.payee in order.owners
 
-    def _unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
+    def unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
         """Why this car is not even asked, by what it says of itself; OK if it is."""
         if not self.named(job, peer):
-            return Reason.NOBODY
+            return Reason.NOT_NAMED
         if peer in job.unsuited:
             return job.unsuited[peer]
         if not advert.budget.may_run:

@@ -38,6 +38,7 @@ from .events import (
     ExecEnded,
     FrameIn,
     GossipIn,
+    JobOrder,
     MandateRenewed,
     Meet,
     Partial,
@@ -54,6 +55,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
+from .explain import Explanation, Would, explain, would
 from .jobs import Jobs
 from .messages import Hello
 from .objects import (
@@ -81,6 +83,7 @@ from .types import (
     CLOCK_SKEW_MS_MAX,
     PROTOCOL_VERSION,
     Digest,
+    JobId,
     Lane,
     Limits,
     Now,
@@ -145,7 +148,10 @@ class Node:
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
+        self._placement = placement
         self._looked_mono_ms = 0
+        self._due_mono_ms: int | None = None
+        self._due_known = False
         self._seen: dict[bytes, None] = {}
         self._handlers = self._event_table()
         self._messages = self._message_table()
@@ -236,6 +242,7 @@ class Node:
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
         self._out.now = now
+        self._due_known = False
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -246,12 +253,19 @@ class Node:
             self._looked_mono_ms = now.mono_ms
             due = self.deadline_mono_ms()
             if due is not None and due <= now.mono_ms:
+                self._due_known = False
                 self._tick()
                 self._to_self()
         return self._out.take()
 
     def deadline_mono_ms(self) -> int | None:
         """When to send a `Tick`; only an event changes it."""
+        if not self._due_known:
+            self._due_mono_ms = self._due()
+            self._due_known = True
+        return self._due_mono_ms
+
+    def _due(self) -> int | None:
         dues = (
             self.provider.deadline(),
             self.requester.deadline(),
@@ -263,6 +277,18 @@ class Node:
 
     def view(self, now: Now) -> View:
         return look(self, now)
+
+    def explain(self, job_id: JobId, now: Now) -> Explanation | None:
+        """Why a job's runs wait or went where they went; None if it is not here. A pure read."""
+        job = self.jobs.all.get(job_id)
+        fleet = self.requester.fleet
+        return explain(job, fleet, self.agreements, self.identity, now) if job else None
+
+    def would(self, order: JobOrder, kflop_per_unit: int, now: Now) -> Would | tuple[Reason, str]:
+        """What submitting the order would do now, or why it would be refused. A pure read."""
+        fleet, identity = self.requester.fleet, self.identity
+        placement = self._placement
+        return would(order, kflop_per_unit, fleet, self.agreements, identity, placement, now)
 
     @property
     def counters(self) -> Counter[str]:

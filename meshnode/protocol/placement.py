@@ -46,6 +46,21 @@ class Need:
     depth: int  # runs per slot, the waiting one included
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a car was chosen by, kept with the attempt for `mesh explain`."""
+
+    car: Car
+    among: int  # cars with room for a run at that moment, this one included
+
+    @staticmethod
+    def of(cars: Sequence[Car], peer: Peer) -> Choice | None:
+        chosen = next((car for car in cars if car.peer == peer), None)
+        if chosen is None:
+            return None
+        return Choice(chosen, max(1, sum(car.capacity > 0 for car in cars)))
+
+
 class Placement(Protocol):
     def choose(self, cars: Sequence[Car], rng: Rng) -> Peer | None:
         """The car for the next run, or None to wait or announce."""

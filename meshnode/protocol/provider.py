@@ -11,7 +11,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
-from .advert import AdvertBook
+from .advert import AdvertBook, coarse
 from .agreement import Agreements
 from .cell import Roster
 from .codec import digest
@@ -645,7 +645,7 @@ class Provider:
         self.presence.changed(now=True)
 
     def on_budget(self, event: BudgetRead) -> None:
-        changed = event != self.owner.budget
+        changed = coarse(event) != coarse(self.owner.budget)
         self.owner.budget = event
         if event.may_run and self.owner.recalled is not None:
             self.owner.recalled, changed = None, True

@@ -33,6 +33,7 @@ TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is t
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
 TALLY_MS: Final = 1_000
+FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
@@ -145,6 +146,7 @@ class Rendezvous:
         if len(self._tokens) >= self._out.limits.tokens_held_max:
             self._out.counters["tokens_refused_full"] += 1
             return
+        self._tally_mono_ms = max(self._tally_mono_ms, now.mono_ms + FIRST_TALLY_MS)
         mine.append(sealed.digest)
         self._tokens[sealed.digest] = held
 
@@ -346,6 +348,8 @@ class Rendezvous:
             return
         line.append(placement)
         self._queued += 1
+        self._tally_mono_ms = max(self._tally_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
+        self._push_mono_ms = max(self._push_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
         placement.to = None
         if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
             self._dry_mono_ms = self._out.now.mono_ms

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from .advert import AdvertBook
 from .agreement import Agreements
@@ -57,7 +58,7 @@ from .objects import (
 )
 from .offering import seal_offer
 from .outbox import Outbox
-from .placement import Car, GossipPlacement, Need, Placement, TokenPlacement, run_units
+from .placement import Car, Choice, GossipPlacement, Need, Placement, TokenPlacement, run_units
 from .placing import QUEUED_MS, Placing
 from .reasons import Reason
 from .sealed import Sealed
@@ -103,6 +104,9 @@ class Requester:
         self.shelf = Shelf(outbox)
         self._checkpoints = Checkpoints(outbox, jobs, self.shelf)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
+        self._dues: list[tuple[int, int, Job]] = []  # heap; what a job no longer notes is stale
+        self._noted = 0
+        self._touched: dict[JobId, Job] = {}  # whose due may be another by now
 
     # ---- jobs
 
@@ -142,6 +146,7 @@ class Requester:
             self._finish(job, JobState.CANCELLED, Reason.CANCELLED)
 
     def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
+        self._touch(job)
         for task_id in list(job.live):
             task = job.tasks[task_id]
             if task.live is not None:
@@ -176,6 +181,7 @@ class Requester:
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
+        self._touch(job)
         job.drop_whole()
         if not job.to_place():
             return
@@ -208,7 +214,7 @@ class Requester:
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
                 return
-            self._offer(job, peer, self._next_run(job, cars), None)
+            self._offer(job, peer, self._next_run(job, cars), None, Choice.of(cars, peer))
             cars = [car.taken() if car.peer == peer else car for car in cars]
 
     def _nobody_offers(self, job: Job) -> bool:
@@ -234,7 +240,9 @@ class Requester:
         )
         return self.jobs.cut(job, run_units(need))
 
-    def _offer(self, job: Job, peer: Peer, task: Task, token: Sealed | None) -> None:
+    def _offer(
+        self, job: Job, peer: Peer, task: Task, token: Sealed | None, choice: Choice | None
+    ) -> None:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
         assert entered is not None, "a car without agreement is never chosen"
@@ -242,8 +250,10 @@ class Requester:
         first, count = task.missing, task.end - task.missing
         count = min(count, job.most_at.get(peer, count))
         inline = run_inline(job.spec, job.order.inline, first, count)
-        sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
+        sealed = seal_offer(self._out, job, task, peer, entered.digest, count, inline, token)
         attempt = self._attempt(job, task, peer, count, self._out.limits.offer_timeout_ms)
+        past = job.history[-1]
+        past.choice, past.how = choice, "offer" if token is None else "bid"
         after = self._keep(job, task, attempt)
         frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
         if any(arg.inline for arg in job.spec.args):
@@ -259,9 +269,10 @@ class Requester:
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
         inline = run_inline(job.spec, job.order.inline, first, count)
-        sealed = seal_offer(self._out, job, task, None, None, inline, None)
+        sealed = seal_offer(self._out, job, task, None, None, count, inline, None)
         attempt = self._attempt(job, task, holder, count, self._placing.timeout_ms(holder))
         attempt.holder, attempt.asked, attempt.offer = holder, 1, sealed.digest
+        job.history[-1].how = "token"
         attempt.frames = (pack(self._placing.message(job, sealed)),)
         job.placed.add(task.task_id)
         after = self._keep(job, task, attempt)
@@ -287,6 +298,7 @@ class Requester:
             now_mono_ms=self._out.now.mono_ms,
             offer_timeout_ms=timeout_ms,
         )
+        self._touch(job)
         attempt.from_step = task.step or 0
         task.live = attempt
         job.live.add(task.task_id)
@@ -342,6 +354,7 @@ class Requester:
         if peer in job.unsuited:
             return
         if self._agreements.with_provider(peer) is None:
+            self._touch(job)
             attempt.expires_mono_ms = self._out.now.mono_ms + (token.hold_ms or 0)
             self._bids[peer] = (job, token, sealed)
             self._agreements.ask(peer)
@@ -349,22 +362,25 @@ class Requester:
         if attempt.holder is not None:
             self._placing.served(job, attempt.holder)
         self._lose(job, attempt, Reason.SUPERSEDED, again=False)
-        self._offer(job, peer, task, sealed)
+        self._offer(job, peer, task, sealed, None)
+        job.history[-1].how = "token"
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
         if not job.to_place() or self.fleet.rests(peer) or not self.fleet.named(job, peer):
             return
         job.waiting.backoff_ms = 0
-        task = self._next_run(job, self.fleet.cars(job))
+        cars = self.fleet.cars(job)
+        task = self._next_run(job, cars)
         task.tries = 0
-        self._offer(job, peer, task, sealed)
+        self._offer(job, peer, task, sealed, Choice.of(cars, peer))
 
     # ---- peers
 
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.met(peer)
-        for _, task in self.jobs.live_at(peer):
+        for job, task in self.jobs.live_at(peer):
+            self._touch(job)
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
@@ -378,6 +394,7 @@ class Requester:
         self._bids.pop(peer, None)
         now = self._out.now.mono_ms
         for job, task in self.jobs.live_at(peer):
+            self._touch(job)
             attempt = task.live
             assert attempt is not None
             if attempt.state is State.OFFERED:
@@ -415,6 +432,7 @@ class Requester:
         for job in self.jobs.running.values():
             job.refusals[reason] += 1
             job.unsuited[peer] = reason
+            job.heard(peer, reason)
         self.pump_all()
 
     def advert_came(self, advert: Advert) -> None:
@@ -441,6 +459,7 @@ class Requester:
             or attempt.number != number
         ):
             return None
+        self._touch(job)
         return job, task, attempt
 
     def on_lease(self, peer: Peer, sealed: Sealed) -> None:
@@ -461,6 +480,7 @@ class Requester:
         if attempt.holder is not None:
             self._settle(job, task, attempt, peer)
         attempt.step(Step.GRANTED)
+        job.answers.pop(peer, None)
         silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
         attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
         job.last_sign_mono_ms = self._out.now.mono_ms
@@ -486,6 +506,7 @@ class Requester:
             or peer in job.unsuited
         ):
             return None
+        self._touch(job)
         return job, task, attempt
 
     def _settle(self, job: Job, task: Task, attempt: Attempt, peer: Peer) -> None:
@@ -551,6 +572,7 @@ class Requester:
             return
         if refuse.text:
             self._say_ended(job, peer, refuse.reason, refuse.text)
+        job.heard(peer, refuse.reason, refuse.text or "")
         halved = self._halved(job, attempt, refuse.reason)
         task.tries += not halved
         if not halved and refuse.reason in UNSUITED:
@@ -572,6 +594,7 @@ class Requester:
         job = self.jobs.by_task.get(attempt.task_id)
         if job is None:
             return None
+        self._touch(job)
         return job, job.tasks[attempt.task_id], attempt
 
     def on_part(self, peer: Peer, part: Part) -> None:
@@ -673,6 +696,7 @@ class Requester:
             # Never so long that the job takes its own patience for an empty cell.
             longest_ms = self._out.limits.nobody_ms // 2
             self.fleet.shun(peer, min(self._out.limits.backoff_ms << task.failures, longest_ms))
+        job.heard(peer, reason, ended.text or "")
         self._say_ended(job, peer, reason, ended.text or "")
         self._lose(job, attempt, reason)
         self.pump(job)
@@ -773,6 +797,8 @@ class Requester:
     # ---- the end of an attempt
 
     def _leave(self, job: Job, attempt: Attempt) -> None:
+        self._touch(job)
+        job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
         task = job.tasks[attempt.task_id]
         if task.live is attempt:
             task.live = None
@@ -794,6 +820,8 @@ class Requester:
         task = job.tasks[attempt.task_id]
         if not again or job.state is not JobState.RUNNING:
             return
+        if attempt.holder is None:
+            job.heard(attempt.peer, reason)
         if task.missing >= task.end:
             return
         kernel_failed = reason is Reason.FAILED_BY_JOB
@@ -815,24 +843,48 @@ class Requester:
 
     def deadline(self) -> int | None:
         dues: list[int] = []
-        limits = self._out.limits
         shelf = self.shelf.deadline()
         if shelf is not None:
             dues.append(shelf)
         fetched = self._checkpoints.deadline()
         if fetched is not None:
             dues.append(fetched)
-        for job in self.jobs.running.values():
-            dues.append(job.deadline_mono_ms)
-            for task_id in job.live:
-                attempt = job.tasks[task_id].live
-                if attempt is not None:
-                    dues.append(self._expiry(attempt))
-            if job.to_place():
-                dues.append(job.pump_mono_ms)
-                if not job.live:
-                    dues.append(job.last_sign_mono_ms + limits.nobody_ms)
+        for job in self._touched.values():
+            self._note_due(job)
+        self._touched.clear()
+        while self._dues and self._dues[0][2].due_mono_ms != self._dues[0][0]:
+            heappop(self._dues)
+        if self._dues:
+            dues.append(self._dues[0][0])
         return min(dues, default=None)
+
+    def _touch(self, job: Job) -> None:
+        """Whatever changes when a job wants attention comes through here: to ask every job after
+        each event was two thirds of all time with a hundred jobs in work."""
+        self._touched[job.job_id] = job
+
+    def _note_due(self, job: Job) -> None:
+        due = self.due(job)
+        if due != job.due_mono_ms:
+            job.due_mono_ms = due
+            if due is not None:
+                self._noted += 1
+                heappush(self._dues, (due, self._noted, job))
+
+    def due(self, job: Job) -> int | None:
+        """When the job wants attention next, if nothing happens before."""
+        if job.state is not JobState.RUNNING:
+            return None
+        dues = [job.deadline_mono_ms]
+        for task_id in job.live:
+            attempt = job.tasks[task_id].live
+            if attempt is not None:
+                dues.append(self._expiry(attempt))
+        if job.to_place():
+            dues.append(job.pump_mono_ms)
+            if not job.live:
+                dues.append(job.last_sign_mono_ms + self._out.limits.nobody_ms)
+        return min(dues)
 
     def _expiry(self, attempt: Attempt) -> int:
         if attempt.lost_since_mono_ms is None:
@@ -846,22 +898,40 @@ class Requester:
         self.fleet.tick()
         for fetch_id in self._checkpoints.late():
             self.on_state_failed(fetch_id)
-        for job in list(self.jobs.running.values()):
-            if job.deadline_mono_ms <= now:
-                self._finish(job, JobState.FAILED, Reason.DEADLINE)
-                continue
-            for task_id in sorted(job.live):
-                attempt = job.tasks[task_id].live
-                if attempt is not None and self._expiry(attempt) <= now:
-                    self._expire(job, job.tasks[task_id], attempt)
-            if job.state is not JobState.RUNNING:
-                continue
-            if job.live:
-                job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
-            elif job.to_place() and job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
-                self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
-                continue
-            self.pump(job)
+        for job in self._all_due():
+            self._tick_job(job)
+
+    def _all_due(self) -> list[Job]:
+        """Jobs that want attention now, in the order in which they came."""
+        now = self._out.now.mono_ms
+        found: dict[JobId, Job] = {}
+        while self._dues and self._dues[0][0] <= now:
+            due, _, job = heappop(self._dues)
+            if job.due_mono_ms == due:
+                job.due_mono_ms = None
+                found[job.job_id] = job
+        for job in found.values():
+            self._touch(job)
+        return sorted(found.values(), key=lambda job: (job.submitted_mono_ms, job.job_id))
+
+    def _tick_job(self, job: Job) -> None:
+        now = self._out.now.mono_ms
+        if job.job_id not in self.jobs.running:
+            return
+        if job.deadline_mono_ms <= now:
+            self._finish(job, JobState.FAILED, Reason.DEADLINE)
+            return
+        for task_id in sorted(job.live):
+            attempt = job.tasks[task_id].live
+            if attempt is not None and self._expiry(attempt) <= now:
+                self._expire(job, job.tasks[task_id], attempt)
+        if job.job_id not in self.jobs.running:
+            return
+        nobody = job.last_sign_mono_ms + self._out.limits.nobody_ms <= now
+        if nobody and not job.live and job.to_place():
+            self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
+            return
+        self.pump(job)
 
     def _expire(self, job: Job, task: Task, attempt: Attempt) -> None:
         if attempt.holder is not None:
@@ -887,6 +957,7 @@ class Requester:
         """Jobs have been restored: those whose units are all here end now, and a long one's tasks
         wait until it is known whether their checkpoints are still here."""
         for job in list(self.jobs.running.values()):
+            self._touch(job)
             self._progress(job)
             if job.spec.steps is not None and job.state is JobState.RUNNING:
                 for task in job.retry:
