@@ -1,7 +1,7 @@
-"""`mesh testnet up|down|ls|status|kill|restart|freeze|thaw|logs`.
+"""`mesh testnet up|down|ls|status|kill|restart|freeze|thaw|logs|sim`.
 
 Found by `mesh` through the entry point group `meshnode.commands`. The work is in `testnet` and
-`link`; here it is put into words, tables and JSON.
+`link`; here it is put into words, tables and JSON. `sim` has a module of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import click
 
 from meshnode.cli import frame
 from meshnode.errors import MeshError, UsageError
+
+from .sim.command import sim
 
 LOG_LINES_MAX = 10_000
 FOLLOW_S = 0.1
@@ -37,6 +39,9 @@ def testnet() -> None:
 
     Any mesh command reaches it with --testnet NAME, for example `mesh peers --testnet default`.
     """
+
+
+testnet.add_command(sim)
 
 
 @testnet.command(epilog="Example: mesh testnet up --nodes 8 --seed 7 --name lab")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .advert import AdvertBook
-from .cell import Roster, epoch_of
+from .cell import Roster, epoch_of, shard_of
 from .codec import digest
 from .job import spec_bytes, task_digest, wanted
 from .messages import Assign, Place, Queued, Refuse, Revoke, Tally
@@ -32,14 +32,14 @@ ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
-TALLY_MS: Final = 1_000
+TALLY_MS: Final = 2_000
 FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
 ANSWER_MS: Final = 100
 TALLIES_MAX: Final = 64
-TALLY_TTL_MS: Final = 3_000
+TALLY_TTL_MS: Final = 5_000
 NEIGHBOUR_CELLS: Final = 12
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
 
@@ -412,12 +412,16 @@ class Rendezvous:
         A car that was one until a moment ago still holds tokens: those it spares altogether.
         """
         identity, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
-        cells = [identity.cell, *self._roster.neighbours(identity.cell)[:NEIGHBOUR_CELLS]]
-        found = [
-            peer for cell in cells for ranks in self._roster.posts(cell, epoch) for peer in ranks
-        ]
+        own = self._roster.posts(identity.cell, epoch)
+        found = [peer for ranks in own for peer in ranks]
+        ours = identity.peer in found
+        for cell in self._roster.neighbours(identity.cell)[:NEIGHBOUR_CELLS]:
+            posts = self._roster.posts(cell, epoch)
+            ranks = posts[shard_of(identity.peer, len(posts))]
+            if ranks:  # one of each, not the same for each of ours: it reaches further than all
+                found.append(ranks[shard_of(identity.peer, len(ranks))])
         others = [peer for peer in dict.fromkeys(found) if peer != identity.peer]
-        self._ours = identity.peer in found
+        self._ours = ours
         return others[:TALLIES_MAX]
 
     def _tally(self) -> Tally:

@@ -893,7 +893,6 @@ class Requester:
         return min(attempt.expires_mono_ms, grace)
 
     def tick(self) -> None:
-        now = self._out.now.mono_ms
         self.shelf.tick()
         self.fleet.tick()
         for fetch_id in self._checkpoints.late():

@@ -1,10 +1,16 @@
-"""Whole fleets without machines: what placement costs at sizes that nobody has.
+"""Whole fleets in one process: real protocol machines on a seeded heap, and models beyond them.
 
-    network    where cars are and how far apart            who is how far
-    parking    when a car stands, and until when           who is there
-    fleet      a vectorised model, 10^4 to 10^7 cars       `python -m testnet.sim.fleet`
-    result     what one run says                           every model fills it
-    report     results as one page to look at              `write_report`
+    mesh testnet sim                                        command.py
+    network.py parking.py workload.py                       who is where, when, and asks for what
+    world.py  measured.py                                   a fleet at work, and what is measured
+    mesh.py  site.py disk.py virtual.py counting.py         heap, links, gossip, one machine's room
+    frames.py trace.py roster.py                            counting, the digest, who is there
+    faults.py invariants.py seeds.py                        storms over small meshes
+    oracles.py                                              what no real scheduler can know
+    fleet.py rendezvous_map.py                              a vectorised model, 10^4 to 10^7 cars
+    result.py report.py charts.py                           one run's figures; all as one page
 
-Everything here is a pure function of its arguments and a seed: no clock, no network, no process.
+No placement decision lives here: `meshnode.protocol` decides, and neither an oracle nor the
+vectorised model is the mesh. Everything follows from arguments and a seed, under any
+PYTHONHASHSEED: no set of bytes or text is iterated.
 """

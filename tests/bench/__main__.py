@@ -6,7 +6,16 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("overhead", "minilm", "footprint", "validator", "warm", "kernels", "sandbox")
+BENCHES = (
+    "overhead",
+    "minilm",
+    "footprint",
+    "validator",
+    "warm",
+    "kernels",
+    "sandbox",
+    "placement",
+)
 
 
 def main() -> int:

@@ -23,8 +23,8 @@ from meshnode.protocol.objects import T_ANNOUNCE, Span
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import TAG_18, unseal
 from meshnode.protocol.types import BlobRef, Digest, Lane, LeaseId, Peer
+from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site, output_of
 
-from ..sim.mesh import PROVIDE, REQUEST, Mesh, Site, output_of
 from ..sim.rogue import Rogue
 from ..sim.test_mesh import order, submit
 

@@ -50,8 +50,7 @@ from meshnode.protocol.types import (
     TaskId,
     array_bytes,
 )
-
-from .mesh import ARTIFACT, EPOCH_MS, NETWORK, PROVIDE, REQUEST, Mesh, Site, identity_of
+from testnet.sim.mesh import ARTIFACT, EPOCH_MS, NETWORK, PROVIDE, REQUEST, Mesh, Site, identity_of
 
 F16 = ArraySpec("float32", (16,))
 DAY_MS = 86_400_000
@@ -63,7 +62,7 @@ class Rogue:
         self.name = name
         seed = len(mesh.sites) + 1
         self.identity, self.key = identity_of(seed, PROVIDE | REQUEST)
-        site = Site(name, self.identity, self.key, mesh.limits)
+        site = Site(name, self.identity, self.key, mesh.limits, seed - 1)
         site.node = cast("Node", self)
         mesh.sites[name] = site
         mesh.by_peer[self.identity.peer] = site

@@ -15,8 +15,8 @@ from meshnode.protocol.explain import EXAMPLES_MAX, Explanation, Would
 from meshnode.protocol.job import ANSWERS_MAX, JobState
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, Peer
+from testnet.sim.mesh import Mesh
 
-from .mesh import Mesh
 from .test_long_jobs import long_order, stored_step
 from .test_mesh import ended, job_of, mesh_of, order, submit
 

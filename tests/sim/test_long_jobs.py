@@ -16,8 +16,8 @@ from meshnode.protocol.job import JobState
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, Stepped
 from meshnode.protocol.view import JobView, look
+from testnet.sim.mesh import ARTIFACT, Mesh, Site
 
-from .mesh import ARTIFACT, Mesh, Site
 from .test_mesh import F16, ended, job_of, mesh_of, submit
 
 CODE = BlobRef(Digest(b"\x44" * 32), 2_000)

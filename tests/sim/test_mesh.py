@@ -15,8 +15,7 @@ from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
 from meshnode.protocol.types import Account, ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
-
-from .mesh import ARTIFACT, DAY_MS, PROVIDE, REQUEST, Mesh, Site, output_of
+from testnet.sim.mesh import ARTIFACT, DAY_MS, PROVIDE, REQUEST, Mesh, Site, output_of
 
 F16 = ArraySpec("float32", (16,))
 

@@ -26,8 +26,8 @@ from meshnode.protocol.objects import (
 )
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, JobId, LeaseId
+from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 
-from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
 from .test_long_jobs import long_order
 from .test_mesh import F16, job_of, order, submit

@@ -9,15 +9,15 @@ from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_ANNOUNCE, Announce, Span
 from meshnode.protocol.provider import HEARTBEAT_MS_MIN
 from meshnode.protocol.reasons import Reason
+from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 
-from .mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 from .rogue import Rogue
 from .test_mesh import ended, job_of, order, submit
 
 
 def car_and_rogue(**more: object) -> tuple[Mesh, Site, Rogue]:
     mesh = Mesh(1)
-    car = mesh.add("car", PROVIDE, **more)  # type: ignore[arg-type]
+    car = mesh.add("car", PROVIDE, **more)
     rogue = Rogue(mesh, "rogue")
     mesh.connect_all()
     mesh.rest(100)

@@ -1,0 +1,377 @@
+"""A fleet at work: real machines on a drawn network, the tasks of a workload, and what is measured.
+
+Flow: `simulate(Setup)` lays out the ground, draws the tasks, runs either the machines (`World`) or
+an oracle on them, and returns a `Measured`. The time of a task is from its submission to the start
+of its unit on a car, of the attempt whose result was taken.
+
+Up to `measured.FULL_CARS_MAX` cars everything is real: Ed25519, and every advert reaches every
+member of its cell. Above, signatures are counted (`counting.py`) and adverts reach requesters
+alone: what cars know of each other decides nothing, and a cell of 500 would read 250,000 adverts a
+minute.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from meshnode.protocol import effects as fx
+from meshnode.protocol import events as ev
+from meshnode.protocol.cell import Posts, elect
+from meshnode.protocol.identity import KeySigner
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.types import Account, ArraySpec, Limits, Peer, Rng
+
+from . import parking
+from .counting import CountingSigner, SmallRandom, counted
+from .faults import GRACE_MS, Plan, Weather
+from .frames import gossip_frames, kind_of
+from .measured import Measured, Setup
+from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
+from .oracles import FRAMES, ORACLES, play
+from .roster import FleetRoster
+from .site import DAY_MS, EPOCH_MS, NETWORK, account_keys, papers_of
+from .standing import Standing
+from .trace import Trace
+from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
+
+POLICIES: Final = ("tokens", "gossip", "adverts", *ORACLES)
+BOOT_S: Final = 1.0  # all cars are up
+CONNECTED_S: Final = 2.5  # to the submitters of their cell
+PRIME_S: Final = 2.7  # each submitter has a short task: with it, it agrees with its cars
+READY_S: Final = 4.0
+DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
+DEADLINE_MS: Final = 120_000
+JOBS_MAX: Final = 100_000
+PARKING_START_S: Final = 17 * 3_600.0
+BEST_SHARE: Final = 0.2  # of a cell's cars: those with the best last miles may hold the role
+CANDIDATES_LEAST: Final = 8
+OUT: Final = ArraySpec("float32", (16,))
+
+
+@dataclass(slots=True)
+class _Run:
+    """A task as it goes."""
+
+    task: Task
+    starts: dict[int, int] = field(default_factory=dict)  # attempt -> us
+    started_us: int | None = None  # of the attempt that was taken
+    failed: Reason | None = None
+    done: bool = False
+    prime: bool = False  # it is there to make agreements
+
+
+Say = Callable[[str], None]
+
+
+def _primes(ground: Ground, first: int) -> list[Task]:
+    """Agreements are made when there is work: all at once with the first of it, each would have
+    every waiting job look for cars again."""
+    submitters = [number for some in ground.submitters.values() for number in some]
+    return [
+        Task(first + index, int(PRIME_S * 1e6), number, TASK_US_MIN)
+        for index, number in enumerate(submitters)
+    ]
+
+
+class World(Mesh):
+    def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
+        limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
+        super().__init__(
+            setup.seed,
+            links=ground.network,
+            limits=limits,
+            keys_of=KeySigner if setup.is_full else CountingSigner,
+        )
+        self.setup = setup
+        self.ground = ground
+        self.keep_trace = False
+        self.digest = Trace()
+        self.counted_frames: Counter[str] = Counter()
+        self.runs = [_Run(task) for task in tasks]
+        self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
+        self.by_number: dict[int, Site] = {}
+        self.peers: dict[int, Peer] = {}
+        self.holders = FleetRoster(ground.network, self.peers, self._elect)
+        if not setup.is_full:
+            self.roster = self.holders
+            account = Account(account_keys(0, self.keys_of).account)
+            self.standing = Standing(NETWORK, account, EPOCH_MS + 6 * DAY_MS)
+        self._by_job: dict[bytes, int] = {}  # job id -> task
+        self._plan = Plan.named(setup.faults)
+        self.began_us: list[int] = []  # every start of a unit
+        self._absent: set[str] = set()  # cars that are on the road
+
+    # ---- building
+
+    def build(self) -> None:
+        """Cars and submitters boot within `BOOT_S`, and are connected by `CONNECTED_S`."""
+        papers = papers_of(account_keys(0, self.keys_of)) if not self.setup.is_full else None
+        numbers = len(self.ground.network.places)
+        roles = {n: PROVIDE for cars in self.ground.cars.values() for n in cars}
+        roles |= {n: REQUEST for some in self.ground.submitters.values() for n in some}
+        for number in range(numbers):  # a site's number is its place in the network
+            self.now_us = int(BOOT_S * 1e6 * number / numbers)
+            role = roles[number]
+            name = f"car-{number}" if role == PROVIDE else f"submitter-{number}"
+            cell = self.ground.network.places[number].cell
+            site = self.add(name, role, cell=cell, papers=papers)
+            self.by_number[number] = site
+            if role == PROVIDE:
+                self.peers[number] = site.identity.peer
+            site.disk.keeps = self._plan.crashes or self.setup.parking
+        self.now_us = 0
+        self._connect_cells()
+        if self.setup.parking:
+            self._park()
+
+    def _park(self) -> None:
+        """Cars come and go as traces say; the time begins on a Monday at `PARKING_START_S`. Those
+        that are on the road then are not there yet."""
+        cars = [number for numbers in self.ground.cars.values() for number in numbers]
+        until_s = READY_S + FILL_S[1] + SETTLE_S + self.setup.seconds + DRAIN_S
+        stays = parking.draw(len(cars), until_s, self.setup.seed, start_s=PARKING_START_S)
+        there = set(stays.car[stays.arrive_s <= 0].tolist())
+        for index, number in enumerate(cars):
+            if index not in there:
+                self._absent.add(self.by_number[number].name)
+        for at_s, index, what, _ in parking.events(stays):
+            name = self.by_number[cars[index]].name
+            at_us = int(at_s * 1e6)
+            if what == "leave":
+                self.at_us(at_us, lambda name=name: self.drive_away(name, GRACE_MS))  # type: ignore[misc]
+            elif at_us > 0:
+                self.at_us(at_us, lambda name=name: self._arrive(name))  # type: ignore[misc]
+
+    def _arrive(self, name: str) -> None:
+        self._absent.discard(name)
+        self.boot(name)
+        for number in self.ground.submitters[self.sites[name].identity.cell]:
+            self.connect(self.by_number[number].name, name)
+
+    def boot(self, name: str) -> None:
+        if name not in self._absent:
+            super().boot(name)
+
+    def add(self, name: str, roles: int, **more: Any) -> Site:
+        """Boots when the heap comes to it."""
+        at_us, self.now_us = self.now_us, 0
+        site = self._enter(name, roles, **more)
+        self.at_us(at_us, lambda: self.boot(name))
+        return site
+
+    def _connect_cells(self) -> None:
+        """Warm links: each submitter to the cars of its cell. Rendezvous are found and dialled by
+        the machines."""
+        links = [
+            (submitter, car)
+            for cell in self.ground.cells
+            for submitter in self.ground.submitters[cell]
+            for car in self.ground.cars[cell][: self.limits.peers_max]
+        ]
+        first_us, last_us = BOOT_S * 1e6, CONNECTED_S * 1e6
+        for at, (submitter, car) in enumerate(links):
+            at_us = int(first_us + (last_us - first_us) * at / len(links))
+            one, other = self.by_number[submitter].name, self.by_number[car].name
+            self.at_us(at_us, lambda one=one, other=other: self.connect(one, other))  # type: ignore[misc]
+
+    def rng_of(self, site: Site) -> Rng:
+        if site.identity.roles & REQUEST:
+            return super().rng_of(site)
+        return SmallRandom(f"{self.seed} {site.number} {site.life}")
+
+    def role_holders(self) -> list[str]:
+        return [self.by_peer[peer].name for peer in self.holders.holders()]
+
+    def _elect(self, cell: str, epoch: int, members: Sequence[Peer], cars: int) -> Posts:
+        """As the machines would by adverts, in which each says how far its last mile is."""
+        places, by_peer = self.ground.network.places, self.by_peer
+        best = sorted(members, key=lambda peer: places[by_peer[peer].number].last_mile_us)
+        few = best[: max(CANDIDATES_LEAST, int(len(best) * BEST_SHARE))]
+        return elect(cell, epoch, few, cars, self.limits.rendezvous_cars)
+
+    # ---- the workload
+
+    def schedule(self) -> None:
+        for run in self.runs:
+            self.at_us(run.task.at_us, lambda run=run: self._submit(run))  # type: ignore[misc]
+
+    def _submit(self, run: _Run) -> None:
+        order = ev.JobOrder(
+            "bench.spin@1",
+            ARTIFACT,
+            (),
+            (OUT,),
+            1,
+            run.task.number.to_bytes(16, "big"),
+            unit_ms_hint=self.setup.task_s * 1000,
+            # The first job asks every car for an agreement, which adverts do and tokens do not.
+            policy="adverts" if run.prime else self.setup.policy,
+            durable=False,
+        )
+        site = self.by_number[run.task.submitter]
+        self.feed(site, ev.Submit(run.task.number, order))
+
+    def unit_us(self, effect: fx.StartExec) -> int:
+        number = self._by_job.get(effect.spec.job_digest[:16])
+        return super().unit_us(effect) if number is None else self.runs[number].task.unit_us
+
+    def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
+        number = self._by_job[effect.spec.job_digest[:16]]
+        self.runs[number].starts[effect.run.attempt] = self.now_us
+        self.began_us.append(self.now_us)
+        super()._execute(site, effect, life)
+
+    def _notify(self, site: Site, effect: fx.Notify, life: int) -> None:
+        kind = effect.notice.kind
+        if kind == "submitted":
+            number = dict(effect.notice.fields)["request_id"]
+            assert isinstance(number, int)
+            self._by_job[effect.subject] = number
+        elif kind == "refused":
+            fields = dict(effect.notice.fields)
+            number, reason = fields["request_id"], fields["reason"]
+            assert isinstance(number, int) and isinstance(reason, int)
+            self.runs[number].failed = Reason.of(reason)
+        elif kind == "units":
+            run = self.runs[self._by_job[effect.subject]]
+            attempt = dict(effect.notice.fields)["attempt"]
+            assert isinstance(attempt, int)
+            run.started_us, run.done = run.starts[attempt], True
+        elif kind == "job":
+            fields = dict(effect.notice.fields)
+            if fields["state"] == "failed":
+                reason = fields["reason"]
+                assert isinstance(reason, int)
+                self.runs[self._by_job[effect.subject]].failed = Reason.of(reason)
+
+    # ---- counting
+
+    def _send(self, site: Site, effect: fx.Send, life: int) -> None:
+        self.counted_frames[kind_of(effect.frame)] += 1
+        super()._send(site, effect, life)
+
+    def _publish(self, site: Site, effect: fx.Publish, life: int) -> None:
+        members = self.topics[effect.topic]
+        kind = kind_of(effect.frame)
+        self.counted_frames[kind] += gossip_frames(len(members), GOSSIP_DEGREE)
+        if kind != "advert" or self.setup.is_full:
+            super()._publish(site, effect, life)
+        elif self.setup.policy != "tokens":
+            event = ev.GossipIn(effect.topic, site.identity.peer, effect.frame)
+            for number in self.ground.submitters[site.identity.cell]:
+                other = self.by_number[number]
+                if other is not site and other.node is not None:
+                    self._gossip(site, other, event, len(members))
+
+    # ---- running
+
+    def play(self, window_us: tuple[int, int], say: Say) -> Measured:
+        self.schedule()
+        if self._plan.bends:
+            self.weather = Weather(self._plan, self.setup.seed)
+        self._plan.schedule(self, window_us)
+        first, last = window_us
+        self._advance(first, say)
+        before = Counter(self.counted_frames)
+        self._advance(last, say)
+        sent = self.counted_frames - before
+        mine = [run for run in self.runs if first <= run.task.at_us < last]
+        end_us = last + int(DRAIN_S * 1e6)
+        while self.now_us < end_us and any(not run.starts and not run.failed for run in mine):
+            self.run_to(self.now_us + 250_000)
+        # A task that has started is measured by the attempt whose result came, if one has come.
+        measured = Measured(
+            self.setup,
+            "event",
+            "ed25519" if self.setup.is_full else "counted",
+            "adverts" if self.setup.is_full else "oracle",
+            len(mine),
+            frames=dict(sorted(sent.items())),
+            starts=sum(first <= at < last for at in self.began_us),
+            simulated_s=self.now_us / 1e6,
+        )
+        for run in mine:
+            start = run.started_us or min(run.starts.values(), default=None)
+            if start is not None:
+                self._took(measured, run.task, start)
+            elif run.failed is not None:
+                measured.failed[run.failed.name.lower()] += 1
+        assert self.digest is not None
+        measured.events, measured.digest = self.digest.events, self.digest.hexdigest()
+        return measured
+
+    def _took(self, measured: Measured, task: Task, start_us: int) -> None:
+        took_us = start_us - task.at_us
+        measured.started_us.append(took_us)
+        cell = self.ground.network.places[task.submitter].cell
+        measured.cell_us.setdefault(cell, []).append(took_us)
+
+    def _advance(self, to_us: int, say: Say) -> None:
+        while self.now_us < to_us:
+            self.run_to(min(to_us, self.now_us + 1_000_000))
+            assert self.digest is not None
+            waiting = sum(not r.starts for r in self.runs if r.task.at_us < self.now_us)
+            say(
+                f"{self.now_us / 1e6:.0f} s simulated, {self.digest.events} events, "
+                f"{waiting} tasks wait"
+            )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Machines die with the process: looking for dead ones among 100,000 takes a third of it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
+    """One run. ValueError for a policy, model or fault plan that there is not."""
+    if setup.policy not in POLICIES:
+        raise ValueError(f"{setup.policy!r} is no policy: choose one of {', '.join(POLICIES)}")
+    if Plan.named(setup.faults).kill_share and setup.policy != "tokens":
+        raise ValueError(f"the policy {setup.policy!r} has no rendezvous to kill")
+    begun = time.monotonic()
+    ground = lay_out(setup.model, setup.cars, setup.seed)
+    begins_s = 0.0 if setup.policy in ORACLES else READY_S
+    demand = Demand(setup.load, setup.task_s, setup.seconds, setup.seed, begins_s)
+    tasks = tasks_of(ground, demand)
+    if setup.policy in ORACLES:
+        measured = _oracle(setup, ground, tasks, demand.window_us)
+    else:
+        with nullcontext() if setup.is_full else counted(), _without_collector():
+            world = World(setup, ground, tasks)
+            world.build()
+            say(f"{len(world.sites)} machines, {len(tasks)} tasks")
+            measured = world.play(demand.window_us, say)
+    measured.wall_s = time.monotonic() - begun
+    return measured
+
+
+def _oracle(
+    setup: Setup, ground: Ground, tasks: list[Task], window_us: tuple[int, int]
+) -> Measured:
+    played = play(setup.policy, ground, tasks, setup.seed)
+    first, last = window_us
+    mine = [task for task in tasks if first <= task.at_us < last]
+    starts = sum(first <= at < last for at in played.start_us.values())
+    measured = Measured(setup, "oracle", "none", "none", len(mine), starts=starts)
+    measured.frames = {kind: starts for kind in FRAMES[setup.policy]}
+    for task in mine:
+        took_us = played.start_us[task.number] - task.at_us
+        measured.started_us.append(took_us)
+        cell = ground.network.places[task.submitter].cell
+        measured.cell_us.setdefault(cell, []).append(took_us)
+    measured.events, measured.digest = played.trace.events, played.trace.hexdigest()
+    measured.simulated_s = last / 1e6
+    return measured
