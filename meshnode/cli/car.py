@@ -245,6 +245,14 @@ def run_node(
         raise click.exceptions.Exit(code)
 
 
+def span(seconds: int) -> str:
+    """A length of time as a person says it."""
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 @click.command(epilog="Example: meshnode status --json")
 @frame.home_options
 @frame.json_option
@@ -275,6 +283,12 @@ def status(home: Path) -> None:
     why = found["may_run"]
     click.echo(f"state     runs since {found['up_s']} s (pid {found['pid']})")
     click.echo(f"work      {'may run' if not why['code'] else why['text']}")
+    budget = found["budget"]
+    if found["provides"] and budget["may_run"]:
+        left = f"{budget['spendable_mwh'] / 1e6:.1f} kWh to spend, {budget['watt_max']} W"
+        click.echo(f"budget    {left}, runs of at most {span(budget['lease_s_max'])}")
+        if budget["stay_s"] is not None:
+            click.echo(f"stay      expects to stay {span(budget['stay_s'])} or longer")
     lacks = found["sandbox"]["missing"]
     if found["sandbox"]["layers"] is not None and found["provides"]:
         click.echo(f"sandbox   {', '.join(found['sandbox']['layers']) or 'none'}")

@@ -79,7 +79,7 @@ def show(job_id: str, home: Path) -> None:
     with connected(home) as mesh:
         ident = mesh.find(job_id)
         job = mesh.show(ident)
-        why = mesh.explain(ident)
+        why = mesh.explain(ident)["reasons"]
     if frame.face().json:
         frame.put_json({"job": {**job_row(job), **_whole(job)}, "explain": why})
         return

@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": Late("meshnode.cli.work:run_call", "Run a kernel once and print what it gives."),
     "jobs": Late("meshnode.cli.jobs:jobs", "List the jobs of this node."),
     "show": Late("meshnode.cli.jobs:show", "Show one job: attempts, cars, why it waits."),
+    "explain": Late("meshnode.cli.why:explain", "Why a job waits or went where it went."),
     "logs": Late("meshnode.cli.jobs:logs", "Show what happened to a job."),
     "result": Late("meshnode.cli.jobs:result", "Wait for a job and write its result."),
     "cancel": Late("meshnode.cli.jobs:cancel", "Stop a job."),

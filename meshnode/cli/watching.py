@@ -127,7 +127,7 @@ def put_result(mesh: Mesh, job_id: bytes, out: Path | None) -> None:
 
     ended = mesh.wait(job_id)
     if ended["state"] != "done":
-        why = mesh.explain(job_id)
+        why = mesh.explain(job_id)["reasons"]
         text = "; ".join(row["text"] for row in why if row["reason"] != ended["reason"])
         raise error_of_reason(ended["reason"], text)
     value = mesh.finish(job_id)

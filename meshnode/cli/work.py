@@ -65,6 +65,12 @@ def work_options(command: F) -> F:
             metavar="N",
             help="Of each unit of a stepped kernel; else what its input asks for.",
         ),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Submit nothing: say which cars would be asked, why the others not, and what a "
+            "unit costs. Exit code 3 if none would.",
+        ),
         click.option("--prompt", metavar="TEXT", help="The input of a kernel that takes text."),
         click.option("--label", default="", metavar="TEXT", help="Your own word for the job."),
         click.option(
@@ -195,6 +201,14 @@ class Asked:
         assert self.info is not None
         return mesh.submit_kernel(self.info, prepared, terms=self.terms())
 
+    def dry_run(self, mesh: Mesh, prepared: Prepared) -> None:
+        """--dry-run: what `submit` would do now."""
+        from .why import put_would
+
+        program = self.foreign or self.info
+        assert program is not None
+        put_would(mesh.would(program, prepared, terms=self.terms()))
+
     def call(self, mesh: Mesh, prepared: Prepared, timeout_s: float | None) -> Any:
         """As one call, nothing kept; its result as the person wants it."""
         from meshnode.client.orders import Note, finish
@@ -234,6 +248,9 @@ def map_inputs(out: Path | None, detach: bool, **given: Any) -> None:
     asked = Asked(given)
     prepared = asked.prepare()
     with connected(asked.home, asked.join) as mesh:
+        if given["dry_run"]:
+            asked.dry_run(mesh, prepared)
+            return
         job_id = asked.submit(mesh, prepared)
         if detach:
             _handed_over(job_id, prepared.units, out)
@@ -259,6 +276,9 @@ def submit(**given: Any) -> None:
     asked = Asked(given)
     prepared = asked.prepare()
     with connected(asked.home, asked.join) as mesh:
+        if given["dry_run"]:
+            asked.dry_run(mesh, prepared)
+            return
         job_id = asked.submit(mesh, prepared)
     _handed_over(job_id, prepared.units, None)
 
@@ -293,7 +313,9 @@ def run_call(out: Path | None, detach: bool, timeout_s: float | None, **given: A
     asked = Asked(given)
     prepared = asked.prepare()
     with connected(asked.home, asked.join) as mesh:
-        if detach:
+        if given["dry_run"]:
+            asked.dry_run(mesh, prepared)
+        elif detach:
             _handed_over(asked.submit(mesh, prepared), prepared.units, out)
         elif asked.stepped:
             _run_long(mesh, asked, prepared, out, timeout_s)

@@ -42,6 +42,7 @@ from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 from .background import connect_or_start as connect_or_start_blocking
 from .blocking import NOTICES_MAX
 from .files import read_outputs, remove, write_input
+from .imagined import imagined_order, kflop_per_unit, unstored_refs
 from .job import ENDED, Notice, Rows, find
 from .orders import (
     Array,
@@ -191,8 +192,22 @@ class AsyncMesh:
         answer: Message = (await self._ask("show", job_id=job_id))["job"]
         return answer
 
-    async def explain(self, job_id: bytes) -> list[Message]:
-        answer: list[Message] = (await self._ask("explain", job_id=job_id))["reasons"]
+    async def explain(self, job_id: bytes) -> Message:
+        answer: Message = (await self._ask("explain", job_id=job_id))["explanation"]
+        return answer
+
+    async def would(
+        self,
+        program: KernelInfo | Foreign,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+    ) -> Message:
+        refs = await trio.to_thread.run_sync(unstored_refs, prepared)
+        order = imagined_order(program, prepared, refs, terms or Terms())
+        kflop = kflop_per_unit(program, order)
+        asked = await self._ask("would", order=order_fields(order), kflop_per_unit=kflop)
+        answer: Message = asked["would"]
         return answer
 
     async def logs(self, job_id: bytes) -> list[Notice]:
@@ -420,7 +435,7 @@ class AsyncJob:
     def watch(self, *, outputs: bool = False) -> AsyncGenerator[Notice, None]:
         return self.mesh.watch(self.job_id, outputs=outputs)
 
-    async def explain(self) -> list[Message]:
+    async def explain(self) -> Message:
         return await self.mesh.explain(self.job_id)
 
     async def arrays(self) -> list[Array]:

@@ -49,6 +49,7 @@ from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest
 
 from .files import read_outputs, remove, write_input
+from .imagined import imagined_order, kflop_per_unit, unstored_refs
 from .job import Job, Notice, find
 from .orders import (
     Array,
@@ -270,9 +271,33 @@ class Mesh:
         answer: dict[str, Any] = self._ask("show", job_id=job_id)["job"]
         return answer
 
-    def explain(self, job_id: bytes) -> list[dict[str, Any]]:
-        """Why a job waits or failed: reason (code), text, count; the commonest first."""
-        answer: list[dict[str, Any]] = self._ask("explain", job_id=job_id)["reasons"]
+    def explain(self, job_id: bytes) -> dict[str, Any]:
+        """Why a job's runs wait or went where they went, as `mesh explain --json` has it.
+
+        `stands`: cars that get no run now, by reason, with examples; `waits`: units, by what they
+        wait for; `runs`: where each went and what its car was chosen by; `reasons`: how often each
+        refusal or end came, the commonest first; `advice`: one line, or empty.
+        """
+        answer: dict[str, Any] = self._ask("explain", job_id=job_id)["explanation"]
+        return answer
+
+    def would(
+        self,
+        program: KernelInfo | Foreign,
+        prepared: host.Prepared,
+        *,
+        terms: Terms | None = None,
+    ) -> dict[str, Any]:
+        """What submitting this would do now: which cars would be asked, why the others not, what
+        a unit costs. As `mesh submit --dry-run --json` has it. No job is made, nothing is stored
+        or sent; raises what the submission would raise at once.
+        """
+        terms = terms or Terms()
+        refs = unstored_refs(prepared)
+        order = imagined_order(program, prepared, refs, terms)
+        kflop = kflop_per_unit(program, order)
+        answer: dict[str, Any]
+        answer = self._ask("would", order=order_fields(order), kflop_per_unit=kflop)["would"]
         return answer
 
     def logs(self, job_id: bytes) -> list[Notice]:

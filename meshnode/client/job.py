@@ -118,7 +118,8 @@ class Job:
     def watch(self) -> Iterator[Notice]:
         return self.mesh.watch(self.job_id)
 
-    def explain(self) -> list[dict[str, Any]]:
+    def explain(self) -> dict[str, Any]:
+        """Why its runs wait or went where they went: `Mesh.explain`."""
         return self.mesh.explain(self.job_id)
 
     def arrays(self, timeout_s: float | None = None) -> list[Array]:

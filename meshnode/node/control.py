@@ -64,6 +64,7 @@ class _Client:
             "jobs": self._jobs,
             "show": self._show,
             "explain": self._explain,
+            "would": self._would,
             "watch": self._watch,
             "wait": self._wait,
             "result": self._result,
@@ -153,6 +154,13 @@ class _Client:
             ]
         }
 
+    async def _would(self, request: Reply) -> Reply:
+        order = wire.order_of(_map(request, "order"))
+        kflop_per_unit = request.get("kflop_per_unit")
+        if not isinstance(kflop_per_unit, int) or kflop_per_unit < 0:
+            raise LocalProtocolError("a request has no kflop_per_unit")
+        return {"would": await self._node.would(order, kflop_per_unit)}
+
     def _cancel(self, request: Reply) -> Reply:
         self._node.cancel(_job_id(request))
         return {}
@@ -225,7 +233,7 @@ class _Client:
         return {"job": await self._node.show(_job_id(request))}
 
     async def _explain(self, request: Reply) -> Reply:
-        return {"reasons": await self._node.explain(_job_id(request))}
+        return {"explanation": await self._node.explain(_job_id(request))}
 
     async def _watch(self, request: Reply) -> Reply:
         outputs = bool(request.get("outputs"))

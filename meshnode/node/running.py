@@ -43,6 +43,8 @@ from .failures import error_of_reason
 from .owners import Owners
 
 ORDERS_KEPT_MAX: Final = 1_024
+HEARING_MS_MAX: Final = 3_000
+HEARING_POLL_S: Final = 0.05
 TMP_NAME: Final = "tmp"
 _TMP_NAMES = itertools.count(1)
 
@@ -209,13 +211,27 @@ class RunningNode:
             "checkpoints": [],
         }
 
-    async def explain(self, job_id: JobId) -> list[dict[str, Any]]:
+    async def explain(self, job_id: JobId) -> dict[str, Any]:
+        """Why its runs wait or went where they went; of a job of before, how it ended."""
+        found = self._machine.explain(job_id, self._clock.now())
         job = self._job_view(job_id)
-        if job is not None:
-            return status.explained(job)
-        record = await self._record(job_id)
-        row = status.job_of_record(record)
-        return [{"reason": row["reason"], "text": row["text"], "count": 1}]
+        if found is not None and job is not None:
+            return status.explanation_of(found, status.explained(job))
+        return status.explanation_of_record(await self._record(job_id))
+
+    async def would(self, order: JobOrder, kflop_per_unit: int) -> dict[str, Any]:
+        """What submitting the order would do now; raises what the submission would raise.
+
+        A node that has just started has heard of nobody: it waits for a first car, for a moment.
+        """
+        order = self._with_accounts(order)
+        while self._hears_of_nobody_yet():  # noqa: ASYNC110 - the machine wakes nobody for it
+            await trio.sleep(HEARING_POLL_S)
+        found = self._machine.would(order, kflop_per_unit, self._clock.now())
+        if isinstance(found, tuple):
+            raise error_of_reason(*found)
+        answer: dict[str, Any] = status.plain(found)
+        return answer
 
     def logs(self, job_id: bytes) -> tuple[Logged, ...]:
         """What was notified of a job (or, for b"", of the node) in this process, bounded."""
@@ -314,8 +330,7 @@ class RunningNode:
     # ---- inside
 
     def _enter(self, order: JobOrder) -> JobId:
-        if order.owners:  # a short call spares the copy
-            order = replace(order, owners=self._owners.accounts(order.owners))
+        order = self._with_accounts(order)
         request_id = next(self._request_ids)
         self.driver.post(Submit(request_id, order))
         answer = self.bulletin.answers.pop(request_id, None)
@@ -330,6 +345,15 @@ class RunningNode:
         while len(self._orders) > ORDERS_KEPT_MAX:
             del self._orders[next(iter(self._orders))]
         return job_id
+
+    def _hears_of_nobody_yet(self) -> bool:
+        up_ms = self._clock.now().mono_ms - self._started_mono_ms
+        return not self._machine.book.cars and up_ms < HEARING_MS_MAX
+
+    def _with_accounts(self, order: JobOrder) -> JobOrder:
+        if not order.owners:  # a short call spares the copy
+            return order
+        return replace(order, owners=self._owners.accounts(order.owners))
 
     def _follow(self, job_id: JobId, on_end: Callable[[], None]) -> None:
         """`on_end()` once, when the job has ended."""

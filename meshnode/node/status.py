@@ -18,6 +18,7 @@ from meshnode.protocol import sandbox
 from meshnode.protocol.codec import decode
 from meshnode.protocol.effects import JobRecord
 from meshnode.protocol.events import JobOrder
+from meshnode.protocol.explain import Explanation
 from meshnode.protocol.job import JobState
 from meshnode.protocol.objects import JobSpec
 from meshnode.protocol.order import order_of
@@ -95,6 +96,34 @@ def explained(job: JobView) -> list[dict[str, Any]]:
             counted[attempt.reason] = max(1, counted.get(attempt.reason, 0))
     ranked = sorted(counted.items(), key=lambda pair: -pair[1])
     return [{"reason": int(r), "text": r.text, "count": count} for r, count in ranked]
+
+
+def explanation_of(found: Explanation, reasons: list[dict[str, Any]]) -> dict[str, Any]:
+    """`reasons` counts what happened, however often; the stands in it count cars."""
+    return {**plain(found), "reason": int(found.reason), "text": found.reason.text} | {
+        "reasons": reasons
+    }
+
+
+def explanation_of_record(record: JobRecord) -> dict[str, Any]:
+    """Of a job of before this process, or that is no longer in memory: how it ended is all."""
+    row = job_of_record(record)
+    kept = ("job_id", "kernel", "state", "reason", "text", "units")
+    return {
+        **{name: row[name] for name in kept},
+        "done": row["done"],
+        "in_work": 0,
+        "waiting": 0,
+        "cars_known": None,
+        "cars_working": 0,
+        "cars_open": 0,
+        "stands": [],
+        "waits": [],
+        "runs": [],
+        "runs_left_out": None,
+        "advice": "",
+        "reasons": [{"reason": row["reason"], "text": row["text"], "count": 1}],
+    }
 
 
 def sandbox_of(view: View) -> dict[str, Any]:

@@ -7,9 +7,10 @@ first goes, so a flood of strangers cannot grow the book.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import MeshError
+from .events import BudgetRead
 from .objects import T_ADVERT, Advert
 from .sealed import unseal
 from .types import CLOCK_SKEW_MS_MAX, Limits, NetworkId, Now, Peer
@@ -24,6 +25,16 @@ def bucket_mwh(spendable_mwh: int) -> int:
 
 def bucket_lease_s(lease_s: int) -> int:
     return next(step for step in LEASE_BUCKETS_S if lease_s >= step)
+
+
+def coarse(budget: BudgetRead) -> BudgetRead:
+    """What of a budget an advert says; while it is the same no advert needs to say it again."""
+    return replace(
+        budget,
+        spendable_mwh=bucket_mwh(budget.spendable_mwh),
+        lease_s_max=bucket_lease_s(budget.lease_s_max),
+        stay_s=None,
+    )
 
 
 def cell_topic(network: NetworkId, cell: str) -> str:

@@ -9,6 +9,7 @@ on it. An agreement lapses with the shorter of the two mandates.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import MeshError
@@ -50,12 +51,23 @@ def read_mandate(wire: bytes, peer: Peer, role: Role, outbox: Outbox) -> Sealed 
 
 
 class Agreements:
-    """Agreements of this node, in both roles, by the peer at the other end."""
+    """Agreements of this node, in both roles, by the peer at the other end.
 
-    def __init__(self, outbox: Outbox, restored: Restored) -> None:
+    `standing(provider, requester)`: what two parties have agreed on before, where that is known
+    otherwise: a large simulation does not play each first meeting.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        restored: Restored,
+        standing: Callable[[Peer, Peer], InForce] | None = None,
+    ) -> None:
         self._out = outbox
+        self._standing = standing
         self.by_channel: dict[Digest, InForce] = {}
         self._with_provider: dict[Peer, InForce] = {}
+        self._with_requester: dict[Peer, InForce] = {}
         self._asked: dict[Peer, int] = {}  # provider -> when to stop waiting
         self._open: set[Peer] = set()  # providers whose terms we wait for
         self._proposed: dict[Peer, Sealed] = {}  # provider -> what we signed
@@ -82,6 +94,8 @@ class Agreements:
         self._open.clear()
 
     def with_provider(self, peer: Peer) -> InForce | None:
+        if self._standing is not None and peer not in self._with_provider:
+            self._enter(self._standing(peer, self._out.identity.peer))
         found = self._with_provider.get(peer)
         if found is not None and found.agreement.not_after_ms <= self._out.now.unix_ms:
             return None
@@ -97,6 +111,13 @@ class Agreements:
         ):
             return None
         return found
+
+    def with_requester(self, peer: Peer) -> InForce | None:
+        """The newest under which it may lease from us."""
+        if self._standing is not None and peer not in self._with_requester:
+            self._enter(self._standing(self._out.identity.peer, peer))
+        found = self._with_requester.get(peer)
+        return None if found is None else self.as_provider(found.digest, peer)
 
     def use(self, channel: Digest) -> None:
         """Something is leased under it: it stays."""
@@ -257,6 +278,8 @@ class Agreements:
 
     def _enter(self, entered: InForce) -> None:
         self.by_channel[entered.digest] = entered
+        if entered.agreement.provider == self._out.identity.peer:
+            self._with_requester[entered.agreement.requester] = entered
         if entered.agreement.requester == self._out.identity.peer:
             known = self._with_provider.get(entered.agreement.provider)
             if known is None or known.agreement.not_after_ms <= entered.agreement.not_after_ms:

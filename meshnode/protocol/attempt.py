@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import LocalProtocolError
 from .reasons import Reason
-from .types import LeaseId, Peer, TaskId
+from .types import Digest, LeaseId, Peer, TaskId
 
 
 class State(Enum):
@@ -47,15 +47,18 @@ class Attempt:
     """`next_unit` is the first unit that has not come; parts come in order within a lease."""
 
     __slots__ = (
+        "asked",
         "count",
         "expires_mono_ms",
         "first",
         "frames",
         "from_step",
+        "holder",
         "lease_id",
         "lost_since_mono_ms",
         "next_unit",
         "number",
+        "offer",
         "peer",
         "piece",
         "reason",
@@ -92,6 +95,11 @@ class Attempt:
         self.started_mono_ms = now_mono_ms
         self.expires_mono_ms = now_mono_ms + offer_timeout_ms
         self.lost_since_mono_ms: int | None = None  # the car's connection is down since
+        self.holder: Peer | None = (
+            None  # the rendezvous that looks for a car; `peer` is it till then
+        )
+        self.asked = 0  # rendezvous that were asked
+        self.offer: Digest | None = None  # what a lease must cite, if any car may grant it
         self.from_step = 0  # of the checkpoint that it goes on from
         self.sends: tuple[int, ...] = ()
         self.frames: tuple[bytes, ...] = ()  # offer and inputs, said again after a reconnect

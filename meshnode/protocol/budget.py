@@ -7,6 +7,9 @@ counts against running. Energies are those at the terminals of battery or plug, 
     spendable = max(0, min(what is left of the day, battery or plug term))
     battery term = stored - floor - reserve of the next departure
     plug term    = hours to departure x charger W x efficiency - what is still to charge
+
+A lease is as long as the energy lasts at full power and as the car stays (`forecast`): until its
+departure, or where none is named as long as nine of ten such cars.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from .events import BudgetRead
+from .forecast import LEASE_PROBABILITY, Parking, Stay
 from .objects import Policy
 from .reasons import Reason
 from .types import Now
@@ -58,6 +62,8 @@ class VehicleState:
     moving: bool | None = None
     ignition: Literal["off", "acc", "on"] | None = None
     departure_ms: int | None = None  # unix
+    parking: Parking | None = None  # what kind of place, never which
+    parked_s: int | None = None  # how long it stands there
     tariff_nano_per_kwh: int | None = None
     ages_ms: Mapping[str, int] = field(default_factory=dict)
 
@@ -97,13 +103,22 @@ def spendable(
     if watt_max <= 0 or spend_mwh <= 0:
         return _stopped(Reason.BUDGET)
     lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * watt_max))  # mWh / W in seconds
-    if departs_s is not None:
-        lease_s = min(lease_s, departs_s)
+    stay_s = stay_of(state, now, departs_s).lease_s_at(LEASE_PROBABILITY, LEASE_S_MAX)
+    lease_s = min(lease_s, stay_s)
     if lease_s == 0:
         about_to_leave = departs_s is not None and departs_s == 0
         return _stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
     floor = floor_nano_per_s(state, policy, now, utc_offset_min)
-    return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor)
+    return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor, stay_s)
+
+
+def stay_of(state: VehicleState, now: Now, departs_s: int | None) -> Stay:
+    """What the readings say of the car's stay; the time since they were taken counts."""
+    parked_s = state.parked_s
+    if parked_s is not None:
+        age_ms = state.ages_ms.get("parked_s", 0)
+        parked_s += max(0, now.unix_ms - state.at_ms + age_ms) // 1000
+    return Stay(state.parking, parked_s, departs_s)
 
 
 def floor_nano_per_s(state: VehicleState, policy: Policy, now: Now, utc_offset_min: int = 0) -> int:

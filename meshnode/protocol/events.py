@@ -188,6 +188,9 @@ class BudgetRead:
     watt_max: int
     lease_s_max: int
     floor_nano_per_s: int
+    stay_s: int | None = None
+    """Until the departure that is named, else the time that nine of ten such cars stay: the part
+    of `lease_s_max` that is not energy. None: it may not run, or nobody has asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ agreement) is started here, and the car is a candidate once it is gone.
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from .advert import AdvertBook
 from .agreement import Agreements
-from .attempt import Attempt
+from .attempt import Attempt, State
 from .effects import Dial
 from .job import Job, wanted
 from .objects import Advert
@@ -50,6 +51,8 @@ BLAMELESS = frozenset(
 
 
 SHUNNED_MAX = 4096
+SHORT_UNIT_MS = 100
+FRESH_MS = 20  # for so long a car that ended a run of ours is asked again before anybody else
 DIALS_MAX = 64  # within `redial_gap_ms`
 
 
@@ -63,6 +66,7 @@ class Fleet:
         self._queued: dict[Peer, deque[Attempt]] = {}  # of those, in order, what waits for a slot
         self.backoff: dict[Peer, int] = {}  # car -> mono ms until which it is left alone
         self._shunned: dict[Peer, int] = {}  # the same, but no advert ends it
+        self._fresh: dict[Peer, int] = {}  # car -> when it ended a run of ours
         self._dialled: dict[Peer, int] = {}
         self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
 
@@ -84,11 +88,11 @@ class Fleet:
             return reason
         own = self._out.identity.peer
         said = Counter(
-            self._unfit(job, peer, known.advert)
+            self.unfit(job, peer, known.advert)
             for peer, known in self.book.cars.items()
             if peer != own
         )
-        del said[Reason.OK], said[Reason.NOBODY]
+        del said[Reason.OK], said[Reason.NOT_NAMED]
         if said:
             return said.most_common(1)[0][0]
         return self._in_vain if self._in_vain is not None and not self.peers_up else reason
@@ -103,8 +107,10 @@ class Fleet:
             self._shunned[peer] = self._out.now.mono_ms + wait_ms
 
     def rests(self, peer: Peer) -> bool:
-        until = max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
-        return until > self._out.now.mono_ms
+        return self.rests_until(peer) > self._out.now.mono_ms
+
+    def rests_until(self, peer: Peer) -> int:
+        return max(self.backoff.get(peer, 0), self._shunned.get(peer, 0))
 
     def take(self, attempt: Attempt) -> None:
         """One more of our attempts is at its car; over its slots it waits for one before it."""
@@ -118,6 +124,8 @@ class Fleet:
         """One of our attempts is over; the next in the queue begins, as far as we can know."""
         peer = attempt.peer
         self.mine[peer] -= 1
+        if attempt.state is State.RETURNED:
+            self._fresh[peer] = self._out.now.mono_ms
         if self.mine[peer] <= 0:
             del self.mine[peer]
         queued = self._queued.get(peer)
@@ -134,17 +142,32 @@ class Fleet:
         now = self._out.now.mono_ms
         self.backoff = {peer: until for peer, until in self.backoff.items() if until > now}
         self._shunned = {peer: until for peer, until in self._shunned.items() if until > now}
+        self._fresh = {peer: at for peer, at in self._fresh.items() if at + FRESH_MS > now}
         gap = self._out.limits.redial_gap_ms
         self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
 
-    def cars(self, job: Job) -> list[Car]:
-        """Cars that may take a run of this job now; starts what stands in the way for others."""
-        limits = self._out.limits
+    def ours(self, job: Job) -> set[Peer]:
+        """Cars that work for this job; for short units also those that have ended a run of ours a
+        moment ago and got no other: a way round a hop that would be much of the whole call."""
+        live = (job.tasks[task_id].live for task_id in job.live)
+        busy = {attempt.peer for attempt in live if attempt is not None and attempt.holder is None}
+        if job.unit_ms > SHORT_UNIT_MS:
+            return busy
+        since = self._out.now.mono_ms - FRESH_MS
+        fresh = {peer for peer, at in self._fresh.items() if at >= since and not self.mine[peer]}
+        return busy | fresh
+
+    def cars(self, job: Job, ours: set[Peer] | None = None) -> list[Car]:
+        """Cars that may take a run of this job now; starts what stands in the way for others.
+        With `ours` only those are looked at."""
         consts = wanted(job.spec)
         cars: list[Car] = []
-        for peer, known in self.book.cars.items():
+        for peer in self.book.cars if ours is None else sorted(ours):
+            known = self.book.cars.get(peer)
+            if known is None:
+                continue
             advert = known.advert
-            if peer == self._out.identity.peer or self._unfit(job, peer, advert) is not Reason.OK:
+            if peer == self._out.identity.peer or self.unfit(job, peer, advert) is not Reason.OK:
                 continue
             if self.rests(peer):
                 continue
@@ -154,22 +177,24 @@ class Fleet:
             if self._agreements.with_provider(peer) is None:
                 self._agreements.ask(peer)
                 continue
-            mine = self.mine[peer]
-            rtt_us = self.peers_up[peer]
-            queued = queued_runs(job.unit_ms, rtt_us, limits.leases_queued_per_slot_max)
-            capacity = advert.slots * (1 + queued) - mine
-            cars.append(
-                Car(
-                    peer,
-                    capacity,
-                    mine == 0 and advert.slots_free > 0,
-                    rtt_us,
-                    max((c.rate_mflops for c in advert.classes), default=0),
-                    all(prefix in advert.cached for prefix in consts),
-                    advert.budget.spendable_mwh,
-                )
-            )
+            cars.append(replace(self.car(job, peer, advert, consts), ours=ours is not None))
         return cars
+
+    def car(self, job: Job, peer: Peer, advert: Advert, consts: tuple[bytes, ...]) -> Car:
+        """What placement compares; `consts` is what a run of the job needs to have there."""
+        mine = self.mine.get(peer, 0)
+        rtt_us = self.peers_up.get(peer, 0)
+        most = self._out.limits.leases_queued_per_slot_max
+        capacity = advert.slots * (1 + queued_runs(job.unit_ms, rtt_us, most)) - mine
+        return Car(
+            peer,
+            capacity,
+            mine == 0 and advert.slots_free > 0,
+            rtt_us,
+            max((c.rate_mflops for c in advert.classes), default=0),
+            all(prefix in advert.cached for prefix in consts),
+            advert.budget.spendable_mwh,
+        )
 
     def named(self, job: Job, peer: Peer) -> bool:
         """Whether the submitter lets this car run the job: by itself, or by its owner's account,
@@ -182,10 +207,10 @@ class Fleet:
             return bool(order.owners)
         return entered.agreement.payee in order.owners
 
-    def _unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
+    def unfit(self, job: Job, peer: Peer, advert: Advert) -> Reason:
         """Why this car is not even asked, by what it says of itself; OK if it is."""
         if not self.named(job, peer):
-            return Reason.NOBODY
+            return Reason.NOT_NAMED
         if peer in job.unsuited:
             return job.unsuited[peer]
         if not advert.budget.may_run:

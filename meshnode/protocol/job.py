@@ -20,6 +20,7 @@ from .attempt import Attempt
 from .codec import decode, digest_of, encode_ordered
 from .events import JobOrder
 from .objects import JobArg, JobSpec, JobSteps, Span
+from .placement import Choice
 from .reasons import Reason
 from .rule import decode_map, encode_map
 from .types import (
@@ -37,6 +38,7 @@ from .types import (
 )
 
 HISTORY_MAX = 4096  # attempts remembered for `mesh show`
+ANSWERS_MAX = 256  # cars whose last refusal is remembered, with its words
 
 
 class JobState(IntEnum):
@@ -203,6 +205,16 @@ class Past:
 
     attempt: Attempt
     task: Task
+    choice: Choice | None = None  # None: of before a restart, or no car was compared
+    how: str = ""  # "offer" to a car that was chosen, "bid" of a car that was asked with others
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The last no of a car to this job, or the end of its run, in its own words."""
+
+    reason: Reason
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -240,9 +252,13 @@ class Job:
     unsuited: dict[Peer, Reason] = field(default_factory=dict)
     most_at: dict[Peer, int] = field(default_factory=dict)  # units of a run, where more are refused
     refusals: Counter[Reason] = field(default_factory=Counter)
+    answers: dict[Peer, Answer] = field(default_factory=dict)
     unit_ms: float = 0.0
     last_sign_mono_ms: int = 0  # when a car last took or returned work
     waiting: Waiting = field(default_factory=Waiting)
+    placed: set[TaskId] = field(default_factory=set)  # tasks that a rendezvous looks for a car for
+    place_window: int = 4  # how many may be; grows as they are placed, shrinks as they are queued
+    due_mono_ms: int | None = None  # when it wants attention next, as `requester` has noted it
     pump_mono_ms: int = 0  # when to look for cars again
 
     def __post_init__(self) -> None:
@@ -282,6 +298,15 @@ class Job:
                 at += gaps[-1][1]
             at = max(at, task.end)
         return gaps
+
+    def heard(self, peer: Peer, reason: Reason, text: str = "") -> None:
+        """A car said no, or its run ended without all its units. The newest counts."""
+        before = self.answers.pop(peer, None)
+        if not text and before is not None and before.reason is reason:
+            text = before.text
+        while len(self.answers) >= ANSWERS_MAX:
+            del self.answers[next(iter(self.answers))]
+        self.answers[peer] = Answer(reason, text)
 
     def why_nobody(self) -> Reason:
         """The commonest refusal that no waiting would mend says more than 'nobody'."""

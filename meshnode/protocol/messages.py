@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codec import decode, encode_ordered
-from .objects import BLOB, DIGEST, ID16, MS, NETWORK, RATES, Rate
+from .objects import ADDRS, BLOB, DIGEST, ID16, MS, NETWORK, PEER, RATES, Rate
 from .reasons import Reason
 from .rule import (
     Bstr,
@@ -40,9 +40,12 @@ from .types import (
     Digest,
     LeaseId,
     NetworkId,
+    Peer,
     TaskId,
 )
 
+HOPS_MAX: Final = 4
+AVOID_MAX: Final = 32  # cars that a placement leaves out
 _SEALED: Final = Bstr(most=SEALED_BYTES_MAX // 2)
 
 
@@ -167,10 +170,12 @@ class Watch:
 @rule
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """A token is spent on an offer: both sealed, both unmodified."""
+    """A token is spent on an offer: both sealed, both unmodified. From a rendezvous with the
+    requester's addresses, because the car may not know it."""
 
     token: Annotated[bytes, at(1, _SEALED)]
     offer: Annotated[bytes, at(2, _SEALED)]
+    addrs: Annotated[tuple[str, ...] | None, at(3, ADDRS, optional=True)] = None
 
 
 @rule
@@ -215,6 +220,48 @@ class Decline:
     text: Annotated[str | None, at(3, Remark(), optional=True)] = None
 
 
+@rule
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Find a car for this offer: to a rendezvous, or on from one to another with `hops` more."""
+
+    offer: Annotated[bytes, at(1, _SEALED)]  # names no car
+    wait_ms: Annotated[int, at(2, Uint(60_000))]  # in the queue, if no token is there
+    hops: Annotated[int, at(3, Uint(HOPS_MAX))]
+    addrs: Annotated[tuple[str, ...], at(4, ADDRS)]  # the requester's
+    unit_ms: Annotated[int, at(5, Uint())]  # 0 if not known
+    avoid: Annotated[tuple[Peer, ...] | None, at(6, Many(PEER, AVOID_MAX), optional=True)] = None
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """No token was there: the placement waits at `position`, from 0. Said again while it does."""
+
+    task_id: Annotated[TaskId, at(1, ID16)]
+    attempt: Annotated[int, at(2, Uint(65535))]
+    position: Annotated[int, at(3, Uint(1 << 16))]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """The slot behind an idle token is taken, or the car leaves."""
+
+    token: Annotated[Digest, at(1, DIGEST)]
+    reason: Annotated[Reason, at(2, Code(Reason))]
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a rendezvous can spare, to another: so that who runs dry knows where to ask."""
+
+    cell: Annotated[str, at(1, Tstr(64))]
+    tokens: Annotated[int, at(2, Uint(1 << 16))]
+    queued: Annotated[int, at(3, Uint(1 << 16))]
+
+
 NUMBERS: Final[dict[int, type]] = {
     1: Hello,
     2: Refuse,
@@ -231,6 +278,10 @@ NUMBERS: Final[dict[int, type]] = {
     13: Goodbye,
     14: Decline,
     15: Watch,
+    16: Place,
+    17: Queued,
+    18: Revoke,
+    19: Tally,
 }
 _NUMBER_OF: Final = {message: number for number, message in NUMBERS.items()}
 

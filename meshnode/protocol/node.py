@@ -20,7 +20,8 @@ from ..errors import MeshError
 from . import messages
 from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
-from .agreement import Agreements
+from .agreement import Agreements, InForce
+from .cell import AdvertRoster, Roster
 from .channel import RequesterChannel
 from .effects import Block, Dial, Effect, Join
 from .events import (
@@ -37,6 +38,7 @@ from .events import (
     ExecEnded,
     FrameIn,
     GossipIn,
+    JobOrder,
     MandateRenewed,
     Meet,
     Partial,
@@ -53,6 +55,7 @@ from .events import (
     UnitsDone,
     WorkerClasses,
 )
+from .explain import Explanation, Would, explain, would
 from .jobs import Jobs
 from .messages import Hello
 from .objects import (
@@ -67,17 +70,20 @@ from .objects import (
     Acceptance,
     Announce,
     Receipt,
+    Token,
 )
 from .outbox import Identity, Outbox, Restored
 from .placement import Placement
 from .provider import Provider
 from .reasons import Reason
+from .rendezvous import Rendezvous
 from .requester import Requester
 from .sealed import TAG_18, Sealed, unseal
 from .types import (
     CLOCK_SKEW_MS_MAX,
     PROTOCOL_VERSION,
     Digest,
+    JobId,
     Lane,
     Limits,
     Now,
@@ -118,21 +124,34 @@ class Node:
         audit: Audit,
         rng: Rng,
         restored: Restored,
+        roster: Roster | None = None,
+        standing: Callable[[Peer, Peer], InForce] | None = None,
     ) -> None:
+        """`roster`: who is in which cell, where that is known otherwise than by adverts;
+        `standing`: agreements, where they are known otherwise than by making them."""
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
         self.peers: dict[Peer, PeerState] = {}
         self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
-        self.agreements = Agreements(self._out, restored)
-        self.provider = Provider(self._out, self.agreements, self.book)
+        self.agreements = Agreements(self._out, restored, standing)
+        known = roster or AdvertRoster(
+            self.book, limits.rendezvous_cars or 1, lambda: self._out.now.mono_ms
+        )
+        self.provider = Provider(self._out, self.agreements, self.book, known, self._reach)
         self.jobs = Jobs(self._out)
-        self.requester = Requester(self._out, self.agreements, self.book, placement, self.jobs)
+        self.requester = Requester(
+            self._out, self.agreements, self.book, placement, self.jobs, known, self._reach
+        )
+        self.rendezvous = Rendezvous(self._out, self.book, known, self._rtt_us, self._reach)
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
+        self._placement = placement
         self._looked_mono_ms = 0
+        self._due_mono_ms: int | None = None
+        self._due_known = False
         self._seen: dict[bytes, None] = {}
         self._handlers = self._event_table()
         self._messages = self._message_table()
@@ -172,12 +191,16 @@ class Node:
     def _message_table(self) -> dict[type, Callable[[Peer, Any], None]]:
         return {
             messages.Hello: self._on_hello,
-            messages.Refuse: self.requester.on_refuse,
+            messages.Refuse: self._on_refuse,
+            messages.Place: self.rendezvous.on_place,
+            messages.Queued: self.requester.on_queued,
+            messages.Revoke: self.rendezvous.on_revoke,
+            messages.Tally: self.rendezvous.on_tally,
             messages.Inputs: self.provider.on_inputs,
             messages.Part: self.requester.on_part,
             messages.Ended: self.requester.on_ended,
             messages.Heartbeat: self.requester.on_heartbeat,
-            messages.CancelTask: self.provider.on_cancel,
+            messages.CancelTask: self._on_cancel_task,
             messages.Handoff: self.requester.on_handoff,
             messages.Checkpoint: self.requester.on_checkpoint,
             messages.Watch: self.requester.on_watch,
@@ -194,7 +217,7 @@ class Node:
             T_AGREEMENT: self._on_agreement,
             T_OFFER: self.provider.on_offer,
             T_LEASE: self.requester.on_lease,
-            T_TOKEN: self.requester.on_token,
+            T_TOKEN: self._on_token,
             T_RECEIPT: self.acceptances.on_receipt,
             T_ACCEPT: self._on_acceptance,
         }
@@ -219,30 +242,53 @@ class Node:
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
         self._out.now = now
+        self._due_known = False
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
+        self._to_self()
         if now.mono_ms > self._looked_mono_ms or type(event) is not FrameIn:
             # Frames come many in a millisecond, the clock's own step, and a sixth of all time went
             # into looking after each.
             self._looked_mono_ms = now.mono_ms
             due = self.deadline_mono_ms()
             if due is not None and due <= now.mono_ms:
+                self._due_known = False
                 self._tick()
+                self._to_self()
         return self._out.take()
 
     def deadline_mono_ms(self) -> int | None:
         """When to send a `Tick`; only an event changes it."""
+        if not self._due_known:
+            self._due_mono_ms = self._due()
+            self._due_known = True
+        return self._due_mono_ms
+
+    def _due(self) -> int | None:
         dues = (
             self.provider.deadline(),
             self.requester.deadline(),
             self.acceptances.deadline(),
+            self.rendezvous.deadline(),
             min(self._parting.values(), default=None),
         )
         return min((due for due in dues if due is not None), default=None)
 
     def view(self, now: Now) -> View:
         return look(self, now)
+
+    def explain(self, job_id: JobId, now: Now) -> Explanation | None:
+        """Why a job's runs wait or went where they went; None if it is not here. A pure read."""
+        job = self.jobs.all.get(job_id)
+        fleet = self.requester.fleet
+        return explain(job, fleet, self.agreements, self.identity, now) if job else None
+
+    def would(self, order: JobOrder, kflop_per_unit: int, now: Now) -> Would | tuple[Reason, str]:
+        """What submitting the order would do now, or why it would be refused. A pure read."""
+        fleet, identity = self.requester.fleet, self.identity
+        placement = self._placement
+        return would(order, kflop_per_unit, fleet, self.agreements, identity, placement, now)
 
     @property
     def counters(self) -> Counter[str]:
@@ -258,6 +304,7 @@ class Node:
         self.provider.tick()
         self.requester.tick()
         self.acceptances.tick()
+        self.rendezvous.tick()
 
     # ---- peers
 
@@ -318,6 +365,7 @@ class Node:
         self._parting.pop(peer, None)
         self.agreements.forget(peer)
         self.provider.peer_down(peer)
+        self.rendezvous.peer_down(peer)
         self.requester.peer_down(peer)
 
     def _block(self, peer: Peer, reason: Reason) -> None:
@@ -341,16 +389,18 @@ class Node:
         if state is None or event.peer in self._parting:
             return
         try:
-            self._dispatch(state, event.frame)
+            self._deliver(event.peer, event.frame, state)
         except MeshError as error:
             # From an authenticated peer a frame that does not hold is a broken or hostile
             # implementation; another connection may be tried after a minute.
             self._out.notify(b"", "bad_frame", peer=event.peer, text=str(error)[:200])
             self._block(event.peer, Reason.BAD_FRAME)
 
-    def _dispatch(self, state: PeerState, frame: bytes) -> None:
+    def _deliver(self, peer: Peer, frame: bytes, state: PeerState | None = None) -> None:
+        """A frame of a connected peer in that state, or of one of our own roles."""
+        early = state is not None and state.hello is None
         if frame.startswith(TAG_18):
-            if state.hello is None:
+            if early and state is not None:
                 self._early(state)
                 return
             sealed = unseal(frame)
@@ -358,15 +408,46 @@ class Node:
             if on_object is None:
                 self._out.counters["unknown_object"] += 1
             else:
-                on_object(state.peer, sealed)
+                on_object(peer, sealed)
             return
         message = messages.unpack(frame)
         if message is None:
             self._out.counters["unknown_message"] += 1
-        elif state.hello is None and type(message) is not Hello:
+        elif early and state is not None and type(message) is not Hello:
             self._early(state)
         else:
-            self._messages[type(message)](state.peer, message)
+            self._messages[type(message)](peer, message)
+
+    def _to_self(self) -> None:
+        """What one of our roles said to another."""
+        while self._out.to_self:
+            self._deliver(self.identity.peer, self._out.to_self.popleft())
+
+    def _on_token(self, peer: Peer, sealed: Sealed) -> None:
+        """A bid is for us as requester, an idle slot for us as rendezvous."""
+        token = sealed.open(Token, T_TOKEN)
+        if token.announce_id is None:
+            self.rendezvous.on_token(peer, sealed)
+        else:
+            self.requester.on_token(peer, sealed)
+
+    def _on_refuse(self, peer: Peer, refuse: messages.Refuse) -> None:
+        if not self.rendezvous.on_refuse(peer, refuse):
+            self.requester.on_refuse(peer, refuse)
+
+    def _on_cancel_task(self, peer: Peer, cancel: messages.CancelTask) -> None:
+        self.rendezvous.on_cancel(peer, cancel.task_id, cancel.attempt)
+        self.provider.on_cancel(peer, cancel)
+
+    def _reach(self, peer: Peer) -> None:
+        known = self.book.cars.get(peer)
+        self.requester.fleet.dial(peer, known.advert.addrs if known else ())
+
+    def _rtt_us(self, peer: Peer) -> int | None:
+        if peer == self.identity.peer:
+            return 0
+        state = self.peers.get(peer)
+        return state.rtt_us if state is not None and state.hello is not None else None
 
     def _early(self, state: PeerState) -> None:
         """Before its hello a peer says nothing; what was under way when the connection changed

@@ -396,7 +396,8 @@ class Announce:
 @rule
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A slot of a car, good once: a bid when it answers an announcement, an idle token later."""
+    """A slot of a car, good once: idle at a rendezvous, or a bid, held for who announced or was
+    assigned. `announce_id` is then the announcement's, or the id of the task."""
 
     version: Annotated[Literal[1], at(0, Fixed(1))]
     network: Annotated[NetworkId, at(1, NETWORK)]
@@ -471,12 +472,16 @@ class OfferKind(IntEnum):
 @rule
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One attempt of one task, for one car. Digests and sizes only; inputs follow directly."""
+    """One attempt of one task. Digests and sizes only; inputs follow directly.
+
+    For one car, under the agreement with it; or, with neither, for whichever car a rendezvous
+    finds, under the agreement that the two have.
+    """
 
     version: Annotated[Literal[1], at(0, Fixed(1))]
     network: Annotated[NetworkId, at(1, NETWORK)]
     requester: Annotated[Peer, at(2, PEER)]
-    provider: Annotated[Peer, at(3, PEER)]
+    provider: Annotated[Peer | None, at(3, OrNull(PEER))]
     name_of_object: Annotated[Literal["offer"], at(4, Fixed("offer"))]
     job: Annotated[JobSpec, at(5, Nested(JobSpec))]
     task: Annotated[Span, at(6, SPAN)]
@@ -485,7 +490,7 @@ class Offer:
     input_root: Annotated[Digest, at(9, DIGEST)]
     replica: Annotated[int, at(10, Uint(16))]
     kind: Annotated[OfferKind, at(11, Code(OfferKind))]
-    channel: Annotated[Digest, at(12, DIGEST)]
+    channel: Annotated[Digest | None, at(12, OrNull(DIGEST))]
     lease_ms: Annotated[int, at(13, Uint(3_600_000))]
     not_after_ms: Annotated[int, at(14, MS)]
     price_max_nano_per_s: Annotated[int, at(15, Uint())]
@@ -501,6 +506,8 @@ class Offer:
             and run.first + run.size <= task.first + task.size <= self.job.units
         ):
             raise ValueError("the run does not lie inside its task and job")
+        if (self.provider is None) != (self.channel is None):
+            raise ValueError("a car and the agreement with it are named together")
 
 
 @rule

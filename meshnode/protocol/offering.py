@@ -15,14 +15,16 @@ def seal_offer(
     outbox: Outbox,
     job: Job,
     task: Task,
-    peer: Peer,
-    channel: Digest,
+    peer: Peer | None,
+    channel: Digest | None,
+    count: int,
     inline: bytes,
     token: Sealed | None,
 ) -> Sealed:
-    """`inline`: the inline bytes of this very run; they follow the offer, never in it."""
+    """The first `count` missing units of the task; `inline`: the inline bytes of this very run,
+    which follow the offer, never in it."""
     identity, now = outbox.identity, outbox.now
-    first, count = task.missing, task.end - task.missing
+    first = task.missing
     offer = Offer(
         1,
         identity.network,

@@ -7,7 +7,7 @@ the simulator and in a replay.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -93,6 +93,7 @@ class Outbox:
         self.now = Now(0, 0)
         self.counters: Counter[str] = Counter()
         self._signer = signer
+        self.to_self: deque[bytes] = deque()  # frames from one of our roles to another
         self._effects: list[Effect] = []
         self._minted = 0
         self._after: dict[int, Callable[[], None]] = {}
@@ -124,6 +125,13 @@ class Outbox:
         send_id = self.mint()
         self._effects.append(Send(send_id, peer, lane, wire, after, expires))
         return send_id
+
+    def post(self, peer: Peer, lane: Lane, frame: Any) -> None:
+        """`send`, to a role that may be ours: then `Node` hands it over after this event."""
+        if peer != self.identity.peer:
+            self.send(peer, lane, frame)
+        else:
+            self.to_self.append(frame if isinstance(frame, bytes) else messages.pack(frame))
 
     def seal(self, obj: Any, typ: str) -> Sealed:
         return seal(obj, typ, self.identity.peer, self._signer.sign)

@@ -29,6 +29,7 @@ class Car:
     rate_mflops: int
     warm: bool  # holds the artifact and constants already
     spendable_mwh: int
+    ours: bool = False  # it works for this very job, or has just ended a run of ours
 
     def taken(self) -> Car:
         """The same car with one more of our runs."""
@@ -43,6 +44,21 @@ class Need:
     lease_target_ms: int
     workers: int  # slots of all cars in use or usable
     depth: int  # runs per slot, the waiting one included
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a car was chosen by, kept with the attempt for `mesh explain`."""
+
+    car: Car
+    among: int  # cars with room for a run at that moment, this one included
+
+    @staticmethod
+    def of(cars: Sequence[Car], peer: Peer) -> Choice | None:
+        chosen = next((car for car in cars if car.peer == peer), None)
+        if chosen is None:
+            return None
+        return Choice(chosen, max(1, sum(car.capacity > 0 for car in cars)))
 
 
 class Placement(Protocol):
@@ -73,6 +89,14 @@ class AdvertPlacement:
 
     def announces(self) -> bool:
         return False
+
+
+class TokenPlacement(AdvertPlacement):
+    """Only cars that work for us: nobody knows better what they will do next. Who else is idle, a
+    rendezvous knows."""
+
+    def choose(self, cars: Sequence[Car], rng: Rng) -> Peer | None:
+        return super().choose([car for car in cars if car.ours], rng)
 
 
 class GossipPlacement:

@@ -58,6 +58,7 @@ class Presence:
         self._advert_changed = False
         self._advert_free = 0
         self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
+        self.on_change: Callable[[], None] = lambda: None  # whoever else tells of idle slots
 
     def peer_ready(self, peer: Peer) -> None:
         self.peers_up.add(peer)
@@ -84,7 +85,7 @@ class Presence:
 
     def on_announce(self, announce: Announce) -> None:
         """Bid for an announced job if sortition picks us and a slot is idle."""
-        identity, now = self._out.identity, self._out.now
+        identity = self._out.identity
         lot = hashlib.sha256(announce.announce_id + identity.peer).digest()[:4]
         if int.from_bytes(lot, "big") > announce.threshold or len(self._bids) >= TOKENS_MAX:
             return
@@ -95,12 +96,29 @@ class Presence:
         best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
         if announce.memory_mb > best.memory_mb:
             return
-        up = announce.requester in self.peers_up
-        if not up and self._dial_mono_ms > now.mono_ms:
-            return  # the addresses are a stranger's word: a cell must not dial wherever it says
         have = {blob[:8] for blob in self.blobs}
-        self._token_seq += 1
+        warm = all(prefix in have for prefix in announce.consts)
         hold_ms = self._out.limits.announce_hold_ms * 4
+        self.bid(announce.requester, announce.announce_id, announce.addrs, hold_ms, warm=warm)
+
+    def bid(
+        self,
+        requester: Peer,
+        about: bytes,
+        addrs: tuple[str, ...],
+        hold_ms: int,
+        *,
+        warm: bool = False,
+    ) -> bool:
+        """Hold a slot for who announced `about`, or whose task it is, and tell it; False if that
+        cannot be done now."""
+        identity, now = self._out.identity, self._out.now
+        assert self._owner.classes is not None
+        best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
+        up = requester in self.peers_up
+        if len(self._bids) >= TOKENS_MAX or (not up and self._dial_mono_ms > now.mono_ms):
+            return False  # addresses are a stranger's word: a cell must not dial wherever it says
+        self._token_seq += 1
         token = Token(
             1,
             identity.network,
@@ -112,20 +130,25 @@ class Presence:
             now.unix_ms + 30_000,
             self._owner.budget.floor_nano_per_s,
             self._owner.budget.lease_s_max,
-            int(all(prefix in have for prefix in announce.consts)),
-            announce.announce_id,
+            int(warm),
+            about,
             hold_ms,
         )
         sealed = self._out.seal(token, T_TOKEN)
-        self._bids[sealed.digest] = Bid(
-            token, announce.requester, sealed.wire, now.mono_ms + hold_ms, up
-        )
+        self._bids[sealed.digest] = Bid(token, requester, sealed.wire, now.mono_ms + hold_ms, up)
         self._out.counters["bids"] += 1
         if up:
-            self._out.send(announce.requester, Lane.CONTROL, sealed.wire)
-        elif announce.addrs:
-            self._dial_mono_ms = now.mono_ms + self._out.limits.redial_gap_ms
-            self._out.add(Dial(announce.requester, announce.addrs))
+            self._out.send(requester, Lane.CONTROL, sealed.wire)
+        else:
+            self.dial(requester, addrs)
+        return True
+
+    def dial(self, requester: Peer, addrs: tuple[str, ...]) -> None:
+        """Where it says it is; seldom, because nobody has checked that."""
+        now_ms = self._out.now.mono_ms
+        if addrs and self._dial_mono_ms <= now_ms:
+            self._dial_mono_ms = now_ms + self._out.limits.redial_gap_ms
+            self._out.add(Dial(requester, addrs))
 
     def changed(self, *, now: bool = False) -> None:
         """Something an advert says has changed: at once if it matters to who would offer."""
@@ -138,6 +161,7 @@ class Presence:
             # Said only once it has lasted: a car that serves short calls is busy and free hundreds
             # of times a second, and each advert costs every member of the cell a millisecond.
             self._busy_since_mono_ms = self._out.now.mono_ms
+        self.on_change()
 
     def _publish(self) -> None:
         identity, now = self._out.identity, self._out.now
@@ -208,6 +232,7 @@ class Presence:
         for token, bid in list(self._bids.items()):
             if bid.until_mono_ms <= mono:
                 del self._bids[token]
+                self.on_change()
         due = self._advert_due()
         if due is not None and due <= mono:
             self._publish()

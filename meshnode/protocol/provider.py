@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 
-from .advert import AdvertBook
+from .advert import AdvertBook, coarse
 from .agreement import Agreements
+from .cell import Roster
 from .codec import digest
 from .delivery import Delivery
 from .effects import Admit, FetchBlob, HeldRecord, StartExec, StopExec
@@ -49,6 +51,7 @@ from .presence import Presence
 from .reasons import Reason
 from .receipts import ReceiptDesk
 from .sealed import Sealed, unseal
+from .token import Tokens
 from .types import (
     CHUNK_BYTES,
     BlobRef,
@@ -64,15 +67,30 @@ from .types import (
 HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
+QUEUE_AHEAD_MS = 100  # of work of other jobs that a run waits behind, for each slot
+FIRST_HOLD_MS = (
+    2_000  # of a slot for a requester that we have no agreement with: dial, terms, award
+)
 
 
 class Provider:
-    def __init__(self, outbox: Outbox, agreements: Agreements, book: AdvertBook) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        agreements: Agreements,
+        book: AdvertBook,
+        roster: Roster,
+        reach: Callable[[Peer], None],
+    ) -> None:
         self._out = outbox
         self._agreements = agreements
         self._book = book
         self.owner = Owner(outbox)
         self.presence = Presence(outbox, self.owner, self._working)
+        self.tokens = Tokens(
+            outbox, self.owner, roster, self.presence.peers_up, self.presence.slots_free, reach
+        )
+        self.presence.on_change = self.tokens.changed
         self.leases: dict[LeaseId, Granted] = {}  # not ended
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
         self._parting = Parting(outbox, self.presence)
@@ -97,7 +115,20 @@ class Provider:
     # ---- offers
 
     def on_offer(self, peer: Peer, sealed: Sealed, token: Digest | None = None) -> None:
-        offer = sealed.open(Offer, T_OFFER)
+        """From its requester; with `token` it spends a bid of ours."""
+        self._consider(peer, peer, sealed, sealed.open(Offer, T_OFFER), token)
+
+    def _consider(
+        self,
+        peer: Peer,
+        asker: Peer,
+        sealed: Sealed,
+        offer: Offer,
+        token: Digest | None = None,
+        channel: Digest | None = None,
+    ) -> None:
+        """Grant it to its requester `peer`, or refuse it to whoever asked us: `channel` is given
+        for one that a rendezvous has assigned."""
         identity = self._out.identity
         job_digest = digest(spec_bytes(offer.job))
         task = task_digest(job_digest, *offer.task, offer.replica)
@@ -106,15 +137,16 @@ class Provider:
         if known is not None:  # the same offer again: say the same, run nothing twice
             self.delivery.say_again(known)
             return
-        reason, text = self._admission(peer, sealed, offer, token), ""
+        channel = channel or offer.channel
+        reason, text = self._admission(peer, sealed, offer, token, channel), ""
         if reason is Reason.OK and key in self._gone:
             reason = Reason.SUPERSEDED
         if reason is Reason.OK:
             reason, text = self._affords(offer)
-        if reason is not Reason.OK:
+        if reason is not Reason.OK or channel is None:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
             refuse = Refuse(key[1], offer.attempt, reason, text or None)
-            self._out.send(peer, Lane.CONTROL, refuse)
+            self._out.post(asker, Lane.CONTROL, refuse)
             return
         now, limits = self._out.now, self._out.limits
         lease = Lease(
@@ -132,7 +164,7 @@ class Provider:
             max(HEARTBEAT_MS_MIN, min(limits.heartbeat_ms, offer.lease_ms // 3)),
             int(self.owner.run_ms(offer.job, offer.run.size)),
             now.unix_ms,
-            offer.channel,
+            channel,
         )
         wire = self._out.seal(lease, T_LEASE).wire
         granted = Granted(
@@ -145,32 +177,42 @@ class Provider:
             mono_ms=now.mono_ms,
             unix_ms=now.unix_ms,
         )
-        self._agreements.use(offer.channel)
+        self._agreements.use(channel)
         self.leases[lease.lease_id] = granted
         self._by_key[key] = granted
-        self._out.send(peer, Lane.CONTROL, wire)
+        if asker == peer or peer in self.presence.peers_up:
+            self._out.send(peer, Lane.CONTROL, wire)
+        else:
+            self._requester_left(granted)  # a rendezvous brought its offer; it hears when it is up
         self._prepare(granted)
         self.presence.changed()
 
-    def _admission(self, peer: Peer, sealed: Sealed, offer: Offer, token: Digest | None) -> Reason:
+    def _admission(
+        self,
+        peer: Peer,
+        sealed: Sealed,
+        offer: Offer,
+        token: Digest | None,
+        channel: Digest | None,
+    ) -> Reason:
         identity = self._out.identity
         if sealed.kid != peer or offer.requester != peer or offer.job.requester != peer:
             return Reason.NOT_YOURS
         if offer.network != identity.network or offer.job.network != identity.network:
             return Reason.OTHER_NETWORK
-        if offer.provider != identity.peer:
+        if offer.provider != (identity.peer if channel == offer.channel else None):
             return Reason.NOT_YOURS
         if offer.not_after_ms <= self._out.now.unix_ms:
             return Reason.EXPIRED
         may = self.owner.may_run()
         if may is not Reason.OK:
             return may
-        entered = self._agreements.as_provider(offer.channel, peer)
-        if entered is None:
+        entered = self._agreements.as_provider(channel, peer) if channel else None
+        if entered is None or channel is None:
             return Reason.NO_AGREEMENT
         if not self.owner.admits(entered.agreement.payer):
             return Reason.SUBMITTER
-        if self.receipts.open_count(offer.channel) >= self._out.limits.unaccepted_receipts_max:
+        if self.receipts.open_count(channel) >= self._out.limits.unaccepted_receipts_max:
             return Reason.CREDIT
         fits = self.owner.fits(offer)
         if fits is not Reason.OK:
@@ -180,18 +222,67 @@ class Provider:
         room = self.owner.slots * (1 + self._out.limits.leases_queued_per_slot_max)
         if self._working() + self.presence.held() >= room:
             return Reason.BUSY
-        return Reason.OK
+        return Reason.BUSY if self._waits_long(offer) else Reason.OK
+
+    def _waits_long(self, offer: Offer) -> bool:
+        """Behind others' long runs, where an idle car would begin at once. Behind its own job's a
+        run may wait: its requester knows, and hides the way there and back behind them."""
+        leases = [lease for lease in self.leases.values() if lease.done < lease.offer.run.size]
+        if len(leases) < self.owner.slots:
+            return False
+        if any(lease.offer.job.nonce == offer.job.nonce for lease in leases):
+            return False
+        ahead_ms = sum(
+            self.owner.run_ms(lease.offer.job, lease.offer.run.size - lease.done)
+            for lease in leases
+        )
+        return ahead_ms > QUEUE_AHEAD_MS * self.owner.slots
 
     def on_assign(self, peer: Peer, assign: Assign) -> None:
-        """A token of ours is spent on an offer: the bid's way into the same lease."""
+        """A token of ours is spent on an offer: a bid's way and an idle slot's into one lease."""
         token = unseal(assign.token)
         if token.typ != T_TOKEN or token.kid != self._out.identity.peer:
             return
         sealed = unseal(assign.offer)
         offer = sealed.open(Offer, T_OFFER)
-        if offer.token != token.digest:
+        if offer.provider is None:
+            self._on_placed(peer, sealed, offer, token.digest, assign.addrs or ())
+        elif offer.token == token.digest:
+            self.on_offer(peer, sealed, token.digest)
+
+    def _on_placed(
+        self, holder: Peer, sealed: Sealed, offer: Offer, token: Digest, addrs: tuple[str, ...]
+    ) -> None:
+        """A rendezvous spends an idle slot on somebody's offer. With whom we have no agreement
+        yet, we bid to: then it signs one, and awards."""
+        requester = offer.requester
+        task_id = TaskId(
+            task_digest(digest(spec_bytes(offer.job)), *offer.task, offer.replica)[:16]
+        )
+        known = self._by_key.get((requester, task_id, offer.attempt))
+        if known is not None:
+            self.delivery.say_again(known)
             return
-        self.on_offer(peer, sealed, token.digest)
+        reason = Reason.OK
+        if not self.tokens.spend(token, holder):
+            reason = Reason.EXPIRED
+        elif self.presence.slots_free() < 1:
+            reason = self.owner.may_run()
+            reason = Reason.BUSY if reason is Reason.OK else reason
+        if reason is not Reason.OK:
+            self._out.counters[f"refused_{reason.name.lower()}"] += 1
+            self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, reason))
+            self.tokens.changed()
+            return
+        entered = self._agreements.with_requester(requester)
+        if entered is None:
+            if not self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS):
+                self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, Reason.BUSY))
+        else:
+            if requester not in self.presence.peers_up:
+                self.presence.dial(requester, addrs)
+            self._consider(requester, holder, sealed, offer, None, entered.digest)
+        self.tokens.changed()
 
     # ---- inputs
 
@@ -427,7 +518,7 @@ class Provider:
         assert self.owner.consent is not None
         consent, _, policy, _ = self.owner.consent
         # It was in force when the lease was granted; what lapsed since does not make work free.
-        entered = self._agreements.by_channel.get(granted.offer.channel)
+        entered = self._agreements.by_channel.get(granted.lease.channel)
         if entered is None:
             return
         watt_max = self.owner.budget.watt_max
@@ -494,6 +585,7 @@ class Provider:
     def peer_ready(self, peer: Peer) -> None:
         """The peer's hello has come: our advert, then whatever it missed."""
         self.presence.peer_ready(peer)
+        self.tokens.changed()
         self._away.pop(peer, None)
         for granted in self._of(peer):
             granted.asked_out_mono_ms = None
@@ -502,6 +594,7 @@ class Provider:
 
     def peer_down(self, peer: Peer) -> None:
         self.presence.peers_up.discard(peer)
+        self.tokens.peer_down(peer)
         for granted in self._of(peer):
             self._requester_left(granted)
 
@@ -552,7 +645,7 @@ class Provider:
         self.presence.changed(now=True)
 
     def on_budget(self, event: BudgetRead) -> None:
-        changed = event != self.owner.budget
+        changed = coarse(event) != coarse(self.owner.budget)
         self.owner.budget = event
         if event.may_run and self.owner.recalled is not None:
             self.owner.recalled, changed = None, True
@@ -571,6 +664,9 @@ class Provider:
 
     def deadline(self) -> int | None:
         dues: list[int] = []
+        tokens = self.tokens.deadline()
+        if tokens is not None:
+            dues.append(tokens)
         shown = self.presence.deadline()
         if shown is not None:
             dues.append(shown)
@@ -615,6 +711,7 @@ class Provider:
             if self.receipts.interval_over(granted) and granted.done > granted.receipted:
                 self._receipt(granted)
         self.presence.tick()
+        self.tokens.tick()
         self.receipts.tick()
 
     def _heartbeat(self, granted: Granted) -> None:

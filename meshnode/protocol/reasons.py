@@ -77,6 +77,7 @@ class Reason(IntEnum):
         48,
         "the car's workers lack a sandbox layer that its kernel has or its owner asks for",
     )
+    NO_TOKEN = 49, "no idle car is at hand there"
     ARTIFACT_FORMAT = 52, "the bytes are no artifact; `mesh artifact build` makes one"
     ARTIFACT_OP = 53, "the artifact uses an operation that cars do not run"
     ARTIFACT_CALL = 54, "the artifact calls native code, which only a release's own kernels may"
@@ -117,3 +118,9 @@ class Reason(IntEnum):
     WAITS_SLOT = 97, "waiting for a free car"
     WAITS_AGREEMENT = 98, "waiting for the agreement to be signed"
     WAITS_BIDS = 99, "announced in the cell, waiting for bids"
+    WAITS_LINK = 104, "not connected to the car; it is being dialled"
+    WAITS_BACKOFF = 105, "the car is left alone for a moment after a failure"
+    WAITS_ANSWER = 106, "offered, waiting for the car's answer"
+    WAITS_CHECKPOINT = 107, "waiting for the checkpoint of a car that left to arrive"
+    WAITS_TOKEN = 108, "with a rendezvous, waiting for an idle car"
+    NOT_NAMED = 109, "the job names other cars or owners"

@@ -9,11 +9,14 @@ taken once and accepted once.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
 
 from .advert import AdvertBook
 from .agreement import Agreements
 from .announcing import Announcer
 from .attempt import Attempt, State, Step
+from .cell import Roster
 from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
 from .effects import ResultRecord
@@ -40,6 +43,7 @@ from .messages import (
     Heartbeat,
     Inputs,
     Part,
+    Queued,
     Refuse,
     Watch,
     pack,
@@ -54,7 +58,8 @@ from .objects import (
 )
 from .offering import seal_offer
 from .outbox import Outbox
-from .placement import Car, GossipPlacement, Need, Placement, run_units
+from .placement import Car, Choice, GossipPlacement, Need, Placement, TokenPlacement, run_units
+from .placing import QUEUED_MS, Placing
 from .reasons import Reason
 from .sealed import Sealed
 from .shelf import Shelf
@@ -71,6 +76,7 @@ ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
 MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
 ENDED_JOBS_MAX = 256
+PLACES_MAX = 2  # rendezvous that are asked for one attempt before the cell is
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
 
 
@@ -82,6 +88,8 @@ class Requester:
         book: AdvertBook,
         placement: Placement,
         jobs: Jobs,
+        roster: Roster,
+        reach: Callable[[Peer], None],
     ) -> None:
         self._out = outbox
         self.jobs = jobs
@@ -90,10 +98,15 @@ class Requester:
         self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement
         self._gossip = GossipPlacement()
+        self._tokens = TokenPlacement()
+        self._placing = Placing(outbox, self.fleet, roster, reach)
         self._intake = Intake()
         self.shelf = Shelf(outbox)
         self._checkpoints = Checkpoints(outbox, jobs, self.shelf)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
+        self._dues: list[tuple[int, int, Job]] = []  # heap; what a job no longer notes is stale
+        self._noted = 0
+        self._touched: dict[JobId, Job] = {}  # whose due may be another by now
 
     # ---- jobs
 
@@ -133,6 +146,7 @@ class Requester:
             self._finish(job, JobState.CANCELLED, Reason.CANCELLED)
 
     def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
+        self._touch(job)
         for task_id in list(job.live):
             task = job.tasks[task_id]
             if task.live is not None:
@@ -167,25 +181,40 @@ class Requester:
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
+        self._touch(job)
         job.drop_whole()
         if not job.to_place():
             return
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
         job.pump_mono_ms = self._out.now.mono_ms + PUMP_MS
+        if self._placing.serves(job) and self._place_all(job):
+            return
         if not placement.announces():
-            self._offer_all(job, placement)
+            self._offer_all(job, placement, self.fleet.cars(job))
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announcer.announce(job)
 
-    def _offer_all(self, job: Job, placement: Placement) -> None:
+    def _place_all(self, job: Job) -> bool:
+        """To cars that work for us, and through the cell's rendezvous to whoever else is idle;
+        False if that way is closed for now."""
+        self._offer_all(job, self._tokens, self.fleet.cars(job, self.fleet.ours(job)))
+        while job.to_place() and len(job.placed) < job.place_window:
+            if self._tried_out(job):
+                return False
+            holder = self._placing.draw()
+            if holder is None:
+                return False
+            self._place(job, self._next_run(job, []), holder)
+        return True
+
+    def _offer_all(self, job: Job, placement: Placement, cars: list[Car]) -> None:
         """Point to point, as long as a car is chosen and the next task is not tried out."""
-        cars = self.fleet.cars(job)
         while job.to_place() and not self._tried_out(job):
             peer = placement.choose(cars, self._out.rng)
             if peer is None:
                 return
-            self._offer(job, peer, self._next_run(job, cars), None)
+            self._offer(job, peer, self._next_run(job, cars), None, Choice.of(cars, peer))
             cars = [car.taken() if car.peer == peer else car for car in cars]
 
     def _nobody_offers(self, job: Job) -> bool:
@@ -211,47 +240,81 @@ class Requester:
         )
         return self.jobs.cut(job, run_units(need))
 
-    def _offer(self, job: Job, peer: Peer, task: Task, token: Sealed | None) -> None:
+    def _offer(
+        self, job: Job, peer: Peer, task: Task, token: Sealed | None, choice: Choice | None
+    ) -> None:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
         assert entered is not None, "a car without agreement is never chosen"
-        now, limits = self._out.now, self._out.limits
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
         count = min(count, job.most_at.get(peer, count))
         inline = run_inline(job.spec, job.order.inline, first, count)
-        sealed = seal_offer(self._out, job, task, peer, entered.digest, inline, token)
-        attempt = Attempt(
-            task.task_id,
-            task.attempt,
-            peer,
-            first,
-            count,
-            job.add_source(task.task_id, task.attempt, peer),
-            now_mono_ms=now.mono_ms,
-            offer_timeout_ms=limits.offer_timeout_ms,
-        )
-        attempt.from_step = task.step or 0
-        after = None
-        if job.order.durable:
-            # A first attempt needs no wait: after a crash the same task and number can only mean
-            # the same run. A later number means another run, and must never be used twice.
-            record = self.jobs.task_record(job, attempt)
-            self.shelf.add(record, None, lambda: self._disk_full(job))
-            if task.attempt:
-                after = self.shelf.flush()
+        sealed = seal_offer(self._out, job, task, peer, entered.digest, count, inline, token)
+        attempt = self._attempt(job, task, peer, count, self._out.limits.offer_timeout_ms)
+        past = job.history[-1]
+        past.choice, past.how = choice, "offer" if token is None else "bid"
+        after = self._keep(job, task, attempt)
         frames = [sealed.wire if token is None else pack(Assign(token.wire, sealed.wire))]
         if any(arg.inline for arg in job.spec.args):
             frames.append(pack(Inputs(task.task_id, task.attempt, inline)))
         sends = [self._out.send(peer, Lane.CONTROL, frame, after=after) for frame in frames]
         attempt.frames = tuple(frames)
         attempt.sends = tuple(sends)
+        self.fleet.take(attempt)
+        self.jobs.note(job, attempt)
+
+    def _place(self, job: Job, task: Task, holder: Peer) -> None:
+        """One attempt, to whichever idle car a rendezvous has."""
+        task.attempt += 1
+        first, count = task.missing, task.end - task.missing
+        inline = run_inline(job.spec, job.order.inline, first, count)
+        sealed = seal_offer(self._out, job, task, None, None, count, inline, None)
+        attempt = self._attempt(job, task, holder, count, self._placing.timeout_ms(holder))
+        attempt.holder, attempt.asked, attempt.offer = holder, 1, sealed.digest
+        job.history[-1].how = "token"
+        attempt.frames = (pack(self._placing.message(job, sealed)),)
+        job.placed.add(task.task_id)
+        after = self._keep(job, task, attempt)
+        self._ask(attempt, after)
+        self.jobs.note(job, attempt)
+
+    def _ask(self, attempt: Attempt, after: int | None = None) -> None:
+        frame = attempt.frames[0]
+        assert attempt.holder is not None
+        if attempt.holder == self._out.identity.peer:
+            self._out.post(attempt.holder, Lane.CONTROL, frame)
+        else:
+            attempt.sends = (self._out.send(attempt.holder, Lane.CONTROL, frame, after=after),)
+
+    def _attempt(self, job: Job, task: Task, peer: Peer, count: int, timeout_ms: int) -> Attempt:
+        attempt = Attempt(
+            task.task_id,
+            task.attempt,
+            peer,
+            task.missing,
+            count,
+            job.add_source(task.task_id, task.attempt, peer),
+            now_mono_ms=self._out.now.mono_ms,
+            offer_timeout_ms=timeout_ms,
+        )
+        self._touch(job)
+        attempt.from_step = task.step or 0
         task.live = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
         job.attempts[task.task_id, task.attempt] = attempt
-        self.fleet.take(attempt)
-        self.jobs.note(job, attempt)
+        return attempt
+
+    def _keep(self, job: Job, task: Task, attempt: Attempt) -> int | None:
+        """The attempt's number, stored; what must wait for that, if anything must."""
+        if not job.order.durable:
+            return None
+        # A first attempt needs no wait: after a crash the same task and number can only mean the
+        # same run. A later number means another run, and must never be used twice.
+        record = self.jobs.task_record(job, attempt)
+        self.shelf.add(record, None, lambda: self._disk_full(job))
+        return self.shelf.flush() if task.attempt else None
 
     # ---- announcing
 
@@ -259,6 +322,10 @@ class Requester:
         """A bid: a slot of that car is held for us for a moment."""
         token = sealed.open(Token, T_TOKEN)
         if sealed.kid != peer or token.peer != peer or token.announce_id is None:
+            return
+        placed = self._placed_task(token)
+        if placed is not None:
+            self._on_assigned(peer, *placed, token, sealed)
             return
         job = self.jobs.announced.get(token.announce_id)
         if job is None or not job.to_place() or peer in job.unsuited:
@@ -274,20 +341,46 @@ class Requester:
             return
         self._award(job, peer, sealed)
 
+    def _placed_task(self, token: Token) -> tuple[Job, Task] | None:
+        """The task that a rendezvous has assigned to the bidding car, while it waits."""
+        task_id = TaskId(token.announce_id or b"")
+        job = self.jobs.by_task.get(task_id)
+        return (job, job.tasks[task_id]) if job is not None and task_id in job.placed else None
+
+    def _on_assigned(self, peer: Peer, job: Job, task: Task, token: Token, sealed: Sealed) -> None:
+        """A car that we have no agreement with was assigned our task, and holds a slot for us."""
+        attempt = task.live
+        assert attempt is not None
+        if peer in job.unsuited:
+            return
+        if self._agreements.with_provider(peer) is None:
+            self._touch(job)
+            attempt.expires_mono_ms = self._out.now.mono_ms + (token.hold_ms or 0)
+            self._bids[peer] = (job, token, sealed)
+            self._agreements.ask(peer)
+            return
+        if attempt.holder is not None:
+            self._placing.served(job, attempt.holder)
+        self._lose(job, attempt, Reason.SUPERSEDED, again=False)
+        self._offer(job, peer, task, sealed, None)
+        job.history[-1].how = "token"
+
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:
         job.drop_whole()
         if not job.to_place() or self.fleet.rests(peer) or not self.fleet.named(job, peer):
             return
         job.waiting.backoff_ms = 0
-        task = self._next_run(job, self.fleet.cars(job))
+        cars = self.fleet.cars(job)
+        task = self._next_run(job, cars)
         task.tries = 0
-        self._offer(job, peer, task, sealed)
+        self._offer(job, peer, task, sealed, Choice.of(cars, peer))
 
     # ---- peers
 
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.met(peer)
-        for _, task in self.jobs.live_at(peer):
+        for job, task in self.jobs.live_at(peer):
+            self._touch(job)
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
@@ -301,6 +394,7 @@ class Requester:
         self._bids.pop(peer, None)
         now = self._out.now.mono_ms
         for job, task in self.jobs.live_at(peer):
+            self._touch(job)
             attempt = task.live
             assert attempt is not None
             if attempt.state is State.OFFERED:
@@ -325,14 +419,20 @@ class Requester:
     def in_force(self, peer: Peer) -> None:
         """An agreement was signed: a bid that waited for it, then everything else."""
         waiting = self._bids.pop(peer, None)
-        if waiting is not None and waiting[0].to_place():
-            self._award(waiting[0], peer, waiting[2])
+        if waiting is not None:
+            job, token, sealed = waiting
+            placed = self._placed_task(token)
+            if placed is not None:
+                self._on_assigned(peer, *placed, token, sealed)
+            elif job.to_place() and token.announce_id in self.jobs.announced:
+                self._award(job, peer, sealed)
         self.pump_all()
 
     def terms_refused(self, peer: Peer, reason: Reason) -> None:
         for job in self.jobs.running.values():
             job.refusals[reason] += 1
             job.unsuited[peer] = reason
+            job.heard(peer, reason)
         self.pump_all()
 
     def advert_came(self, advert: Advert) -> None:
@@ -359,29 +459,84 @@ class Requester:
             or attempt.number != number
         ):
             return None
+        self._touch(job)
         return job, task, attempt
 
     def on_lease(self, peer: Peer, sealed: Sealed) -> None:
         lease = sealed.open(Lease, T_LEASE)
         if sealed.kid != peer or lease.provider != peer:
             return
-        found = self._find(peer, lease.task_id, lease.attempt)
+        found = self._find(peer, lease.task_id, lease.attempt) or self._found(peer, lease)
         if found is None:
             self._given_up(peer, lease)
             return
-        job, _, attempt = found
+        job, task, attempt = found
         if lease.run != Span(attempt.first, attempt.count):
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
         if not self.jobs.bind(attempt, lease.lease_id):
             self._lose(job, attempt, Reason.BAD_FRAME)
             return
+        if attempt.holder is not None:
+            self._settle(job, task, attempt, peer)
         attempt.step(Step.GRANTED)
+        job.answers.pop(peer, None)
         silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
         attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
         job.last_sign_mono_ms = self._out.now.mono_ms
         job.tasks[attempt.task_id].tries = 0
         self.jobs.note(job, attempt)
+
+    def _found(self, peer: Peer, lease: Lease) -> tuple[Job, Task, Attempt] | None:
+        """The attempt that a rendezvous found this car for: one that no car has yet."""
+        job = self.jobs.by_task.get(lease.task_id)
+        task = job.tasks.get(lease.task_id) if job else None
+        attempt = task.live if task else None
+        entered = self._agreements.with_provider(peer)
+        if (
+            job is None
+            or task is None
+            or attempt is None
+            or attempt.holder is None
+            or attempt.state is not State.OFFERED
+            or attempt.number != lease.attempt
+            or attempt.offer != lease.offer
+            or entered is None
+            or entered.digest != lease.channel
+            or peer in job.unsuited
+        ):
+            return None
+        self._touch(job)
+        return job, task, attempt
+
+    def _settle(self, job: Job, task: Task, attempt: Attempt, peer: Peer) -> None:
+        """The car that was found takes the rendezvous's place in the attempt."""
+        assert attempt.holder is not None
+        self._placing.served(job, attempt.holder)
+        job.placed.discard(task.task_id)
+        attempt.holder = None
+        attempt.peer = peer
+        attempt.started_mono_ms = self._out.now.mono_ms
+        job.sources[attempt.source - 1] = (task.task_id, attempt.number, peer)
+        self.fleet.take(attempt)
+        attempt.frames = attempt.sends = ()
+        if any(arg.inline for arg in job.spec.args):
+            inline = run_inline(job.spec, job.order.inline, attempt.first, attempt.count)
+            frame = pack(Inputs(task.task_id, attempt.number, inline))
+            attempt.frames = (frame,)
+            self._out.send(peer, Lane.CONTROL, frame)
+        if job.order.durable:
+            record = self.jobs.task_record(job, attempt)
+            self.shelf.add(record, None, lambda: self._disk_full(job))
+
+    def on_queued(self, peer: Peer, queued: Queued) -> None:
+        """No idle car is there now; ours waits in line, and more of ours would only wait too."""
+        found = self._find(peer, queued.task_id, queued.attempt)
+        if found is not None and found[2].holder is not None:
+            job, _, attempt = found
+            attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
+            job.place_window = 1
+            job.last_sign_mono_ms = self._out.now.mono_ms
 
     def _given_up(self, peer: Peer, lease: Lease) -> None:
         """A run that we no longer wait for: the car need not go on, but what it has done counts."""
@@ -412,8 +567,12 @@ class Requester:
             return
         job, task, attempt = found
         job.refusals[refuse.reason] += 1
+        if attempt.holder is not None:
+            self._not_placed(job, task, attempt, refuse.reason)
+            return
         if refuse.text:
             self._say_ended(job, peer, refuse.reason, refuse.text)
+        job.heard(peer, refuse.reason, refuse.text or "")
         halved = self._halved(job, attempt, refuse.reason)
         task.tries += not halved
         if not halved and refuse.reason in UNSUITED:
@@ -435,6 +594,7 @@ class Requester:
         job = self.jobs.by_task.get(attempt.task_id)
         if job is None:
             return None
+        self._touch(job)
         return job, job.tasks[attempt.task_id], attempt
 
     def on_part(self, peer: Peer, part: Part) -> None:
@@ -536,7 +696,23 @@ class Requester:
             # Never so long that the job takes its own patience for an empty cell.
             longest_ms = self._out.limits.nobody_ms // 2
             self.fleet.shun(peer, min(self._out.limits.backoff_ms << task.failures, longest_ms))
+        job.heard(peer, reason, ended.text or "")
         self._say_ended(job, peer, reason, ended.text or "")
+        self._lose(job, attempt, reason)
+        self.pump(job)
+
+    def _not_placed(self, job: Job, task: Task, attempt: Attempt, reason: Reason) -> None:
+        """A rendezvous has nobody for it: another is asked once, then the cell."""
+        assert attempt.holder is not None
+        other = self._placing.draw(but=attempt.holder)
+        if attempt.asked < PLACES_MAX and other is not None and task.live is attempt:
+            attempt.asked += 1
+            attempt.holder = attempt.peer = other
+            timeout_ms = self._placing.timeout_ms(other)
+            attempt.expires_mono_ms = self._out.now.mono_ms + timeout_ms
+            self._ask(attempt)
+            return
+        task.tries = self._out.limits.offer_tries_max
         self._lose(job, attempt, reason)
         self.pump(job)
 
@@ -621,12 +797,16 @@ class Requester:
     # ---- the end of an attempt
 
     def _leave(self, job: Job, attempt: Attempt) -> None:
+        self._touch(job)
+        job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
         task = job.tasks[attempt.task_id]
         if task.live is attempt:
             task.live = None
             job.live.discard(task.task_id)
         attempt.frames = attempt.sends = ()
-        self.fleet.release(attempt)
+        if attempt.holder is None:
+            self.fleet.release(attempt)
+        job.placed.discard(task.task_id)
         spoilt = attempt.reason in SPOILT and task.step == attempt.from_step
         if attempt.state is State.RETURNED or spoilt:
             self._checkpoints.drop(task)
@@ -640,6 +820,8 @@ class Requester:
         task = job.tasks[attempt.task_id]
         if not again or job.state is not JobState.RUNNING:
             return
+        if attempt.holder is None:
+            job.heard(attempt.peer, reason)
         if task.missing >= task.end:
             return
         kernel_failed = reason is Reason.FAILED_BY_JOB
@@ -661,24 +843,48 @@ class Requester:
 
     def deadline(self) -> int | None:
         dues: list[int] = []
-        limits = self._out.limits
         shelf = self.shelf.deadline()
         if shelf is not None:
             dues.append(shelf)
         fetched = self._checkpoints.deadline()
         if fetched is not None:
             dues.append(fetched)
-        for job in self.jobs.running.values():
-            dues.append(job.deadline_mono_ms)
-            for task_id in job.live:
-                attempt = job.tasks[task_id].live
-                if attempt is not None:
-                    dues.append(self._expiry(attempt))
-            if job.to_place():
-                dues.append(job.pump_mono_ms)
-                if not job.live:
-                    dues.append(job.last_sign_mono_ms + limits.nobody_ms)
+        for job in self._touched.values():
+            self._note_due(job)
+        self._touched.clear()
+        while self._dues and self._dues[0][2].due_mono_ms != self._dues[0][0]:
+            heappop(self._dues)
+        if self._dues:
+            dues.append(self._dues[0][0])
         return min(dues, default=None)
+
+    def _touch(self, job: Job) -> None:
+        """Whatever changes when a job wants attention comes through here: to ask every job after
+        each event was two thirds of all time with a hundred jobs in work."""
+        self._touched[job.job_id] = job
+
+    def _note_due(self, job: Job) -> None:
+        due = self.due(job)
+        if due != job.due_mono_ms:
+            job.due_mono_ms = due
+            if due is not None:
+                self._noted += 1
+                heappush(self._dues, (due, self._noted, job))
+
+    def due(self, job: Job) -> int | None:
+        """When the job wants attention next, if nothing happens before."""
+        if job.state is not JobState.RUNNING:
+            return None
+        dues = [job.deadline_mono_ms]
+        for task_id in job.live:
+            attempt = job.tasks[task_id].live
+            if attempt is not None:
+                dues.append(self._expiry(attempt))
+        if job.to_place():
+            dues.append(job.pump_mono_ms)
+            if not job.live:
+                dues.append(job.last_sign_mono_ms + self._out.limits.nobody_ms)
+        return min(dues)
 
     def _expiry(self, attempt: Attempt) -> int:
         if attempt.lost_since_mono_ms is None:
@@ -687,29 +893,50 @@ class Requester:
         return min(attempt.expires_mono_ms, grace)
 
     def tick(self) -> None:
-        now = self._out.now.mono_ms
         self.shelf.tick()
         self.fleet.tick()
         for fetch_id in self._checkpoints.late():
             self.on_state_failed(fetch_id)
-        for job in list(self.jobs.running.values()):
-            if job.deadline_mono_ms <= now:
-                self._finish(job, JobState.FAILED, Reason.DEADLINE)
-                continue
-            for task_id in sorted(job.live):
-                attempt = job.tasks[task_id].live
-                if attempt is not None and self._expiry(attempt) <= now:
-                    self._expire(job, job.tasks[task_id], attempt)
-            if job.state is not JobState.RUNNING:
-                continue
-            if job.live:
-                job.last_sign_mono_ms = max(job.last_sign_mono_ms, now)
-            elif job.to_place() and job.last_sign_mono_ms + self._out.limits.nobody_ms <= now:
-                self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
-                continue
-            self.pump(job)
+        for job in self._all_due():
+            self._tick_job(job)
+
+    def _all_due(self) -> list[Job]:
+        """Jobs that want attention now, in the order in which they came."""
+        now = self._out.now.mono_ms
+        found: dict[JobId, Job] = {}
+        while self._dues and self._dues[0][0] <= now:
+            due, _, job = heappop(self._dues)
+            if job.due_mono_ms == due:
+                job.due_mono_ms = None
+                found[job.job_id] = job
+        for job in found.values():
+            self._touch(job)
+        return sorted(found.values(), key=lambda job: (job.submitted_mono_ms, job.job_id))
+
+    def _tick_job(self, job: Job) -> None:
+        now = self._out.now.mono_ms
+        if job.job_id not in self.jobs.running:
+            return
+        if job.deadline_mono_ms <= now:
+            self._finish(job, JobState.FAILED, Reason.DEADLINE)
+            return
+        for task_id in sorted(job.live):
+            attempt = job.tasks[task_id].live
+            if attempt is not None and self._expiry(attempt) <= now:
+                self._expire(job, job.tasks[task_id], attempt)
+        if job.job_id not in self.jobs.running:
+            return
+        nobody = job.last_sign_mono_ms + self._out.limits.nobody_ms <= now
+        if nobody and not job.live and job.to_place():
+            self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
+            return
+        self.pump(job)
 
     def _expire(self, job: Job, task: Task, attempt: Attempt) -> None:
+        if attempt.holder is not None:
+            self._placing.lost(attempt.holder)
+            self._not_placed(job, task, attempt, Reason.NO_ANSWER)
+            return
         if attempt.state is State.OFFERED:
             reason = Reason.NO_ANSWER
             task.tries += 1
@@ -729,6 +956,7 @@ class Requester:
         """Jobs have been restored: those whose units are all here end now, and a long one's tasks
         wait until it is known whether their checkpoints are still here."""
         for job in list(self.jobs.running.values()):
+            self._touch(job)
             self._progress(job)
             if job.spec.steps is not None and job.state is JobState.RUNNING:
                 for task in job.retry:
@@ -737,4 +965,4 @@ class Requester:
                 job.retry = deque(waiting)
 
     def addrs_known(self, addrs: tuple[str, ...]) -> None:
-        self._announcer.addrs = addrs
+        self._announcer.addrs = self._placing.addrs = addrs

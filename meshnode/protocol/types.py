@@ -185,6 +185,21 @@ class Limits:
     announce_backoff_ms_max: int = 2_000
     bids_target: int = 8
     """Bids an announcement asks for; sortition keeps the expected number near it."""
+    rendezvous_cars: int = 250
+    """Cars that one rendezvous serves; 0 switches the role off for this node: it holds no tokens of
+    others, deposits none and asks nobody for one."""
+    tokens_held_max: int = 4096
+    """Idle tokens of others that a rendezvous holds."""
+    token_ttl_ms: int = 30_000
+    """How long an idle token is good for; it is renewed after two thirds of that."""
+    placements_queued_max: int = 1024
+    """Placements that wait at a rendezvous for a token, of all submitters together."""
+    placements_queued_per_submitter_max: int = 64
+    place_timeout_ms: int = 150
+    """How long a placement waits for a lease or a place in the queue before another rendezvous is
+    asked; four round trips where those take longer."""
+    queue_ms_max: int = 10_000
+    """How long a placement waits in a rendezvous's queue before it goes elsewhere."""
     lease_ms: int = 30_000
     """Longest silence of a lease: no heartbeat and no part for so long, and the lease is lost."""
     heartbeat_ms: int = 2_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .events import BudgetRead
 from .job import Job
 from .reasons import Reason
 from .types import Account, JobId, Now, Peer
@@ -106,6 +107,7 @@ class View:
     may_run: Reason
     slots: int
     slots_free: int
+    budget: BudgetRead  # exactly, for its owner: adverts say it in steps
     sandbox_layers: int | None  # bit set of protocol.sandbox; None before the probe
     sandbox_least: int
     peers: tuple[PeerView, ...]
@@ -123,6 +125,7 @@ def look(node: Node, now: Now) -> View:
         provider.owner.may_run(),
         provider.owner.slots,
         provider.presence.slots_free(),
+        provider.owner.budget,
         None if provider.owner.classes is None else provider.owner.classes.sandbox_layers,
         provider.owner.sandbox_least,
         tuple(

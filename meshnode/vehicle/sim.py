@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from meshnode.errors import LocalResource
+from meshnode.protocol.forecast import KINDS
 
 from .state import PERIOD_S_MAX, VehicleState
 
@@ -35,9 +36,11 @@ PARKED = VehicleState(
     low_voltage_mv=13_200,
     moving=False,
     ignition="off",
+    parking="home",
+    parked_s=3_600,
     ages_ms=dict.fromkeys(READINGS, 0),
 )
-"""Parked and plugged in, charged to its limit."""
+"""Parked at home for an hour and plugged in, charged to its limit."""
 
 
 class SimVehicle:
@@ -131,4 +134,5 @@ def _check(readings: dict[str, Any]) -> None:
 _WORDS = {
     "charging": ("no", "charging", "complete", "discharging"),
     "ignition": ("off", "acc", "on"),
+    "parking": KINDS,
 }

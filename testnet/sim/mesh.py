@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.acceptances import NoAudit
+from meshnode.protocol.cell import Roster
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.node import Node
 from meshnode.protocol.placement import AdvertPlacement
@@ -42,6 +43,7 @@ from .site import (
     identity_of,
     mandate_of,
 )
+from .standing import Standing
 from .trace import Trace
 from .virtual import VirtualWorkers, output_of
 
@@ -95,6 +97,8 @@ class Mesh(VirtualWorkers):
         keys_of: KeysOf = KeySigner,
     ) -> None:
         super().__init__()
+        self.roster: Roster | None = None  # None: each machine reads adverts
+        self.standing: Standing | None = None  # None: each pair agrees by itself
         self.rng = random.Random(seed)
         self.seed = seed
         self.now_us = 0
@@ -189,6 +193,8 @@ class Mesh(VirtualWorkers):
             NoAudit(),
             self.rng_of(site),
             site.disk.restored(),
+            self.roster,
+            self.standing,
         )
 
     def rng_of(self, site: Site) -> Rng:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from meshnode.protocol.cell import Posts
 from meshnode.protocol.types import Peer
 
 from .network import Network
 
 NEIGHBOURS_MAX: Final = 12
 ELECTIONS_MAX: Final = 4_096  # remembered
-Posts = tuple[tuple[Peer, ...], ...]
 Elect = Callable[[str, int, Sequence[Peer], int], Posts]
 """Cell, epoch, its cars, how many there are -> who holds the role: the protocol's choice."""
 

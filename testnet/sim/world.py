@@ -15,17 +15,17 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
+from meshnode.protocol.cell import Posts, elect
 from meshnode.protocol.identity import KeySigner
-from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import ArraySpec, Limits, Now, Peer, Rng
+from meshnode.protocol.types import Account, ArraySpec, Limits, Peer, Rng
 
 from . import parking
 from .counting import CountingSigner, SmallRandom, counted
@@ -35,12 +35,12 @@ from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
 from .roster import FleetRoster
-from .site import account_keys, papers_of
+from .site import DAY_MS, EPOCH_MS, NETWORK, account_keys, papers_of
+from .standing import Standing
 from .trace import Trace
 from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
 
 POLICIES: Final = ("tokens", "gossip", "adverts", *ORACLES)
-NOT_YET: Final = frozenset({"tokens"})  # until JobOrder.policy takes it
 BOOT_S: Final = 1.0  # all cars are up
 CONNECTED_S: Final = 2.5  # to the submitters of their cell
 PRIME_S: Final = 2.7  # each submitter has a short task: with it, it agrees with its cars
@@ -49,6 +49,8 @@ DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
 PARKING_START_S: Final = 17 * 3_600.0
+BEST_SHARE: Final = 0.2  # of a cell's cars: those with the best last miles may hold the role
+CANDIDATES_LEAST: Final = 8
 OUT: Final = ArraySpec("float32", (16,))
 
 
@@ -61,6 +63,7 @@ class _Run:
     started_us: int | None = None  # of the attempt that was taken
     failed: Reason | None = None
     done: bool = False
+    prime: bool = False  # it is there to make agreements
 
 
 Say = Callable[[str], None]
@@ -76,31 +79,7 @@ def _primes(ground: Ground, first: int) -> list[Task]:
     ]
 
 
-class _Remembering(Node):
-    """A machine whose deadline is not computed twice for one event: `handle` looks at it last of
-    all, unless it was due."""
-
-    due_mono_ms: int | None = None
-    looked = False
-
-    def handle(self, event: ev.Event, now: Now) -> list[fx.Effect]:
-        self.looked = False
-        return super().handle(event, now)
-
-    def deadline_mono_ms(self) -> int | None:
-        if not self.looked:
-            self.due_mono_ms = super().deadline_mono_ms()
-            self.looked = True
-        return self.due_mono_ms
-
-    def _tick(self) -> None:
-        super()._tick()
-        self.looked = False
-
-
 class World(Mesh):
-    node_class = _Remembering
-
     def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
         limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
         super().__init__(
@@ -114,10 +93,15 @@ class World(Mesh):
         self.keep_trace = False
         self.digest = Trace()
         self.counted_frames: Counter[str] = Counter()
-        self.runs = [_Run(task) for task in [*tasks, *_primes(ground, len(tasks))]]
+        self.runs = [_Run(task) for task in tasks]
+        self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
         self.by_number: dict[int, Site] = {}
         self.peers: dict[int, Peer] = {}
-        self.roster: FleetRoster | None = None
+        self.holders = FleetRoster(ground.network, self.peers, self._elect)
+        if not setup.is_full:
+            self.roster = self.holders
+            account = Account(account_keys(0, self.keys_of).account)
+            self.standing = Standing(NETWORK, account, EPOCH_MS + 6 * DAY_MS)
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
         self.began_us: list[int] = []  # every start of a unit
@@ -168,8 +152,7 @@ class World(Mesh):
         self._absent.discard(name)
         self.boot(name)
         for number in self.ground.submitters[self.sites[name].identity.cell]:
-            if self.setup.policy != "tokens":
-                self.connect(self.by_number[number].name, name)
+            self.connect(self.by_number[number].name, name)
 
     def boot(self, name: str) -> None:
         if name not in self._absent:
@@ -183,10 +166,8 @@ class World(Mesh):
         return site
 
     def _connect_cells(self) -> None:
-        """Warm links: each submitter to the cars of its cell. Tokens need none: their rendezvous
-        are found and dialled by the machine."""
-        if self.setup.policy == "tokens":
-            return
+        """Warm links: each submitter to the cars of its cell. Rendezvous are found and dialled by
+        the machines."""
         links = [
             (submitter, car)
             for cell in self.ground.cells
@@ -205,9 +186,14 @@ class World(Mesh):
         return SmallRandom(f"{self.seed} {site.number} {site.life}")
 
     def role_holders(self) -> list[str]:
-        if self.roster is None:
-            return []
-        return [self.by_peer[peer].name for peer in self.roster.holders()]
+        return [self.by_peer[peer].name for peer in self.holders.holders()]
+
+    def _elect(self, cell: str, epoch: int, members: Sequence[Peer], cars: int) -> Posts:
+        """As the machines would by adverts, in which each says how far its last mile is."""
+        places, by_peer = self.ground.network.places, self.by_peer
+        best = sorted(members, key=lambda peer: places[by_peer[peer].number].last_mile_us)
+        few = best[: max(CANDIDATES_LEAST, int(len(best) * BEST_SHARE))]
+        return elect(cell, epoch, few, cars, self.limits.rendezvous_cars)
 
     # ---- the workload
 
@@ -224,7 +210,8 @@ class World(Mesh):
             1,
             run.task.number.to_bytes(16, "big"),
             unit_ms_hint=self.setup.task_s * 1000,
-            policy=self.setup.policy,
+            # The first job asks every car for an agreement, which adverts do and tokens do not.
+            policy="adverts" if run.prime else self.setup.policy,
             durable=False,
         )
         site = self.by_number[run.task.submitter]
@@ -352,8 +339,6 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
     """One run. ValueError for a policy, model or fault plan that there is not."""
     if setup.policy not in POLICIES:
         raise ValueError(f"{setup.policy!r} is no policy: choose one of {', '.join(POLICIES)}")
-    if setup.policy in NOT_YET:
-        raise ValueError(f"this build has no policy {setup.policy!r} yet")
     if Plan.named(setup.faults).kill_share and setup.policy != "tokens":
         raise ValueError(f"the policy {setup.policy!r} has no rendezvous to kill")
     begun = time.monotonic()

@@ -18,12 +18,14 @@ import pytest
 import trio
 
 from jaxkernels import host, registry
-from meshnode.client import Job, Mesh, Terms, as_completed, connect
+from meshnode.client import Foreign, Job, Mesh, Terms, as_completed, connect, imagined, programs
 from meshnode.client import aio as client_aio
 from meshnode.client.background import connect_or_start
+from meshnode.client.imagined import unstored_refs
 from meshnode.errors import (
     ArtifactRefused,
     LocalProtocolError,
+    LocalResource,
     NoSuitableNode,
     TimedOut,
     Unreachable,
@@ -31,6 +33,7 @@ from meshnode.errors import (
 )
 from meshnode.node.home import socket_path
 from meshnode.node.wire import CONTROL_FRAME_BYTES_MAX, SOCKET_NAME, FrameBuffer, pack
+from meshnode.protocol.types import CHUNK_BYTES, ArraySpec
 
 from .node_kit import KERNEL, make_home
 
@@ -161,7 +164,7 @@ def test_a_job_that_no_car_may_run(mesh: Mesh) -> None:
     job = Job(mesh, mesh.submit_kernel(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms))
     with pytest.raises(TimedOut):
         job.result(timeout_s=CALL_S)
-    assert job.explain()
+    assert job.explain()["reasons"]
     terms = Terms(memory_mb_max=1 << 40, deadline_s=0.5, durable=False)
     with pytest.raises((TimedOut, NoSuitableNode)):
         mesh.call(INFO, mesh.prepare(KERNEL, rows(1)), terms=terms, timeout_s=CALL_S)
@@ -242,6 +245,46 @@ def test_the_trio_twin(home: Path) -> None:
                     await mesh.wait(bytes(16))
 
     trio.run(main)
+
+
+def test_what_a_submission_would_do(home: Path, mesh: Mesh) -> None:
+    """Both twins say the same, nothing is stored, and what is in the store already is found."""
+    big = mesh.prepare(KERNEL, rows(500))
+    refs = unstored_refs(big)
+    assert refs.keys() == {0}
+    stored = mesh.status()["blob_bytes"]
+    found = mesh.would(INFO, big)
+    assert (found["units"], found["cars_asked"], found["cars_known"]) == (500, 1, 1)
+    assert found["bytes_in_per_unit"] == 64 and found["asked"][0]["car"]["idle"] in (True, False)
+    foreign = Foreign.of_function(halve, [(True, ArraySpec("float32", (8,)))])
+    rows_of_mine = programs.prepare(foreign, [np.zeros((3, 8), np.float32)])
+    own = mesh.would(foreign, rows_of_mine)
+    assert own["bytes_once"] == len(foreign.content) and own["kflop_per_unit"] == 0
+    assert (own["unit_ms"], own["unit_energy_mwh"]) == (None, None)
+    nobody = mesh.would(INFO, big, terms=Terms(memory_mb_max=1 << 40))
+    assert nobody["cars_asked"] == 0 and nobody["advice"].startswith("1 car: MEMORY: ")
+    with pytest.raises(UsageError, match="prepared for"):
+        mesh.would(registry.get("bench.spin@1"), big)
+
+    async def twin() -> dict[str, Any]:
+        async with client_aio.connect(home) as other:
+            return await other.would(INFO, big)
+
+    again = trio.run(twin)
+    assert {**again, "asked": []} == {**found, "asked": []}
+    assert mesh.status()["blob_bytes"] == stored
+    assert mesh.put(big.args[0].array) == refs[0]
+    assert mesh.would(INFO, big)["cars_asked"] == 1
+
+
+def test_a_file_has_the_reference_that_the_store_gives_it(mesh: Mesh, tmp_path: Path) -> None:
+    """Over a chunk's bound, and empty."""
+    for size in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 1):
+        path = tmp_path / f"{size}.bin"
+        path.write_bytes(bytes(size))
+        assert imagined.file_ref(path) == mesh.put_path(path)
+    with pytest.raises(LocalResource, match="cannot be read"):
+        imagined.file_ref(tmp_path / "none")
 
 
 def halve(x: Any) -> Any:

@@ -99,7 +99,7 @@ def test_a_node_alone_says_that_nobody_is_there(tmp_path: Path) -> None:
                     await own.call(noop_order(1, durable=False))
                 job_id = await own.submit(noop_order(2))
                 assert (await own.wait(job_id)).state == "failed"
-                assert (await own.explain(job_id))[0]["text"]
+                assert (await own.explain(job_id))["reasons"][0]["text"]
                 with pytest.raises(UsageError, match="knows no job"):
                     await own.wait(JobId(bytes(16)))
 

@@ -78,9 +78,19 @@ def test_one_job_is_seen_by_every_command(job: str) -> None:
     assert shown["state"] == "done" and shown["done"] == 64 and shown["attempts"]
     assert shown["steps"] is None and shown["checkpoints"] == []
     assert good("logs", "logs", job)["events"]
+    told = good("explain", "explain", job)["explanation"]
+    assert told["state"] == "done" and told["waits"] == [] and told["runs"]
+    assert {run["how"] for run in told["runs"]} <= {"offer", "bid"}
     assert good("cancel", "cancel", job)["state"] == "done"
     assert sum(peer["car"] is not None for peer in good("peers", "peers")["peers"]) == 2
-    for words in (["jobs"], ["show", job], ["logs", job], ["peers"], ["receipts", "list"]):
+    for words in (
+        ["jobs"],
+        ["show", job],
+        ["explain", job],
+        ["logs", job],
+        ["peers"],
+        ["receipts", "list"],
+    ):
         code, out, _ = mesh(*words, "--testnet", NAME)
         assert code == 0 and out.strip()
 
@@ -117,6 +127,49 @@ def test_a_call_prints_its_result_and_a_submission_its_id() -> None:
     good("run", "run", "bench.spin@1", "1", "--policy", "gossip")
     handed = good("submit", "submit", "bench.spin@1", "8")
     assert good("result", "result", handed["job_id"])["units"] == 8
+
+
+def test_a_dry_run_says_what_a_submission_would_do_and_does_nothing(tmp_path: Path) -> None:
+    before = good("jobs", "jobs")["jobs"]
+    for verb in ("submit", "map", "run"):
+        found = good("dry-run", verb, "bench.spin@1", "8", "--set", "ms=1", "--dry-run")["would"]
+        assert (found["units"], found["cars_asked"], found["advice"]) == (8, 2, "")
+        assert found["kflop_per_unit"] > 0 and found["unit_ms"] > 0 and found["unit_energy_mwh"] > 0
+    # Large inputs are named as they would be stored, and are not.
+    big = tmp_path / "big.npy"
+    np.save(big, np.zeros((4_096, 16), np.float32))
+    blobs = good_status()["blob_bytes"]
+    assert good("dry-run", "submit", "bench.noop@1", str(big), "--dry-run")["would"]["asked"]
+    assert good_status()["blob_bytes"] == blobs
+    submitter = read_testnet(NAME)["nodes"]["submitter"]["peer"]
+    words = ["run", "bench.spin@1", "1", "--cars", submitter, "--dry-run", "--testnet", NAME]
+    code, out, err = mesh(*words, "--json")
+    found = json_shape.check("dry-run", out)["would"]
+    assert code == 3 and found["cars_asked"] == 0 and found["stands"][0]["cars"] == 2
+    assert "no car would be asked" in err
+    code, out, err = mesh(*words)
+    assert code == 3 and "NOT_NAMED" in out and err.count("\n") == 1
+    assert good("jobs", "jobs")["jobs"] == before
+    code, out, err = mesh("explain", "ffff", "--testnet", NAME)
+    assert (code, out) == (2, "") and "mesh jobs" in err
+
+
+def good_status() -> dict[str, Any]:
+    home = read_testnet(NAME)["nodes"]["submitter"]["home"]
+    code, out, err = mesh("status", "--home", home, "--json", module="meshnode.cli.car")
+    assert code == 0, err
+    found: dict[str, Any] = json_shape.check("status", out)["node"]
+    return found
+
+
+def test_a_car_says_how_long_it_expects_to_stay() -> None:
+    home = read_testnet(NAME)["nodes"]["car-0"]["home"]
+    code, out, err = mesh("status", "--home", home, "--json", module="meshnode.cli.car")
+    assert code == 0, err
+    budget = json_shape.check("status", out)["node"]["budget"]
+    assert 0 < budget["lease_s_max"] <= budget["stay_s"]
+    code, out, _ = mesh("status", "--home", home, module="meshnode.cli.car")
+    assert code == 0 and "expects to stay" in out
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_return() -> None:

@@ -132,7 +132,7 @@ def test_no_consent_no_work_and_the_submitter_hears_it(tmp_path: Path) -> None:
             ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
             assert ended["state"] == "failed"
             said = await net.call(lambda mesh: mesh.explain(job_id))
-            assert Reason.NO_CONSENT in [row["reason"] for row in said], said
+            assert Reason.NO_CONSENT in [row["reason"] for row in said["reasons"]], said
             with pytest.raises(NoSuitableNode):
                 await net.call(lambda mesh: mesh.result(job_id))
             words = ("result", job_id.hex(), "--home", net.home())

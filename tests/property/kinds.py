@@ -90,4 +90,6 @@ def rule(draw: st.DrawFn, rule_class: type) -> Any:
         values["job"] = objects.JobSpec(**{**fields, "units": first + size})
         values["task"] = objects.Span(before, first + size - before)
         values["run"] = objects.Span(first, size)
+        if values["provider"] is None or values["channel"] is None:
+            values["provider"] = values["channel"] = None
     return rule_class(**values)

@@ -281,6 +281,6 @@ class Rogue:
             2_000,
             0,
             self.mesh.now().unix_ms,
-            opened.channel,
+            opened.channel or Digest(bytes(32)),
         )
         return self.seal(replace(lease, **more), T_LEASE)

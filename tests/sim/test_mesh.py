@@ -465,14 +465,34 @@ def test_a_run_longer_than_the_car_stays_is_refused_with_the_figures() -> None:
     assert said_of_ends(mesh) == {"one unit takes 5 s, at 200 GFLOP/s; 4 s are allowed"}
 
 
+def test_a_budget_that_shrinks_by_the_minute_is_no_news_to_the_cell() -> None:
+    """A forecast changes as time goes by; an advert says it in steps, and goes out for a step."""
+
+    def adverts() -> int:
+        return sum(" car-0 Publish" in line for line in mesh.trace)
+
+    mesh = mesh_of(1, 3)
+    mesh.rest(mesh.limits.advert_gap_ms + 1_000)
+    before = adverts()
+    for lease_s in range(7_140, 3_600, -60):
+        whole = ev.BudgetRead(True, Reason.OK, 5_000_000, 300, lease_s, 0, lease_s)
+        mesh.feed(mesh.sites["car-0"], whole)
+    mesh.rest(mesh.limits.advert_gap_ms + 1_000)
+    assert adverts() <= before + 1  # from two hours to one: once
+    before = adverts()
+    mesh.feed(mesh.sites["car-0"], ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 3_540, 0, 3_540))
+    mesh.rest(mesh.limits.advert_gap_ms + 1_000)
+    assert adverts() == before + 1
+
+
 def test_a_run_too_long_for_a_car_goes_out_in_shorter_ones() -> None:
     mesh = mesh_of(2, 3)
     mesh.kflop_per_unit = 2 * 10**8  # a second, and most of a lease is 3 s at the one car
     mesh.feed(mesh.sites["car-0"], ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 3, 0))
-    submit(mesh, order(40))
+    submit(mesh, order(200))
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(2_000)
-    assert_whole(mesh, 40)
+    assert_whole(mesh, 200)
     peer = mesh.sites["car-0"].identity.peer
     done = [p.attempt for p in job_of(mesh).history if p.attempt.peer == peer]
     assert 1 < max(a.count for a in done if a.next_unit > a.first) <= 3

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meshnode.protocol.cell import Posts
 from meshnode.protocol.types import Peer
 from testnet.sim.faults import KILLED_MS, PLANS
 from testnet.sim.mesh import PROVIDE, Mesh
 from testnet.sim.network import draw
-from testnet.sim.roster import FleetRoster, Posts
+from testnet.sim.roster import FleetRoster
 
 
 def test_it_says_who_is_up_and_asks_once_an_epoch() -> None:

@@ -111,6 +111,8 @@ def _whole(rule_class: type, values: dict[str, Any], rng: random.Random) -> dict
         values["job"] = replace(values["job"], units=first + 3 * size)
         values["task"] = objects.Span(first, 2 * size)
         values["run"] = objects.Span(first + size, size)
+        if values["provider"] is None or values["channel"] is None:
+            values["provider"] = values["channel"] = None
     if rule_class is objects.Manifest:
         stepped = values["steps"] is not None
         array = draw(objects.ARRAY, rng)

@@ -18,6 +18,7 @@ from meshnode.protocol.budget import (
     spendable,
 )
 from meshnode.protocol.events import BudgetRead
+from meshnode.protocol.forecast import KINDS
 from meshnode.protocol.objects import (
     AdmitRule,
     Band,
@@ -63,6 +64,7 @@ UNPLUGGED = VehicleState(
     pack_temp_dc=(200, 220),
     moving=False,
     ignition="off",
+    departure_ms=MONDAY_NOON_MS + 48 * 3_600_000,  # so that the energy is what bounds a lease
     ages_ms=dict.fromkeys(READINGS, 0),
 )
 CHARGING = replace(
@@ -121,19 +123,42 @@ def test_the_plug_term_by_hand() -> None:
 
 
 def test_departures_of_the_policy_reserve_and_end_leases() -> None:
+    parked = replace(UNPLUGGED, departure_ms=None)
     monday_13 = Departure(0, 13 * 60, 11_500)
     tuesday_8 = Departure(1, 8 * 60, 0)
-    read = budget(UNPLUGGED, replace(POLICY, departures=(tuesday_8, monday_13)))
+    read = budget(parked, replace(POLICY, departures=(tuesday_8, monday_13)))
     assert read.spendable_mwh == 500_000  # 30 - 18 - 11.5 kWh
     assert read.lease_s_max == 3_600
     # An hour west of Greenwich it is 11:00: two hours are left.
     policy = replace(POLICY, departures=(monday_13,))
-    assert budget(UNPLUGGED, policy, utc_offset_min=-60).lease_s_max == 6_000  # 500 Wh at 300 W
-    assert budget(UNPLUGGED, policy, utc_offset_min=30).lease_s_max == 1_800
-    assert reason(UNPLUGGED, policy, utc_offset_min=60) is Reason.DRAINING
-    assert budget(UNPLUGGED, policy, utc_offset_min=61).lease_s_max == 6_000  # in a week
-    past = replace(UNPLUGGED, departure_ms=MONDAY_NOON_MS - 1)
-    assert budget(past) == budget(UNPLUGGED)
+    assert budget(parked, policy, utc_offset_min=-60).lease_s_max == 6_000  # 500 Wh at 300 W
+    assert budget(parked, policy, utc_offset_min=30).lease_s_max == 1_800
+    assert reason(parked, policy, utc_offset_min=60) is Reason.DRAINING
+    assert budget(parked, policy, utc_offset_min=61).lease_s_max == 6_000  # in a week
+    past = replace(parked, departure_ms=MONDAY_NOON_MS - 1)
+    assert budget(past) == budget(parked)
+
+
+def test_where_no_departure_is_named_the_forecast_ends_leases() -> None:
+    """At work for 9 h one car in ten leaves within 8 minutes; its battery would last 400."""
+    at_work = replace(UNPLUGGED, departure_ms=None, parking="work", parked_s=9 * 3_600)
+    read = budget(at_work)
+    assert read.lease_s_max == read.stay_s == 480
+    assert read.spendable_mwh == budget(UNPLUGGED).spendable_mwh
+    # The time since the reading counts: 8 h, an hour ago.
+    old = {**at_work.ages_ms, "parked_s": 3_600_000}
+    assert budget(replace(at_work, parked_s=8 * 3_600)).stay_s == 1_080
+    assert budget(replace(at_work, parked_s=8 * 3_600, ages_ms=old)) == read
+    # The owner's own departure wins, and so does a battery that lasts less.
+    named = replace(at_work, departure_ms=MONDAY_NOON_MS + 3 * 3_600_000)
+    assert budget(named).lease_s_max == budget(named).stay_s == 10_800
+    little = replace(POLICY, day_wh=10)
+    assert (budget(at_work, little).lease_s_max, budget(at_work, little).stay_s) == (120, 480)
+    # Of what nobody knows the careful guess is made.
+    nothing = replace(UNPLUGGED, departure_ms=None)
+    assert budget(nothing).stay_s == min(
+        budget(replace(nothing, parking=kind)).stay_s or 0 for kind in KINDS
+    )
 
 
 @pytest.mark.parametrize(

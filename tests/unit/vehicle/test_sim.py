@@ -88,6 +88,8 @@ def test_a_file_overlays_the_readings_and_is_read_again(tmp_path: Path) -> None:
         "soc_permille = true",
         "moving = 0",
         'charging = "fast"',
+        'parking = "street"',
+        "parked_s = 1.5",
         "pack_temp_dc = [1]",
         "pack_temp_dc = 1",
         "pack_temp_dc = [1.0, 2.0]",

@@ -1,0 +1,484 @@
+"""The rendezvous role: idle tokens on one side, placements on the other, and who gets which.
+
+Any car may hold it for an epoch, because hashing says so. It keeps nothing but tokens that expire
+and a short queue, and can forge neither side's word: cars and submitters sign. A placement takes
+the best token at once; without one it goes on to a rendezvous that says it has some, else it waits
+in its submitter's line, and the next token serves the lines in turn. Inputs never come here.
+
+Place -> Assign (to the car) | Place (on, one hop more) | Queued | Refuse
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from .advert import AdvertBook
+from .cell import Roster, epoch_of, shard_of
+from .codec import digest
+from .job import spec_bytes, task_digest, wanted
+from .messages import Assign, Place, Queued, Refuse, Revoke, Tally
+from .objects import T_OFFER, T_TOKEN, Offer, Token
+from .outbox import Outbox, remember
+from .placement import AdvertPlacement
+from .reasons import Reason
+from .sealed import Sealed, unseal
+from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, Peer, TaskId
+
+TOKENS_PER_CAR_MAX: Final = 8
+ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
+TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
+DRAWN_MAX: Final = 8  # tokens looked at for one placement
+SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
+TALLY_MS: Final = 2_000
+FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
+PUSH_MS: Final = 250  # how often what waits is offered to neighbours
+QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
+DRY_MS: Final = 250  # least time between two cries that the tokens have run out
+ANSWER_MS: Final = 100
+TALLIES_MAX: Final = 64
+TALLY_TTL_MS: Final = 5_000
+NEIGHBOUR_CELLS: Final = 12
+AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
+
+Key = tuple[TaskId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An idle token, while its car is connected."""
+
+    token: Token
+    sealed: Sealed
+    until_mono_ms: int
+
+
+@dataclass(slots=True)
+class Placement:
+    """One placement that is here, or was, until nothing more can come of it."""
+
+    place: Place
+    offer: Offer
+    key: Key
+    origin: Peer  # whom to answer: its submitter, or the rendezvous that sent it on
+    consts: tuple[bytes, ...]
+    came_mono_ms: int
+    until_mono_ms: int
+    said_mono_ms: int = 0  # when its submitter was last told that it waits
+    to: Peer | None = None  # the car, or the rendezvous, that has it now
+    refused_by: set[Peer] = field(default_factory=set)
+
+    @property
+    def submitter(self) -> Peer:
+        return self.offer.requester
+
+
+@dataclass(slots=True)
+class Known:
+    """What another rendezvous said it has."""
+
+    tokens: int
+    queued: int
+    until_mono_ms: int
+    answered_mono_ms: int  # when it was last told what we have, out of turn
+
+
+class Rendezvous:
+    """`rtt_us` of a connected peer, None if it is not connected; `reach` connects to one."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        book: AdvertBook,
+        roster: Roster,
+        rtt_us: Callable[[Peer], int | None],
+        reach: Callable[[Peer], None],
+    ) -> None:
+        self._out = outbox
+        self._book = book
+        self._roster = roster
+        self._rtt_us = rtt_us
+        self._reach = reach
+        self._tokens: dict[Digest, Held] = {}
+        self._by_car: dict[Peer, deque[Digest]] = {}
+        self._lines: OrderedDict[Peer, deque[Placement]] = OrderedDict()  # submitter -> waiting
+        self._queued = 0
+        self._placed: OrderedDict[Key, Placement] = OrderedDict()
+        self._tallies: dict[Peer, Known] = {}
+        self._tally_mono_ms = 0
+        self._push_mono_ms = 0
+        self._dry_mono_ms = -DRY_MS  # when we last said so
+        self._told: tuple[int, int] = (0, 0)
+        self._ours = False  # whether hashing elected us, when we looked last
+
+    @property
+    def tokens(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def queued(self) -> int:
+        return self._queued
+
+    # ---- tokens
+
+    def on_token(self, peer: Peer, sealed: Sealed) -> None:
+        """A car deposits one of its idle slots."""
+        token = sealed.open(Token, T_TOKEN)
+        reason = self._sound(peer, sealed, token)
+        if reason is not Reason.OK:
+            self._out.counters[f"tokens_refused_{reason.name.lower()}"] += 1
+            return
+        now = self._out.now
+        left_ms = min(token.not_after_ms - now.unix_ms, self._out.limits.token_ttl_ms)
+        held = Held(token, sealed, now.mono_ms + left_ms)
+        waiting = self._next_for(held)
+        if waiting is not None:
+            self._assign(waiting, held)
+            return
+        known = self._book.cars.get(peer)
+        most = min(TOKENS_PER_CAR_MAX, known.advert.slots if known else 1)
+        mine = self._by_car.setdefault(peer, deque())
+        while len(mine) >= most:  # it renews what it has here
+            self._drop(mine[0])
+            mine = self._by_car.setdefault(peer, deque())
+        if len(self._tokens) >= self._out.limits.tokens_held_max:
+            self._out.counters["tokens_refused_full"] += 1
+            return
+        self._tally_mono_ms = max(self._tally_mono_ms, now.mono_ms + FIRST_TALLY_MS)
+        mine.append(sealed.digest)
+        self._tokens[sealed.digest] = held
+
+    def _sound(self, peer: Peer, sealed: Sealed, token: Token) -> Reason:
+        now = self._out.now.unix_ms
+        if sealed.kid != peer or token.peer != peer or token.announce_id is not None:
+            return Reason.NOT_YOURS
+        if token.network != self._out.identity.network:
+            return Reason.OTHER_NETWORK
+        horizon = now + self._out.limits.token_ttl_ms + CLOCK_SKEW_MS_MAX
+        if not now < token.not_after_ms <= horizon:
+            return Reason.EXPIRED
+        if sealed.digest in self._tokens:
+            return Reason.DUPLICATE
+        if not self._out.limits.rendezvous_cars:
+            return Reason.NOT_PROVIDING
+        return Reason.OK
+
+    def on_revoke(self, peer: Peer, revoke: Revoke) -> None:
+        held = self._tokens.get(revoke.token)
+        if held is not None and held.token.peer == peer:
+            self._drop(revoke.token)
+
+    def peer_down(self, peer: Peer) -> None:
+        for token in list(self._by_car.get(peer, ())):
+            self._drop(token)
+        self._tallies.pop(peer, None)
+        for waiting in list(self._lines.get(peer, ())):
+            self._unqueue(waiting)
+
+    def _drop(self, token: Digest) -> None:
+        held = self._tokens.pop(token)
+        mine = self._by_car[held.token.peer]
+        mine.remove(token)
+        if not mine:
+            del self._by_car[held.token.peer]
+
+    # ---- placements
+
+    def on_place(self, peer: Peer, place: Place) -> None:
+        """A submitter wants a car, or another rendezvous has none for it."""
+        sealed = unseal(place.offer)
+        offer = sealed.open(Offer, T_OFFER)
+        reason = self._welcome(peer, sealed, offer, place)
+        job_digest = digest(spec_bytes(offer.job))
+        task = TaskId(task_digest(job_digest, *offer.task, offer.replica)[:16])
+        key = (task, offer.attempt)
+        if reason is not Reason.OK:
+            self._out.counters[f"places_refused_{reason.name.lower()}"] += 1
+            self._out.post(peer, Lane.CONTROL, Refuse(task, offer.attempt, reason))
+            return
+        now_ms = self._out.now.mono_ms
+        known = self._placed.get(key)
+        if known is not None:
+            if known.to is None or now_ms < known.came_mono_ms + AGAIN_MS:
+                return  # it waits, or has just gone out
+            known.refused_by.add(known.to)  # nothing came of it there
+        wait_ms = min(place.wait_ms, self._out.limits.queue_ms_max)
+        placement = Placement(
+            place,
+            offer,
+            key,
+            peer,
+            wanted(offer.job),
+            now_ms,
+            now_ms + wait_ms,
+            refused_by=known.refused_by if known else set(),
+        )
+        remember(self._placed, key, placement, ASSIGNED_MAX)
+        self._out.counters["places"] += 1
+        self._find(placement)
+
+    def _welcome(self, peer: Peer, sealed: Sealed, offer: Offer, place: Place) -> Reason:
+        if not self._out.limits.rendezvous_cars:
+            return Reason.NOT_PROVIDING
+        if sealed.kid != offer.requester or (place.hops == 0 and peer != offer.requester):
+            return Reason.NOT_YOURS
+        if offer.provider is not None or offer.token is not None:
+            return Reason.NOT_YOURS
+        if self._out.identity.network not in (offer.network, offer.job.network):
+            return Reason.OTHER_NETWORK
+        if offer.not_after_ms <= self._out.now.unix_ms:
+            return Reason.EXPIRED
+        return Reason.OK
+
+    def _find(self, placement: Placement) -> None:
+        held = self._best(placement)
+        if held is not None:
+            self._drop(held.sealed.digest)
+            self._assign(placement, held)
+        elif not self._send_on(placement):
+            self._queue(placement)
+
+    def _fits(self, placement: Placement, held: Held) -> bool:
+        offer, car = placement.offer, held.token.peer
+        if car == placement.submitter or car in placement.refused_by:
+            return False
+        if placement.place.avoid and car in placement.place.avoid:
+            return False
+        known = self._book.cars.get(car)
+        if known is not None:
+            memory_mb = max((c.memory_mb for c in known.advert.classes), default=0)
+            if offer.job.memory_mb_max > memory_mb:
+                return False
+        run_ms = placement.place.unit_ms * offer.run.size
+        return offer.job.steps is not None or run_ms <= held.token.task_s_max * 1000
+
+    def _best(self, placement: Placement) -> Held | None:
+        """Of a few tokens the one whose car is nearest, a warm one unless it is much farther.
+
+        Of a few: the best of all would be the same car's time and again, and no nearer to a
+        submitter whose own way here is the larger part.
+        """
+        best: tuple[tuple[int, int], Held] | None = None
+        looked = 0
+        for held in self._tokens.values():
+            if not self._fits(placement, held):
+                continue
+            looked += 1
+            rtt_us = self._rtt_us(held.token.peer) or 0
+            cold = AdvertPlacement.FARTHER_US * (not self._warm(placement, held.token.peer))
+            key = (rtt_us + cold, -held.token.rate_mflops)
+            if best is None or key < best[0]:
+                best = (key, held)
+            if looked >= DRAWN_MAX:
+                break
+        return best[1] if best else None
+
+    def _warm(self, placement: Placement, car: Peer) -> bool:
+        known = self._book.cars.get(car)
+        return known is not None and all(p in known.advert.cached for p in placement.consts)
+
+    def _assign(self, placement: Placement, held: Held) -> None:
+        placement.to = held.token.peer
+        placement.came_mono_ms = self._out.now.mono_ms
+        self._out.counters["assigned"] += 1
+        assign = Assign(held.sealed.wire, placement.place.offer, placement.place.addrs)
+        self._out.post(held.token.peer, Lane.CONTROL, assign)
+
+    def _send_on(self, placement: Placement) -> bool:
+        """To a neighbour that says it has tokens to spare: the nearest of them."""
+        if placement.place.hops > 0:
+            return False  # one hop: what was sent on comes back with a no
+        having = [
+            (self._rtt_us(peer) or 0, peer)
+            for peer, known in self._tallies.items()
+            if known.tokens > 0
+            and peer not in placement.refused_by
+            and self._rtt_us(peer) is not None
+        ]
+        if not having:
+            return False
+        _, peer = min(having)
+        self._tallies[peer].tokens -= 1
+        placement.to = peer
+        placement.came_mono_ms = self._out.now.mono_ms
+        on = replace(placement.place, hops=1, wait_ms=0)
+        self._out.counters["places_sent_on"] += 1
+        self._out.send(peer, Lane.CONTROL, on)
+        # A car of another cell may have to dial its submitter first, who must not despair of us.
+        self._say_queued(placement, 0)
+        return True
+
+    def on_refuse(self, peer: Peer, refuse: Refuse) -> bool:
+        """A car or a neighbour does not take what it was sent; False if that is not our affair."""
+        placement = self._placed.get((refuse.task_id, refuse.attempt))
+        if placement is None or placement.to != peer:
+            return False
+        placement.to = None
+        placement.refused_by.add(peer)
+        known = self._tallies.get(peer)
+        if known is not None:
+            known.tokens = 0  # it had fewer than it said
+        if len(placement.refused_by) >= TRIES_MAX:
+            self._give_up(placement, refuse.reason)
+        else:
+            self._find(placement)
+        return True
+
+    def on_cancel(self, peer: Peer, task_id: TaskId, attempt: int) -> None:
+        placement = self._placed.get((task_id, attempt))
+        if placement is not None and placement.origin == peer:
+            self._unqueue(placement)
+            self._placed.pop(placement.key, None)
+
+    # ---- the queue
+
+    def _queue(self, placement: Placement) -> None:
+        limits = self._out.limits
+        line = self._lines.setdefault(placement.submitter, deque())
+        if (
+            placement.until_mono_ms <= self._out.now.mono_ms
+            or self._queued >= limits.placements_queued_max
+            or len(line) >= limits.placements_queued_per_submitter_max
+        ):
+            if not line:
+                del self._lines[placement.submitter]
+            self._give_up(placement, Reason.NO_TOKEN)
+            return
+        line.append(placement)
+        self._queued += 1
+        self._tally_mono_ms = max(self._tally_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
+        self._push_mono_ms = max(self._push_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
+        placement.to = None
+        if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
+            self._dry_mono_ms = self._out.now.mono_ms
+            self._tell()
+        self._say_queued(placement, len(line) - 1)
+
+    def _say_queued(self, placement: Placement, position: int) -> None:
+        placement.said_mono_ms = self._out.now.mono_ms
+        queued = Queued(placement.key[0], placement.key[1], position)
+        self._out.post(placement.origin, Lane.CONTROL, queued)
+
+    def _unqueue(self, placement: Placement) -> None:
+        line = self._lines.get(placement.submitter)
+        if line is not None and placement in line:
+            line.remove(placement)
+            self._queued -= 1
+            if not line:
+                del self._lines[placement.submitter]
+
+    def _next_for(self, held: Held) -> Placement | None:
+        """The first of a line that the token fits; the lines take turns, so that a flood of one
+        submitter waits behind itself."""
+        for submitter, line in self._lines.items():
+            for placement in line:
+                if self._fits(placement, held):
+                    self._unqueue(placement)
+                    if submitter in self._lines:
+                        self._lines.move_to_end(submitter)
+                    return placement
+        return None
+
+    def _give_up(self, placement: Placement, reason: Reason) -> None:
+        self._placed.pop(placement.key, None)
+        self._out.counters["places_given_up"] += 1
+        refuse = Refuse(placement.key[0], placement.key[1], reason)
+        self._out.post(placement.origin, Lane.CONTROL, refuse)
+
+    # ---- other rendezvous
+
+    def on_tally(self, peer: Peer, tally: Tally) -> None:
+        if peer not in self._tallies and len(self._tallies) >= TALLIES_MAX:
+            return
+        now_ms = self._out.now.mono_ms
+        before = self._tallies.get(peer)
+        answered_ms = before.answered_mono_ms if before else 0
+        known = Known(tally.tokens, tally.queued, now_ms + TALLY_TTL_MS, answered_ms)
+        self._tallies[peer] = known
+        if tally.tokens and self._queued:
+            self._push()
+        elif tally.queued and not tally.tokens and answered_ms + ANSWER_MS <= now_ms:
+            # It has run dry and says so: what we can spare it hears at once.
+            known.answered_mono_ms = now_ms
+            mine = self._tally()
+            if mine.tokens:
+                self._out.send(peer, Lane.CONTROL, mine)
+
+    def _others(self) -> list[Peer]:
+        """The rendezvous of this cell and of the nearest ones.
+
+        A car that was one until a moment ago still holds tokens: those it spares altogether.
+        """
+        identity, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
+        own = self._roster.posts(identity.cell, epoch)
+        found = [peer for ranks in own for peer in ranks]
+        ours = identity.peer in found
+        for cell in self._roster.neighbours(identity.cell)[:NEIGHBOUR_CELLS]:
+            posts = self._roster.posts(cell, epoch)
+            ranks = posts[shard_of(identity.peer, len(posts))]
+            if ranks:  # one of each, not the same for each of ours: it reaches further than all
+                found.append(ranks[shard_of(identity.peer, len(ranks))])
+        others = [peer for peer in dict.fromkeys(found) if peer != identity.peer]
+        self._ours = ours
+        return others[:TALLIES_MAX]
+
+    def _tally(self) -> Tally:
+        spare = max(0, len(self._tokens) - (SPARE_TOKENS if self._ours else 0))
+        return Tally(self._out.identity.cell, min(spare, 1 << 16), min(self._queued, 1 << 16))
+
+    def _tell(self) -> None:
+        now_ms = self._out.now.mono_ms
+        self._tally_mono_ms = now_ms + TALLY_MS
+        if self._told == (0, 0) == (len(self._tokens), self._queued):
+            return
+        self._told = (len(self._tokens), self._queued)
+        tally = self._tally()
+        for peer in self._others():
+            if self._rtt_us(peer) is None:
+                self._reach(peer)
+            else:
+                self._out.send(peer, Lane.CONTROL, tally)
+
+    def _push(self) -> None:
+        """Heads of the lines go to neighbours that have tokens now."""
+        self._push_mono_ms = self._out.now.mono_ms + PUSH_MS
+        for line in list(self._lines.values()):
+            head = line[0]
+            if self._send_on(head):
+                self._unqueue(head)
+
+    # ---- time
+
+    def deadline(self) -> int | None:
+        if not self._tokens and not self._queued:
+            return None
+        dues = [self._tally_mono_ms]
+        if self._tokens:
+            # They come in the order of their expiry but for clocks: the first is near enough.
+            dues.append(next(iter(self._tokens.values())).until_mono_ms)
+        if self._queued:
+            dues.append(self._push_mono_ms)
+        return min(dues)
+
+    def tick(self) -> None:
+        now_ms = self._out.now.mono_ms
+        while self._tokens:
+            token, held = next(iter(self._tokens.items()))
+            if held.until_mono_ms > now_ms:
+                break
+            self._drop(token)
+        if self._tally_mono_ms <= now_ms and (self._tokens or self._queued or any(self._told)):
+            for peer in [p for p, known in self._tallies.items() if known.until_mono_ms <= now_ms]:
+                del self._tallies[peer]
+            self._tell()
+        if self._queued and self._push_mono_ms <= now_ms:
+            self._push()
+            for line in list(self._lines.values()):
+                for position, placement in enumerate(list(line)):
+                    if placement.until_mono_ms <= now_ms:
+                        self._unqueue(placement)
+                        self._give_up(placement, Reason.NO_TOKEN)
+                    elif placement.said_mono_ms + QUEUED_MS <= now_ms:
+                        self._say_queued(placement, position)

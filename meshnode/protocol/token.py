@@ -1,0 +1,194 @@
+"""A car's idle slots as tokens at its cell's rendezvous: deposit, renew, revoke, spend.
+
+A token is one signed message to one rendezvous, drawn anew each time, and is good once, here: a
+rendezvous that hands it out twice, replays it or invents one finds it spent. `provider` spends it
+when the assignment comes. Join-Idle-Queue (Lu et al. 2011): an idle car says so, nobody asks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from .cell import EPOCH_MS, Roster, epoch_of, shard_of
+from .messages import Revoke
+from .objects import T_TOKEN, Token
+from .outbox import Outbox, remember
+from .owner import Owner
+from .reasons import Reason
+from .types import Digest, Lane, Peer
+
+OVER_MS: Final = 50  # a slot that is taken for less keeps its token: short calls come in a row
+MOVE_MS: Final = 2_000
+SHUN_MS: Final = 60_000
+UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
+POSTS_KNOWN_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Deposit:
+    holder: Peer
+    until_mono_ms: int
+    renew_mono_ms: int
+
+
+class Tokens:
+    """`slots_free` is how many idle slots this car has now; `reach` connects it to a peer."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        owner: Owner,
+        roster: Roster,
+        peers_up: set[Peer],
+        slots_free: Callable[[], int],
+        reach: Callable[[Peer], None],
+    ) -> None:
+        self._out = outbox
+        self._owner = owner
+        self._roster = roster
+        self._peers_up = peers_up
+        self._slots_free = slots_free
+        self._reach = reach
+        self._deposits: dict[Digest, Deposit] = {}
+        self._seq = 0
+        self._over_mono_ms: int | None = None  # since then fewer slots are free than tokens out
+        self._again_mono_ms: int | None = None  # nobody was in reach; look again then
+        self._unspent: OrderedDict[Peer, int] = OrderedDict()  # tokens in a row that lapsed there
+        self._spent: OrderedDict[Peer, int] = OrderedDict()  # when one was spent last
+        self._shunned: OrderedDict[Peer, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._deposits)
+
+    def changed(self) -> None:
+        """A slot was taken or is free again, or somebody came into reach."""
+        if not self._out.limits.rendezvous_cars or self._owner.classes is None:
+            return
+        free = self._slots_free()
+        if free >= len(self._deposits):
+            self._over_mono_ms = None
+            for _ in range(free - len(self._deposits)):
+                if self._deposit() is None:
+                    return
+        elif self._owner.may_run() is not Reason.OK:
+            self._revoke(len(self._deposits), self._owner.may_run())
+        elif self._over_mono_ms is None:
+            self._over_mono_ms = self._out.now.mono_ms
+
+    def spend(self, token: Digest, holder: Peer) -> bool:
+        """Single use: whoever brings it, it is gone."""
+        deposit = self._deposits.pop(token, None)
+        if deposit is None or deposit.holder != holder:
+            self._out.counters["tokens_not_ours"] += 1
+            return False
+        self._unspent.pop(holder, None)
+        remember(self._spent, holder, self._out.now.mono_ms, POSTS_KNOWN_MAX)
+        return deposit.until_mono_ms > self._out.now.mono_ms
+
+    def peer_down(self, peer: Peer) -> None:
+        """What lay there is lost with the connection: the rendezvous drops it too."""
+        gone = [token for token, deposit in self._deposits.items() if deposit.holder == peer]
+        for token in gone:
+            del self._deposits[token]
+        if gone:
+            self.changed()
+
+    # ---- depositing
+
+    def _drawn(self) -> Peer | None:
+        """One of our shard's rendezvous, among those in reach; the others are reached for."""
+        identity, now = self._out.identity, self._out.now
+        posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
+        ranks = posts[shard_of(identity.peer, len(posts))]
+        trusted = [p for p in ranks if self._shunned.get(p, 0) <= now.mono_ms] or list(ranks)
+        there = []
+        for peer in trusted:
+            if peer == identity.peer or peer in self._peers_up:
+                there.append(peer)
+            else:
+                self._reach(peer)
+        return there[self._out.rng.randrange(len(there))] if there else None
+
+    def _deposit(self) -> Peer | None:
+        holder = self._drawn()
+        now, limits, identity = self._out.now, self._out.limits, self._out.identity
+        if holder is None:
+            self._again_mono_ms = now.mono_ms + limits.redial_gap_ms
+            return None
+        assert self._owner.classes is not None
+        best = max(self._owner.classes.classes, key=lambda c: c.rate_mflops)
+        self._seq += 1
+        ttl_ms = limits.token_ttl_ms
+        token = Token(
+            1,
+            identity.network,
+            identity.peer,
+            self._seq,
+            "token",
+            best.class_digest,
+            best.rate_mflops,
+            now.unix_ms + ttl_ms,
+            self._owner.budget.floor_nano_per_s,
+            self._owner.budget.lease_s_max,
+            0,
+        )
+        sealed = self._out.seal(token, T_TOKEN)
+        # A new epoch has other rendezvous: what lies at the old ones moves within two seconds.
+        moves_ms = EPOCH_MS - now.unix_ms % EPOCH_MS + self._out.rng.randrange(MOVE_MS)
+        renew_ms = min(ttl_ms * 2 // 3, moves_ms)
+        self._deposits[sealed.digest] = Deposit(
+            holder, now.mono_ms + ttl_ms, now.mono_ms + renew_ms
+        )
+        self._out.counters["tokens_deposited"] += 1
+        self._out.post(holder, Lane.CONTROL, sealed.wire)
+        return holder
+
+    def _revoke(self, count: int, reason: Reason) -> None:
+        self._over_mono_ms = None
+        for token in list(self._deposits)[:count]:
+            deposit = self._deposits.pop(token)
+            self._out.post(deposit.holder, Lane.URGENT, Revoke(token, reason))
+
+    def _lapsed(self, holder: Peer) -> None:
+        """A rendezvous may have had no use for it, or keeps tokens to starve a cell: one whose
+        tokens lapse again and again while another's are spent is drawn around for a minute."""
+        count = self._unspent.get(holder, 0) + 1
+        remember(self._unspent, holder, count, POSTS_KNOWN_MAX)
+        since = self._out.now.mono_ms - SHUN_MS
+        others = any(each != holder and at > since for each, at in self._spent.items())
+        if count >= UNSPENT_MAX and others:
+            until = self._out.now.mono_ms + SHUN_MS
+            remember(self._shunned, holder, until, POSTS_KNOWN_MAX)
+            del self._unspent[holder]
+
+    # ---- time
+
+    def deadline(self) -> int | None:
+        dues = [deposit.renew_mono_ms for deposit in self._deposits.values()]
+        if self._over_mono_ms is not None:
+            dues.append(self._over_mono_ms + OVER_MS)
+        if self._again_mono_ms is not None:
+            dues.append(self._again_mono_ms)
+        return min(dues, default=None)
+
+    def tick(self) -> None:
+        now_ms = self._out.now.mono_ms
+        for token, deposit in list(self._deposits.items()):
+            if deposit.renew_mono_ms <= now_ms:
+                del self._deposits[token]
+                self._lapsed(deposit.holder)
+                free = self._slots_free() > len(self._deposits)
+                if not free or self._deposit() != deposit.holder:
+                    # Two would be one promise too many; where it was, the newer takes its place.
+                    self._out.post(deposit.holder, Lane.CONTROL, Revoke(token, Reason.EXPIRED))
+        if self._over_mono_ms is not None and self._over_mono_ms + OVER_MS <= now_ms:
+            over = len(self._deposits) - self._slots_free()
+            self._over_mono_ms = None
+            if over > 0:
+                self._revoke(over, Reason.BUSY)
+        if self._again_mono_ms is not None and self._again_mono_ms <= now_ms:
+            self._again_mono_ms = None
+        self.changed()
