@@ -39,10 +39,10 @@ def work_options(command: F) -> F:
         ),
         click.option(
             "--policy",
-            type=click.Choice(["adverts", "gossip"]),
+            type=click.Choice(["adverts", "tokens", "gossip"]),
             default="adverts",
             show_default=True,
-            help="Offer to known cars first, or always announce in the cell.",
+            help="Offer to known cars, ask the cell's rendezvous for idle ones, or announce.",
         ),
         click.option(
             "--cars",

@@ -113,15 +113,20 @@ class Agreements:
         return found
 
     def with_requester(self, peer: Peer) -> InForce | None:
-        """The newest under which it may lease from us."""
+        """The one that it cited last. One that it has never cited may have reached us alone: what
+        is leased under that it could not accept."""
         if self._standing is not None and peer not in self._with_requester:
-            self._enter(self._standing(self._out.identity.peer, peer))
+            standing = self._standing(self._out.identity.peer, peer)
+            self._enter(standing)
+            self.use(standing.digest)
         found = self._with_requester.get(peer)
         return None if found is None else self.as_provider(found.digest, peer)
 
     def use(self, channel: Digest) -> None:
         """Something is leased under it: it stays."""
         self._unused.pop(channel, None)
+        entered = self.by_channel[channel]
+        self._with_requester[entered.agreement.requester] = entered
 
     def ask(self, peer: Peer) -> None:
         """Start the handshake, unless it is under way."""
@@ -278,8 +283,6 @@ class Agreements:
 
     def _enter(self, entered: InForce) -> None:
         self.by_channel[entered.digest] = entered
-        if entered.agreement.provider == self._out.identity.peer:
-            self._with_requester[entered.agreement.requester] = entered
         if entered.agreement.requester == self._out.identity.peer:
             known = self._with_provider.get(entered.agreement.provider)
             if known is None or known.agreement.not_after_ms <= entered.agreement.not_after_ms:

@@ -362,6 +362,8 @@ class Requester:
         if attempt.holder is not None:
             self._placing.served(job, attempt.holder)
         self._lose(job, attempt, Reason.SUPERSEDED, again=False)
+        if task.missing >= task.end:
+            return  # a run that was given up has brought the rest meanwhile
         self._offer(job, peer, task, sealed, None)
         job.history[-1].how = "token"
 

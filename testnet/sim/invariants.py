@@ -30,7 +30,7 @@ from meshnode.protocol.objects import (
     Receipt,
 )
 from meshnode.protocol.sealed import TAG_18, unseal
-from meshnode.protocol.types import Digest, JobId, LeaseId
+from meshnode.protocol.types import Digest, JobId, LeaseId, Peer
 
 from .frames import kind_of
 from .mesh import REQUEST, Mesh, Site, output_of
@@ -48,7 +48,7 @@ class Proof(Mesh):
 
     def __init__(self, seed: int, **more: Any) -> None:
         super().__init__(seed, **more)
-        self._token_of: dict[Digest, Digest] = {}  # offer -> token
+        self._token_of: dict[tuple[Peer, Digest], Digest] = {}  # car, offer -> token
         self._spent: dict[Digest, LeaseId] = {}
         self._receipts: dict[Digest, dict[int, Receipt]] = defaultdict(dict)
         self._reach: dict[Digest, int] = {}
@@ -70,10 +70,11 @@ class Proof(Mesh):
         if kind == "assign":
             assign = unpack(effect.frame)
             assert isinstance(assign, Assign)
-            self._token_of[unseal(assign.offer).digest] = unseal(assign.token).digest
+            offer = unseal(assign.offer).digest
+            self._token_of[effect.peer, offer] = unseal(assign.token).digest
         elif kind == "lease" and effect.frame.startswith(TAG_18):
             lease = unseal(effect.frame).open(Lease, T_LEASE)
-            token = self._token_of.get(lease.offer)
+            token = self._token_of.get((site.identity.peer, lease.offer))
             if token is not None and self._spent.setdefault(token, lease.lease_id) != (
                 lease.lease_id
             ):

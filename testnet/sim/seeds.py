@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Final
 
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
@@ -29,7 +30,7 @@ from .invariants import Broken, Proof
 from .mesh import ARTIFACT, PROVIDE, REQUEST, Site
 from .trace import Trace
 
-POLICIES = ("adverts", "gossip")
+POLICIES: Final = ("tokens", "adverts", "gossip")
 F16 = ArraySpec("float32", (16,))
 STORM_MS = 12_000
 SETTLE_MS = 120_000  # from the end of the storm until everything has drained

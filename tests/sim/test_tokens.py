@@ -1,0 +1,273 @@
+"""Placement through a rendezvous: tokens, lines, exchange, and what each kind of liar can do."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol import messages
+from meshnode.protocol.cell import elect, epoch_of, shape
+from meshnode.protocol.job import JobState
+from meshnode.protocol.node import Node
+from meshnode.protocol.objects import T_TOKEN, Token
+from meshnode.protocol.sealed import seal
+from meshnode.protocol.types import Lane, Limits, NetworkId, Peer
+from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
+
+from .test_mesh import accepted_units, assert_whole, ended, job_of, mesh_of, order, submit
+
+
+def node_of(site: Site) -> Node:
+    assert site.node is not None
+    return site.node
+
+
+def cars_of(mesh: Mesh) -> list[Site]:
+    return [site for site in mesh.sites.values() if site.identity.roles & PROVIDE]
+
+
+def rendezvous_of(mesh: Mesh) -> Site:
+    """The one of a small cell, as its cars see it."""
+    car = next(site for site in cars_of(mesh) if site.node is not None)
+    epoch = epoch_of(mesh.now().unix_ms)
+    ((peer,),) = node_of(car).provider.tokens._roster.posts("cell", epoch)
+    return mesh.by_peer[peer]
+
+
+def settled(cars: int, seed: int = 1, **more: Any) -> Mesh:
+    """All adverts have been heard, and every token lies where it should."""
+    mesh = mesh_of(cars, seed, **more)
+    mesh.rest(21_000)
+    return mesh
+
+
+def counted(mesh: Mesh, name: str) -> int:
+    return sum(node_of(site).counters[name] for site in mesh.sites.values() if site.node)
+
+
+def frames_since(mesh: Mesh, at_ms: int) -> Counter[str]:
+    """What was sent, by message or type of object."""
+    kinds: Counter[str] = Counter()
+    for line in mesh.trace:
+        when, _, rest = line.split(" ", 2)
+        if int(when) >= at_ms and rest.startswith("Send("):
+            frame = re.search(r"frame=(b'.*?'|b\".*?\"), after=", rest)
+            assert frame is not None
+            content: bytes = ast.literal_eval(frame.group(1))
+            if content.startswith(b"\xd2"):
+                kinds[content.split(b"mesh-")[1].split(b"/")[0].decode()] += 1
+            else:
+                kinds[type(messages.unpack(content)).__name__.lower()] += 1
+    return kinds
+
+
+def test_a_large_job_reaches_every_car() -> None:
+    mesh = settled(12)
+    submit(mesh, order(600, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 600)
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(600))
+    assert len({past.attempt.peer for past in job_of(mesh).history}) == 12
+    assert all(node_of(car).provider.tokens for car in cars_of(mesh)), "idle again, and they say so"
+
+
+def test_a_call_of_a_known_submitter_takes_three_messages() -> None:
+    mesh = settled(6)
+    submit(mesh, order(60, policy="tokens"))  # agreements with all
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(1_000)
+    at_ms = mesh.now_ms
+    submit(mesh, order(1, nonce=1, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    sent = frames_since(mesh, at_ms)
+    assert [sent[kind] for kind in ("place", "assign", "lease")] == [1, 1, 1] or (
+        sent["place"] == sent["lease"] == 1  # the rendezvous itself was the idle car
+    )
+    assert not sent["offer"] and not sent["refuse"] and not sent["announce"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rendezvous_dies_in_the_middle(seed: int) -> None:
+    mesh = settled(5, seed)
+    submit(mesh, order(200, policy="tokens"))
+    assert mesh.run(lambda: job_of(mesh).taken >= 40)
+    mesh.crash(rendezvous_of(mesh).name)
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(5_000)
+    assert_whole(mesh, 200)
+
+
+def lie(site: Site, how: str, mesh: Mesh) -> None:
+    """Its code is changed: this is what a hostile car could run instead."""
+    role = node_of(site).rendezvous
+    if how == "drops":
+        role._find = lambda placement: None  # type: ignore[method-assign]
+    elif how == "keeps tokens":  # hands each out again and again
+        find = role._find
+
+        def replay(placement: Any) -> None:
+            held = role._best(placement)
+            if held is None:
+                find(placement)
+            else:
+                role._assign(placement, held)
+
+        role._find = replay  # type: ignore[method-assign]
+    elif how == "steers":  # everything to one car
+        favourite = cars_of(mesh)[0].identity.peer
+        fits = role._fits
+
+        def only_it(placement: Any, held: Any) -> bool:
+            return held.token.peer == favourite and fits(placement, held)
+
+        role._fits = only_it  # type: ignore[method-assign]
+    elif how == "assigns twice":
+        assign = role._assign
+
+        def twice(placement: Any, held: Any) -> None:
+            assign(placement, held)
+            for other in list(role._tokens.values())[:1]:
+                assign(placement, other)
+
+        role._assign = twice  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("how", ["drops", "keeps tokens", "steers", "assigns twice"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_lying_rendezvous_costs_time_and_nothing_else(how: str, seed: int) -> None:
+    mesh = settled(5, seed)
+    lie(rendezvous_of(mesh), how, mesh)
+    for nonce in range(6):
+        submit(mesh, order(20, nonce=nonce, policy="tokens"))
+        assert mesh.run(lambda: ended(mesh))
+    mesh.rest(5_000)
+    jobs = node_of(mesh.sites["submitter"]).jobs.all.values()
+    assert {job.state for job in jobs} == {JobState.DONE}
+    accepted = Counter(accepted_units(mesh.sites["submitter"]))
+    assert set(accepted.values()) == {6}, "each unit of each job was accepted once"
+
+
+@pytest.mark.parametrize("policy", ["tokens", "gossip", "adverts"])
+def test_with_the_role_switched_off_every_job_completes(policy: str) -> None:
+    mesh = mesh_of(4, 3, limits=Limits(rendezvous_cars=0))
+    mesh.rest(1_000)
+    submit(mesh, order(60, policy=policy))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(3_000)
+    assert_whole(mesh, 60)
+    assert not counted(mesh, "tokens_deposited") and not counted(mesh, "places")
+
+
+def test_two_laptops_are_a_mesh() -> None:
+    mesh = settled(1)
+    submit(mesh, order(10, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    assert job_of(mesh).state is JobState.DONE
+
+
+def test_lines_take_turns() -> None:
+    """Forty calls of one submitter do not keep the one call of another waiting behind them."""
+    mesh = Mesh(7)
+    mesh.add("greedy", REQUEST)
+    mesh.add("modest", REQUEST)
+    for number in range(2):
+        mesh.add(f"car-{number}", PROVIDE)
+    mesh.connect_all()
+    mesh.rest(21_000)
+    mesh.unit_ms = 500
+    for name in ("greedy", "modest"):  # agreements first
+        mesh.feed(mesh.sites[name], ev.Submit(1, order(2, nonce=99, policy="adverts")))
+    mesh.rest(6_000)
+
+    def call(name: str, nonce: int) -> None:
+        the_order = order(1, nonce=nonce, policy="tokens", unit_ms_hint=500.0)
+        mesh.feed(mesh.sites[name], ev.Submit(1, the_order))
+
+    def done(name: str) -> int:
+        jobs = node_of(mesh.sites[name]).jobs.all.values()
+        return sum(job.state is JobState.DONE for job in jobs if job.spec.nonce[-1] != 99)
+
+    for nonce in range(40):
+        call("greedy", nonce)
+    mesh.rest(1_200)
+    call("modest", 50)
+    before = done("greedy")
+    assert mesh.run(lambda: done("modest") == 1)
+    assert done("greedy") - before <= 4, "it waited for a turn of each car, and not for the line"
+    assert mesh.run(lambda: done("greedy") == 40)
+
+
+def token_of(site: Site, mesh: Mesh, seq: int, **more: Any) -> bytes:
+    identity = site.identity
+    token = Token(
+        1,
+        identity.network,
+        identity.peer,
+        seq,
+        "token",
+        b"simclass",
+        100_000,
+        mesh.now().unix_ms + 20_000,
+        0,
+        7_200,
+        0,
+    )
+    return seal(replace(token, **more), T_TOKEN, identity.peer, site.signer.sign).wire
+
+
+@pytest.mark.parametrize(
+    ("counter", "more"),
+    [
+        ("tokens_refused_expired", {"not_after_ms": 1}),
+        ("tokens_refused_expired", {"not_after_ms": 1 << 60}),  # or its clock is a day ahead
+        ("tokens_refused_other_network", {"network": NetworkId(b"another0")}),
+        ("tokens_refused_not_yours", {"peer": Peer(bytes(38))}),
+    ],
+)
+def test_a_bad_token_is_refused_with_a_reason_and_counted(
+    counter: str, more: dict[str, Any]
+) -> None:
+    mesh = settled(3)
+    holder = rendezvous_of(mesh)
+    other = next(car for car in cars_of(mesh) if car is not holder)
+    before = node_of(holder).rendezvous.tokens
+    wire = token_of(other, mesh, 1_000, **more)
+    mesh.feed(holder, ev.FrameIn(other.identity.peer, Lane.CONTROL, wire))
+    assert node_of(holder).counters[counter] == 1
+    assert node_of(holder).rendezvous.tokens == before
+
+
+def test_a_flood_of_tokens_of_one_car_is_bounded_and_the_others_keep_theirs() -> None:
+    mesh = settled(4)
+    holder = rendezvous_of(mesh)
+    flooder = next(car for car in cars_of(mesh) if car is not holder)
+    before = node_of(holder).rendezvous.tokens
+    for seq in range(1_000, 1_200):
+        wire = token_of(flooder, mesh, seq)
+        mesh.feed(holder, ev.FrameIn(flooder.identity.peer, Lane.CONTROL, wire))
+    assert node_of(holder).rendezvous.tokens == before, "as many as it has slots"
+    # What it invented its own machine does not honour: the submitter still gets its units.
+    submit(mesh, order(40, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert_whole(mesh, 40)
+
+
+def test_elections_split_a_cell_by_its_size_and_change_with_the_epoch() -> None:
+    assert shape(4, 250) == (1, 1)
+    assert shape(100, 250) == (1, 2)
+    assert shape(1_000, 250) == (1, 4)
+    assert shape(1_001, 250) == (2, 3)
+    peers = [Peer(bytes([n]) * 38) for n in range(60)]
+    epochs = [elect("c", epoch, peers, 1_000, 250) for epoch in range(200)]
+    assert all(len(ranks) == 4 == len(set(ranks)) for (ranks,) in epochs)
+    firsts = Counter(ranks[0] for (ranks,) in epochs)
+    assert len(firsts) > 45 and max(firsts.values()) < 20, "hashing favours nobody"
+    assert elect("c", 1, peers, 1_000, 250) == elect("c", 1, peers[::-1], 1_000, 250)
