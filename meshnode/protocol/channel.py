@@ -183,3 +183,15 @@ class RequesterChannel:
         self.digests[receipt.seq] = digest
         if len(self.digests) > DIGESTS_MAX:
             self.digests.popitem(last=False)
+
+
+def accepted_chain(
+    found: dict[Digest, tuple[Receipt, Sealed]], newest: Digest | None
+) -> list[tuple[Receipt, Sealed]]:
+    """The chain that ends in the receipt that we accepted last. Other receipts are here as proofs
+    against their signer: they take no place in it, whatever seq they claim."""
+    chain: list[tuple[Receipt, Sealed]] = []
+    while newest is not None and newest in found:
+        chain.append(found[newest])
+        newest = chain[-1][0].previous
+    return chain[::-1]

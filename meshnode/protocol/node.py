@@ -22,7 +22,7 @@ from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
 from .agreement import Agreements, InForce
 from .cell import AdvertRoster, Roster
-from .channel import RequesterChannel
+from .channel import RequesterChannel, accepted_chain
 from .effects import Block, Dial, Effect, Join
 from .events import (
     AddrsKnown,
@@ -578,7 +578,7 @@ class Node:
                 chain = sorted(found.values(), key=lambda pair: pair[0].seq)
                 self.provider.receipts.restore(entered, chain, [a for a, _ in vouchers])
             else:
-                chain = _accepted(found, vouchers[-1][0].receipt if vouchers else None)
+                chain = accepted_chain(found, vouchers[-1][0].receipt if vouchers else None)
                 channel = RequesterChannel(entered.agreement, entered.digest)
                 disputes = {
                     d.seq: d for acceptance, _ in vouchers for d in acceptance.disputes or ()
@@ -588,15 +588,3 @@ class Node:
                     channel.take(receipt, sealed.digest, dispute.withheld_nano if dispute else 0)
                     self.acceptances.mark_restored(receipt, dispute)
                 self.acceptances.restore(channel, vouchers[-1][1].wire if vouchers else None)
-
-
-def _accepted(
-    found: dict[Digest, tuple[Receipt, Sealed]], newest: Digest | None
-) -> list[tuple[Receipt, Sealed]]:
-    """The chain that ends in the receipt that we accepted last. Other receipts are here as proofs
-    against their signer: they take no place in it, whatever seq they claim."""
-    chain: list[tuple[Receipt, Sealed]] = []
-    while newest is not None and newest in found:
-        chain.append(found[newest])
-        newest = chain[-1][0].previous
-    return chain[::-1]
