@@ -102,6 +102,8 @@ class Agreements:
         return found
 
     def as_provider(self, channel: Digest, requester: Peer) -> InForce | None:
+        if self._standing is not None and channel not in self.by_channel:
+            self._enter(self._standing(self._out.identity.peer, requester))
         found = self.by_channel.get(channel)
         if (
             found is None

@@ -19,6 +19,7 @@ EPOCH_MS: Final = 600_000
 RANKS_MAX: Final = 4  # rendezvous of one shard that are drawn among
 ALONE_CARS_MAX: Final = 16  # of so few cars one rendezvous serves all: tokens are not split
 STAYS_S_LEAST: Final = 900  # a car that leaves sooner holds no role, if others stay
+CELLS_KNOWN_MAX: Final = 64
 KNOWN_MS_MAX: Final = 1_000  # for so long an election is not looked at again
 
 Posts = tuple[tuple[Peer, ...], ...]
@@ -82,6 +83,7 @@ class AdvertRoster:
         self._rendezvous_cars = rendezvous_cars
         self._mono_ms = mono_ms
         self._known: dict[tuple[str, int], tuple[int, Posts]] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
 
     def posts(self, cell: str, epoch: int) -> Posts:
         now_ms = self._mono_ms()
@@ -91,13 +93,20 @@ class AdvertRoster:
         members = self._members(cell)
         stays = [p for p in members if self._stays(p)]
         posts = elect(cell, epoch, stays or members, len(members), self._rendezvous_cars)
-        if len(self._known) >= 64:
+        if len(self._known) >= CELLS_KNOWN_MAX:
             self._known.clear()
         self._known[cell, epoch] = now_ms + KNOWN_MS_MAX, posts
         return posts
 
     def cars(self, cell: str) -> int:
-        return len(self._members(cell))
+        """Looked at once a second: it is asked at each run's begin and end."""
+        now_ms = self._mono_ms()
+        known = self._counts.get(cell)
+        if known is None or known[0] <= now_ms:
+            if len(self._counts) >= CELLS_KNOWN_MAX:
+                self._counts.clear()
+            known = self._counts[cell] = now_ms + KNOWN_MS_MAX, len(self._members(cell))
+        return known[1]
 
     def neighbours(self, cell: str) -> Sequence[str]:
         return sorted({known.advert.cell for known in self._book.cars.values()} - {cell})

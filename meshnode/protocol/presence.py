@@ -28,6 +28,9 @@ from .reasons import Reason
 from .types import CACHED_MAX, Digest, Lane, Peer
 
 TOKENS_MAX = 256
+MOMENTS_CARS_MAX = 250
+"""In a larger cell adverts do not tell who is busy at the moment: tokens do, and each advert would
+cost every member a message."""
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class Presence:
         self._advert_free = 0
         self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
         self.on_change: Callable[[], None] = lambda: None  # whoever else tells of idle slots
+        self.cell_cars: Callable[[], int] = lambda: 0
 
     def peer_ready(self, peer: Peer) -> None:
         self.peers_up.add(peer)
@@ -153,9 +157,10 @@ class Presence:
     def changed(self, *, now: bool = False) -> None:
         """Something an advert says has changed: at once if it matters to who would offer."""
         busy = self.slots_free() == 0
-        if now or (not busy and self._advert_free == 0):
+        told = self.cell_cars() <= MOMENTS_CARS_MAX
+        if now or (told and not busy and self._advert_free == 0):
             self._advert_changed = True
-        if not busy or self._advert_free == 0:
+        if not told or not busy or self._advert_free == 0:
             self._busy_since_mono_ms = None
         elif self._busy_since_mono_ms is None:
             # Said only once it has lasted: a car that serves short calls is busy and free hundreds

@@ -3,7 +3,8 @@
 Conventions of "messages per task": a frame counts once, for who sends it, whether or not it
 arrives. A published message counts as many frames as the topic's gossip mesh carries for it,
 `(GOSSIP_DEGREE - 1)` for each member (all but the link it came by), fewer in a topic of fewer.
-Results, money and upkeep are reported and not counted: they are the same whoever chose the car.
+What a car answers its requester (one lease a start, then results), money and upkeep are reported
+and not counted: they are the same whoever chose the car.
 A type that is in none of those groups is about placement.
 """
 
@@ -15,7 +16,7 @@ from typing import Final
 from meshnode.protocol.messages import NUMBERS
 from meshnode.protocol.sealed import TAG_18
 
-RESULT: Final = frozenset({"inputs", "part", "ended", "heartbeat", "checkpoint", "watch"})
+RESULT: Final = frozenset({"lease", "inputs", "part", "ended", "heartbeat", "checkpoint", "watch"})
 MONEY: Final = frozenset({"receipt", "accept"})
 UPKEEP: Final = frozenset(
     {"hello", "goodbye", "terms-request", "terms", "agreement", "decline", "advert"}
