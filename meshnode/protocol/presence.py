@@ -147,12 +147,14 @@ class Presence:
             self.dial(requester, addrs)
         return True
 
-    def dial(self, requester: Peer, addrs: tuple[str, ...]) -> None:
-        """Where it says it is; seldom, because nobody has checked that."""
+    def dial(self, requester: Peer, addrs: tuple[str, ...]) -> bool:
+        """Where it says it is; seldom, because nobody has checked that. False if not now."""
         now_ms = self._out.now.mono_ms
-        if addrs and self._dial_mono_ms <= now_ms:
-            self._dial_mono_ms = now_ms + self._out.limits.redial_gap_ms
-            self._out.add(Dial(requester, addrs))
+        if not addrs or self._dial_mono_ms > now_ms:
+            return False
+        self._dial_mono_ms = now_ms + self._out.limits.redial_gap_ms
+        self._out.add(Dial(requester, addrs))
+        return True
 
     def changed(self, *, now: bool = False) -> None:
         """Something an advert says has changed: at once if it matters to who would offer."""

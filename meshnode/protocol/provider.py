@@ -264,26 +264,35 @@ class Provider:
         if known is not None:
             self.delivery.say_again(known)
             return
-        reason = Reason.OK
-        if not self.tokens.spend(token, holder):
-            reason = Reason.EXPIRED
-        elif self.presence.slots_free() < 1:
-            reason = self.owner.may_run()
-            reason = Reason.BUSY if reason is Reason.OK else reason
+        reason = self._take_placed(holder, sealed, offer, token, task_id, addrs)
         if reason is not Reason.OK:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
             self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, reason))
-            self.tokens.changed()
-            return
+        self.tokens.changed()
+
+    def _take_placed(
+        self,
+        holder: Peer,
+        sealed: Sealed,
+        offer: Offer,
+        token: Digest,
+        task_id: TaskId,
+        addrs: tuple[str, ...],
+    ) -> Reason:
+        requester = offer.requester
+        if not self.tokens.spend(token, holder):
+            return Reason.EXPIRED
+        if self.presence.slots_free() < 1:
+            may = self.owner.may_run()
+            return Reason.BUSY if may is Reason.OK else may
         entered = self._agreements.with_requester(requester)
         if entered is None:
-            if not self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS):
-                self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, Reason.BUSY))
-        else:
-            if requester not in self.presence.peers_up:
-                self.presence.dial(requester, addrs)
-            self._consider(requester, holder, sealed, offer, None, entered.digest)
-        self.tokens.changed()
+            bid = self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS)
+            return Reason.OK if bid else Reason.BUSY
+        if requester not in self.presence.peers_up and not self.presence.dial(requester, addrs):
+            return Reason.BUSY  # nobody could tell it now
+        self._consider(requester, holder, sealed, offer, None, entered.digest)
+        return Reason.OK
 
     # ---- inputs
 

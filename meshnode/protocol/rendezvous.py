@@ -222,11 +222,14 @@ class Rendezvous:
     def _welcome(self, peer: Peer, sealed: Sealed, offer: Offer, place: Place) -> Reason:
         if not self._out.limits.rendezvous_cars:
             return Reason.NOT_PROVIDING
-        if sealed.kid != offer.requester or (place.hops == 0 and peer != offer.requester):
+        if not sealed.kid == offer.requester == offer.job.requester:
+            return Reason.NOT_YOURS
+        if place.hops == 0 and peer != offer.requester:
             return Reason.NOT_YOURS
         if offer.provider is not None or offer.token is not None:
             return Reason.NOT_YOURS
-        if self._out.identity.network not in (offer.network, offer.job.network):
+        network = self._out.identity.network
+        if offer.network != network or offer.job.network != network:
             return Reason.OTHER_NETWORK
         if offer.not_after_ms <= self._out.now.unix_ms:
             return Reason.EXPIRED

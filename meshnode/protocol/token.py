@@ -79,11 +79,12 @@ class Tokens:
             self._over_mono_ms = self._out.now.mono_ms
 
     def spend(self, token: Digest, holder: Peer) -> bool:
-        """Single use: whoever brings it, it is gone."""
-        deposit = self._deposits.pop(token, None)
+        """Single use, and only by the rendezvous that it was given to."""
+        deposit = self._deposits.get(token)
         if deposit is None or deposit.holder != holder:
             self._out.counters["tokens_not_ours"] += 1
             return False
+        del self._deposits[token]
         self._unspent.pop(holder, None)
         remember(self._spent, holder, self._out.now.mono_ms, POSTS_KNOWN_MAX)
         return deposit.until_mono_ms > self._out.now.mono_ms
