@@ -192,8 +192,8 @@ class World(Mesh):
         return [self.by_peer[peer].name for peer in self.holders.holders()]
 
     def _elect(self, cell: str, epoch: int, members: Sequence[Peer], cars: int) -> Posts:
-        """As the machines elect, among those with the best last miles. Adverts do not tell them yet:
-        a mesh of real nodes elects among all, and pays the rendezvous' last mile twice."""
+        """As the machines elect, but among the best last miles, which adverts do not tell yet: real
+        nodes elect among all, and their tasks go over a longer last mile twice."""
         places, by_peer = self.ground.network.places, self.by_peer
         best = sorted(members, key=lambda peer: places[by_peer[peer].number].last_mile_us)
         few = best[: max(CANDIDATES_LEAST, int(len(best) * BEST_SHARE))]
