@@ -344,8 +344,8 @@ def test_a_budget_is_within_every_limit(
     if state.departure_ms is not None and state.departure_ms > MONDAY_NOON_MS:
         assert read.lease_s_max * 1000 <= state.departure_ms - MONDAY_NOON_MS
     if state.plugged is not True and state.capacity_wh is not None:
-        left_wh = state.capacity_wh * (state.soc_permille - policy.soc_floor_permille) / 1000
-        assert read.spendable_mwh <= (left_wh - policy.reserve_wh) * 1000
+        left_mwh = state.capacity_wh * (state.soc_permille - policy.soc_floor_permille)
+        assert read.spendable_mwh <= left_mwh - policy.reserve_wh * 1000
     assert read.floor_nano_per_s >= 0
 
 
