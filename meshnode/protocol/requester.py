@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
 
 from .advert import AdvertBook
 from .agreement import Agreements
@@ -19,6 +18,7 @@ from .attempt import Attempt, State, Step
 from .cell import Roster
 from .checkpoints import FETCH_MS_MAX, PARTING_MS, SPOILT, Checkpoints, Said
 from .codec import digest
+from .dues import Dues
 from .effects import ResultRecord
 from .events import SendFailed, Submit
 from .fleet import BLAMELESS, TOO_MUCH, UNSUITED, Fleet
@@ -104,9 +104,7 @@ class Requester:
         self.shelf = Shelf(outbox)
         self._checkpoints = Checkpoints(outbox, jobs, self.shelf)
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}
-        self._dues: list[tuple[int, int, Job]] = []  # heap; what a job no longer notes is stale
-        self._noted = 0
-        self._touched: dict[JobId, Job] = {}  # whose due may be another by now
+        self._dues = Dues(self.due)
 
     # ---- jobs
 
@@ -146,7 +144,7 @@ class Requester:
             self._finish(job, JobState.CANCELLED, Reason.CANCELLED)
 
     def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
-        self._touch(job)
+        self._dues.touch(job)
         for task_id in list(job.live):
             task = job.tasks[task_id]
             if task.live is not None:
@@ -181,7 +179,7 @@ class Requester:
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
-        self._touch(job)
+        self._dues.touch(job)
         job.drop_whole()
         if not job.to_place():
             return
@@ -298,7 +296,7 @@ class Requester:
             now_mono_ms=self._out.now.mono_ms,
             offer_timeout_ms=timeout_ms,
         )
-        self._touch(job)
+        self._dues.touch(job)
         attempt.from_step = task.step or 0
         task.live = attempt
         job.live.add(task.task_id)
@@ -354,7 +352,7 @@ class Requester:
         if peer in job.unsuited:
             return
         if self._agreements.with_provider(peer) is None:
-            self._touch(job)
+            self._dues.touch(job)
             attempt.expires_mono_ms = self._out.now.mono_ms + (token.hold_ms or 0)
             self._bids[peer] = (job, token, sealed)
             self._agreements.ask(peer)
@@ -382,7 +380,7 @@ class Requester:
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.met(peer)
         for job, task in self.jobs.live_at(peer):
-            self._touch(job)
+            self._dues.touch(job)
             assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
@@ -396,7 +394,7 @@ class Requester:
         self._bids.pop(peer, None)
         now = self._out.now.mono_ms
         for job, task in self.jobs.live_at(peer):
-            self._touch(job)
+            self._dues.touch(job)
             attempt = task.live
             assert attempt is not None
             if attempt.state is State.OFFERED:
@@ -461,7 +459,7 @@ class Requester:
             or attempt.number != number
         ):
             return None
-        self._touch(job)
+        self._dues.touch(job)
         return job, task, attempt
 
     def on_lease(self, peer: Peer, sealed: Sealed) -> None:
@@ -508,7 +506,7 @@ class Requester:
             or peer in job.unsuited
         ):
             return None
-        self._touch(job)
+        self._dues.touch(job)
         return job, task, attempt
 
     def _settle(self, job: Job, task: Task, attempt: Attempt, peer: Peer) -> None:
@@ -596,7 +594,7 @@ class Requester:
         job = self.jobs.by_task.get(attempt.task_id)
         if job is None:
             return None
-        self._touch(job)
+        self._dues.touch(job)
         return job, job.tasks[attempt.task_id], attempt
 
     def on_part(self, peer: Peer, part: Part) -> None:
@@ -799,7 +797,7 @@ class Requester:
     # ---- the end of an attempt
 
     def _leave(self, job: Job, attempt: Attempt) -> None:
-        self._touch(job)
+        self._dues.touch(job)
         job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
         task = job.tasks[attempt.task_id]
         if task.live is attempt:
@@ -851,27 +849,10 @@ class Requester:
         fetched = self._checkpoints.deadline()
         if fetched is not None:
             dues.append(fetched)
-        for job in self._touched.values():
-            self._note_due(job)
-        self._touched.clear()
-        while self._dues and self._dues[0][2].due_mono_ms != self._dues[0][0]:
-            heappop(self._dues)
-        if self._dues:
-            dues.append(self._dues[0][0])
+        first = self._dues.first()
+        if first is not None:
+            dues.append(first)
         return min(dues, default=None)
-
-    def _touch(self, job: Job) -> None:
-        """Whatever changes when a job wants attention comes through here: to ask every job after
-        each event was two thirds of all time with a hundred jobs in work."""
-        self._touched[job.job_id] = job
-
-    def _note_due(self, job: Job) -> None:
-        due = self.due(job)
-        if due != job.due_mono_ms:
-            job.due_mono_ms = due
-            if due is not None:
-                self._noted += 1
-                heappush(self._dues, (due, self._noted, job))
 
     def due(self, job: Job) -> int | None:
         """When the job wants attention next, if nothing happens before."""
@@ -899,21 +880,8 @@ class Requester:
         self.fleet.tick()
         for fetch_id in self._checkpoints.late():
             self.on_state_failed(fetch_id)
-        for job in self._all_due():
+        for job in self._dues.take(self._out.now.mono_ms):
             self._tick_job(job)
-
-    def _all_due(self) -> list[Job]:
-        """Jobs that want attention now, in the order in which they came."""
-        now = self._out.now.mono_ms
-        found: dict[JobId, Job] = {}
-        while self._dues and self._dues[0][0] <= now:
-            due, _, job = heappop(self._dues)
-            if job.due_mono_ms == due:
-                job.due_mono_ms = None
-                found[job.job_id] = job
-        for job in found.values():
-            self._touch(job)
-        return sorted(found.values(), key=lambda job: (job.submitted_mono_ms, job.job_id))
 
     def _tick_job(self, job: Job) -> None:
         now = self._out.now.mono_ms
@@ -958,7 +926,7 @@ class Requester:
         """Jobs have been restored: those whose units are all here end now, and a long one's tasks
         wait until it is known whether their checkpoints are still here."""
         for job in list(self.jobs.running.values()):
-            self._touch(job)
+            self._dues.touch(job)
             self._progress(job)
             if job.spec.steps is not None and job.state is JobState.RUNNING:
                 for task in job.retry:

@@ -15,6 +15,7 @@ from meshnode.protocol import effects as fx
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
+    NO_CURRENCY,
     T_CONSENT,
     T_MANDATE,
     T_POLICY,
@@ -132,7 +133,7 @@ def identity_of(
         node_keys.peer,
         Account(papers.account.account),
         cell,
-        "XXX",
+        NO_CURRENCY,
         roles,
         mandate_of(node_keys.peer, papers.account, roles, network, EPOCH_MS),
         papers.consent,
