@@ -16,6 +16,7 @@ from .sealed import unseal
 from .types import CLOCK_SKEW_MS_MAX, Limits, NetworkId, Now, Peer
 
 ENERGY_BUCKET_MWH = 250_000  # 250 Wh steps: never the exact charge
+EXPIRY_COMPANY_MS = 1_000
 LEASE_BUCKETS_S = (7_200, 3_600, 1_800, 900, 300, 60, 0)
 
 
@@ -54,6 +55,7 @@ class AdvertBook:
         self._limits = limits
         self._network = network
         self.cars: dict[Peer, Known] = {}
+        self._due_unix_ms: int | None = None  # none of them expires before
 
     def take(self, wire: bytes, now: Now) -> Advert | None:
         """The advert if it is news, None if it is old, foreign or bad."""
@@ -76,13 +78,25 @@ class AdvertBook:
             oldest = min(self.cars, key=lambda peer: self.cars[peer].advert.expires_ms)
             del self.cars[oldest]
         self.cars[advert.peer] = Known(advert, now.mono_ms)
+        if self._due_unix_ms is None or advert.expires_ms < self._due_unix_ms:
+            self._due_unix_ms = advert.expires_ms
         return advert
 
     def expire(self, now: Now) -> list[Peer]:
+        if self._due_unix_ms is None or self._due_unix_ms > now.unix_ms:
+            return []
         gone = [p for p, known in self.cars.items() if known.advert.expires_ms <= now.unix_ms]
         for peer in gone:
             del self.cars[peer]
+        expiries = (known.advert.expires_ms for known in self.cars.values())
+        self._due_unix_ms = min(expiries, default=None)
         return gone
+
+    def deadline(self, now: Now) -> int | None:
+        """Mono ms at which to look for expired ones; a second late, for company."""
+        if self._due_unix_ms is None:
+            return None
+        return now.mono_ms + self._due_unix_ms - now.unix_ms + EXPIRY_COMPANY_MS
 
     def drop(self, peer: Peer) -> None:
         self.cars.pop(peer, None)

@@ -6,7 +6,8 @@ The fallback when point-to-point offers have nothing more to give, and the whole
 
 from __future__ import annotations
 
-from .advert import AdvertBook, cell_topic
+from .advert import cell_topic
+from .cell import Roster
 from .effects import Publish
 from .job import Job, wanted
 from .jobs import Jobs
@@ -15,9 +16,9 @@ from .outbox import Outbox
 
 
 class Announcer:
-    def __init__(self, outbox: Outbox, book: AdvertBook, jobs: Jobs) -> None:
+    def __init__(self, outbox: Outbox, roster: Roster, jobs: Jobs) -> None:
         self._out = outbox
-        self._book = book
+        self._roster = roster
         self._jobs = jobs
         self.addrs: tuple[str, ...] = ()
 
@@ -34,8 +35,8 @@ class Announcer:
         )
         waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
         self._jobs.announced[waiting.announce_id] = job
-        cell = max(1, len(self._book.cars))
-        share = min(1.0, limits.bids_target / cell)
+        cars = max(1, self._roster.cars(self._out.identity.cell))
+        share = min(1.0, limits.bids_target / cars)
         left = job.spec.units - job.fresh + sum(t.end - t.missing for t in job.retry)
         identity = self._out.identity
         announce = Announce(

@@ -57,6 +57,7 @@ from .events import (
 )
 from .explain import Explanation, Would, explain, would
 from .jobs import Jobs
+from .last_mile import last_mile_us
 from .messages import Hello
 from .objects import (
     T_ACCEPT,
@@ -137,9 +138,15 @@ class Node:
         self._restored = restored
         self.agreements = Agreements(self._out, restored, standing)
         known = roster or AdvertRoster(
-            self.book, limits.rendezvous_cars or 1, lambda: self._out.now.mono_ms
+            self.book,
+            limits.rendezvous_cars or 1,
+            lambda: self._out.now.mono_ms,
+            lambda: self.provider.presence.advert,
         )
         self.provider = Provider(self._out, self.agreements, self.book, known, self._reach)
+        self.provider.presence.last_mile_us = lambda: last_mile_us(
+            state.rtt_us for state in self.peers.values()
+        )
         self.jobs = Jobs(self._out)
         self.requester = Requester(
             self._out, self.agreements, self.book, placement, self.jobs, known, self._reach
@@ -271,6 +278,7 @@ class Node:
             self.requester.deadline(),
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
+            self.book.deadline(self._out.now),
             min(self._parting.values(), default=None),
         )
         return min((due for due in dues if due is not None), default=None)

@@ -36,6 +36,7 @@ from .types import (
     ARTIFACT_BYTES_MAX,
     BLOB_BYTES_MAX,
     CACHED_MAX,
+    CELL_CARS_MAX,
     CLASSES_MAX,
     DIMS_MAX,
     JOB_UNITS_MAX,
@@ -368,6 +369,7 @@ class Advert:
     addrs: Annotated[tuple[str, ...], at(15, ADDRS)]
     last_mile_us: Annotated[int | None, at(16, Uint(), optional=True)] = None
     wake_at_ms: Annotated[int | None, at(17, MS, optional=True)] = None
+    cell_cars: Annotated[int | None, at(18, Uint(CELL_CARS_MAX), optional=True)] = None
 
 
 @rule

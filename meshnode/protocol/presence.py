@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .advert import bucket_lease_s, bucket_mwh, cell_topic
+from .cell import Roster, epoch_of, may_hold, shard_of
 from .effects import Dial, Publish
 from .objects import (
     T_ADVERT,
@@ -45,9 +46,12 @@ class Bid:
 class Presence:
     """`working` counts the leases that have not ended."""
 
-    def __init__(self, outbox: Outbox, owner: Owner, working: Callable[[], int]) -> None:
+    def __init__(
+        self, outbox: Outbox, owner: Owner, roster: Roster, working: Callable[[], int]
+    ) -> None:
         self._out = outbox
         self._owner = owner
+        self._roster = roster
         self._working = working
         self.peers_up: set[Peer] = set()
         self.addrs: tuple[str, ...] = ()
@@ -56,13 +60,15 @@ class Presence:
         self._token_seq = 0
         self._dial_mono_ms = 0  # before that no announcer is dialled
         self._advert_seq = 0
+        self.advert: Advert | None = None
         self._advert_wire: bytes | None = None
         self._advert_mono_ms = 0
         self._advert_changed = False
         self._advert_free = 0
         self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
         self.on_change: Callable[[], None] = lambda: None  # whoever else tells of idle slots
-        self.cell_cars: Callable[[], int] = lambda: 0
+        self.reach: Callable[[Peer], None] = lambda _: None
+        self.last_mile_us: Callable[[], int | None] = lambda: None
 
     def peer_ready(self, peer: Peer) -> None:
         self.peers_up.add(peer)
@@ -159,7 +165,7 @@ class Presence:
     def changed(self, *, now: bool = False) -> None:
         """Something an advert says has changed: at once if it matters to who would offer."""
         busy = self.slots_free() == 0
-        told = self.cell_cars() <= MOMENTS_CARS_MAX
+        told = self._roster.cars(self._out.identity.cell) <= MOMENTS_CARS_MAX
         if now or (told and not busy and self._advert_free == 0):
             self._advert_changed = True
         if not told or not busy or self._advert_free == 0:
@@ -205,15 +211,31 @@ class Presence:
             ),
             now.unix_ms + limits.advert_ttl_ms,
             self.addrs,
+            self.last_mile_us(),
+            cell_cars=self._roster.counted(identity.cell, epoch_of(now.unix_ms), identity.peer),
         )
+        self.advert = advert
         self._advert_wire = self._out.seal(advert, T_ADVERT).wire
         self._advert_mono_ms = now.mono_ms
         self._advert_changed = False
         self._busy_since_mono_ms = None
-        self._out.add(Publish(cell_topic(identity.network, identity.cell), self._advert_wire))
+        self._tell(self._advert_wire)
+
+    def _tell(self, wire: bytes) -> None:
+        """To the cell if it is small or may hash us to the rendezvous role, else to those who hold
+        it: 1,000 cars that gossip would cost each of them 17 messages a second."""
+        identity, limits, now = self._out.identity, self._out.limits, self._out.now
+        cars, served = self._roster.cars(identity.cell), limits.rendezvous_cars
+        if not served or may_hold(identity.cell, now.unix_ms, identity.peer, cars, served):
+            self._out.add(Publish(cell_topic(identity.network, identity.cell), wire))
+        else:
+            posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
+            for holder in posts[shard_of(identity.peer, len(posts))]:
+                if holder not in self.peers_up:
+                    self.reach(holder)  # and it hears when it is up
         # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
         for peer in sorted(self.peers_up)[: limits.peers_max]:
-            self._out.send(peer, Lane.CONTROL, self._advert_wire)
+            self._out.send(peer, Lane.CONTROL, wire)
 
     def _advert_due(self) -> int | None:
         if not self._owner.active or self._owner.classes is None:

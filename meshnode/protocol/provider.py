@@ -86,12 +86,12 @@ class Provider:
         self._agreements = agreements
         self._book = book
         self.owner = Owner(outbox)
-        self.presence = Presence(outbox, self.owner, self._working)
+        self.presence = Presence(outbox, self.owner, roster, self._working)
+        self.presence.reach = reach
         self.tokens = Tokens(
             outbox, self.owner, roster, self.presence.peers_up, self.presence.slots_free, reach
         )
         self.presence.on_change = self.tokens.changed
-        self.presence.cell_cars = lambda: roster.cars(outbox.identity.cell)
         self.leases: dict[LeaseId, Granted] = {}  # not ended
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
         self._parting = Parting(outbox, self.presence)

@@ -93,7 +93,7 @@ class Requester:
     ) -> None:
         self._out = outbox
         self.jobs = jobs
-        self._announcer = Announcer(outbox, book, jobs)
+        self._announcer = Announcer(outbox, roster, jobs)
         self._agreements = agreements
         self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement

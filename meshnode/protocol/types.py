@@ -46,6 +46,7 @@ DIMS_MAX: Final = 8
 ADDRS_MAX: Final = 16
 ADDR_CHARS_MAX: Final = 256
 CLASSES_MAX: Final = 8
+CELL_CARS_MAX: Final = 1 << 24
 CACHED_MAX: Final = 64
 KERNEL_CHARS_MAX: Final = 128
 TEXT_BYTES_MAX: Final = 512  # UTF-8, as all sizes of text on the wire

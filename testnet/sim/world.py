@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
-from meshnode.protocol.cell import Posts, elect
+from meshnode.protocol.cell import Candidate, Posts, elect
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, ArraySpec, Limits, Peer, Rng
@@ -50,8 +50,6 @@ DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
 PEERS_MAX: Final = 4_096  # a submitter of a fleet serves many; a car has 512
 PARKING_START_S: Final = 17 * 3_600.0
-BEST_SHARE: Final = 0.2  # of a cell's cars: those with the best last miles may hold the role
-CANDIDATES_LEAST: Final = 8
 OUT: Final = ArraySpec("float32", (16,))
 
 
@@ -192,12 +190,12 @@ class World(Mesh):
         return [self.by_peer[peer].name for peer in self.holders.holders()]
 
     def _elect(self, cell: str, epoch: int, members: Sequence[Peer], cars: int) -> Posts:
-        """As the machines elect, but among the best last miles, which adverts do not tell yet: real
-        nodes elect among all, and their tasks go over a longer last mile twice."""
+        """As the machines elect; each car has measured its last mile, and is alone in its /24."""
         places, by_peer = self.ground.network.places, self.by_peer
-        best = sorted(members, key=lambda peer: places[by_peer[peer].number].last_mile_us)
-        few = best[: max(CANDIDATES_LEAST, int(len(best) * BEST_SHARE))]
-        return elect(cell, epoch, few, cars, self.limits.rendezvous_cars)
+        candidates = [
+            Candidate(peer, places[by_peer[peer].number].last_mile_us) for peer in members
+        ]
+        return elect(cell, epoch, candidates, cars, self.limits.rendezvous_cars)
 
     # ---- the workload
 

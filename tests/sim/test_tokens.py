@@ -12,7 +12,7 @@ import pytest
 
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
-from meshnode.protocol.cell import elect, epoch_of, shape
+from meshnode.protocol.cell import Candidate, elect, epoch_of, shape
 from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_TOKEN, Token
@@ -265,7 +265,7 @@ def test_elections_split_a_cell_by_its_size_and_change_with_the_epoch() -> None:
     assert shape(100, 250) == (1, 2)
     assert shape(1_000, 250) == (1, 4)
     assert shape(1_001, 250) == (2, 3)
-    peers = [Peer(bytes([n]) * 38) for n in range(60)]
+    peers = [Candidate(Peer(bytes([n]) * 38)) for n in range(60)]
     epochs = [elect("c", epoch, peers, 1_000, 250) for epoch in range(200)]
     assert all(len(ranks) == 4 == len(set(ranks)) for (ranks,) in epochs)
     firsts = Counter(ranks[0] for (ranks,) in epochs)
