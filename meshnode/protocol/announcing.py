@@ -6,18 +6,29 @@ The fallback when point-to-point offers have nothing more to give, and the whole
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .advert import cell_topic
 from .cell import Roster
 from .effects import Publish
 from .job import Job, wanted
 from .jobs import Jobs
-from .objects import T_ANNOUNCE, Announce
+from .objects import T_ANNOUNCE, Announce, JobSpec
 from .outbox import Outbox
+from .sealed import Sealed
 
 
 class Announcer:
-    def __init__(self, outbox: Outbox, roster: Roster, jobs: Jobs) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        roster: Roster,
+        jobs: Jobs,
+        beyond: Callable[[JobSpec, Sealed], None],
+    ) -> None:
+        """`beyond` asks other cells for a job that nobody here has bid for."""
         self._out = outbox
+        self._beyond = beyond
         self._roster = roster
         self._jobs = jobs
         self.addrs: tuple[str, ...] = ()
@@ -28,6 +39,7 @@ class Announcer:
         if waiting.until_mono_ms > now.mono_ms:
             return
         self._jobs.announced.pop(waiting.announce_id, None)
+        unheard = waiting.backoff_ms > 0 and not waiting.bidders
         waiting.bidders.clear()
         waiting.announce_id = self._out.rng.randbytes(16)
         waiting.backoff_ms = min(
@@ -59,5 +71,7 @@ class Announcer:
         )
         sealed = self._out.seal(announce, T_ANNOUNCE)
         self._out.add(Publish(cell_topic(identity.network, identity.cell), sealed.wire))
+        if unheard:
+            self._beyond(job.spec, sealed)
         self._out.counters["announced"] += 1
         self._out.notify(job.job_id, "announced", units=left)

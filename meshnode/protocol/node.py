@@ -46,6 +46,7 @@ from .events import (
     PeerUp,
     Persisted,
     PersistFailed,
+    ProvidersFound,
     Recall,
     RttMeasured,
     SendFailed,
@@ -56,6 +57,7 @@ from .events import (
     WorkerClasses,
 )
 from .explain import Explanation, Would, explain, would
+from .gateway import Gateway
 from .jobs import Jobs
 from .last_mile import last_mile_us
 from .messages import Hello
@@ -69,7 +71,6 @@ from .objects import (
     T_RECEIPT,
     T_TOKEN,
     Acceptance,
-    Announce,
     Receipt,
     Token,
 )
@@ -96,7 +97,6 @@ from .view import View, look
 
 BLOCK_MS = 60_000
 PARTING_MS = 500  # for our hello to arrive before we hang up on who belongs elsewhere
-ANNOUNCES_SEEN_MAX = 4096
 EARLY_FRAMES_MAX = 256
 
 
@@ -148,8 +148,20 @@ class Node:
             state.rtt_us for state in self.peers.values()
         )
         self.jobs = Jobs(self._out)
+        presence = self.provider.presence
+        self.gateway = Gateway(
+            self._out, known, presence.peers_up, self._reach, presence.on_announce
+        )
+        presence.on_shown = self.gateway.shown
         self.requester = Requester(
-            self._out, self.agreements, self.book, placement, self.jobs, known, self._reach
+            self._out,
+            self.agreements,
+            self.book,
+            placement,
+            self.jobs,
+            known,
+            self._reach,
+            self.gateway.beyond,
         )
         self.rendezvous = Rendezvous(self._out, self.book, known, self._rtt_us, self._reach)
         self.acceptances = AcceptanceDesk(
@@ -159,7 +171,6 @@ class Node:
         self._looked_mono_ms = 0
         self._due_mono_ms: int | None = None
         self._due_known = False
-        self._seen: dict[bytes, None] = {}
         self._handlers = self._event_table()
         self._messages = self._message_table()
         self._objects = self._object_table()
@@ -173,6 +184,7 @@ class Node:
             RttMeasured: self._on_rtt,
             FrameIn: self._on_frame,
             GossipIn: self._on_gossip,
+            ProvidersFound: self.gateway.on_found,
             BlobReady: self._on_blob_ready,
             BlobFailed: self._on_blob_failed,
             WorkerClasses: self.provider.on_classes,
@@ -225,6 +237,7 @@ class Node:
             T_OFFER: self.provider.on_offer,
             T_LEASE: self.requester.on_lease,
             T_TOKEN: self._on_token,
+            T_ANNOUNCE: self.gateway.on_asked,
             T_RECEIPT: self.acceptances.on_receipt,
             T_ACCEPT: self._on_acceptance,
         }
@@ -521,24 +534,9 @@ class Node:
             if sealed.typ == T_ADVERT:
                 self._on_advert(event.source, sealed)
             elif sealed.typ == T_ANNOUNCE:
-                self._on_announce(event.source, sealed)
+                self.gateway.on_announce(event.topic, event.source, sealed)
         except MeshError:
             self._out.counters["bad_gossip"] += 1
-
-    def _on_announce(self, source: Peer, sealed: Sealed) -> None:
-        announce = sealed.open(Announce, T_ANNOUNCE)
-        now = self._out.now.unix_ms
-        if (
-            not source == sealed.kid == announce.requester
-            or announce.network != self.identity.network
-            or not now - CLOCK_SKEW_MS_MAX < announce.expires_ms <= now + 60_000 + CLOCK_SKEW_MS_MAX
-            or announce.announce_id in self._seen
-        ):
-            return
-        self._seen[announce.announce_id] = None
-        if len(self._seen) > ANNOUNCES_SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
-        self.provider.presence.on_announce(announce)
 
     # ---- own state
 

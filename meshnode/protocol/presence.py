@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .advert import bucket_lease_s, bucket_mwh, cell_topic
 from .cell import Roster, epoch_of, may_hold, shard_of
 from .effects import Dial, Publish
+from .events import WorkerClass
 from .objects import (
     T_ADVERT,
     T_TOKEN,
@@ -68,6 +69,9 @@ class Presence:
         self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
         self.on_change: Callable[[], None] = lambda: None  # whoever else tells of idle slots
         self.reach: Callable[[Peer], None] = lambda _: None
+        self.on_shown: Callable[[bytes, tuple[WorkerClass, ...], tuple[Digest, ...]], None] = (
+            lambda wire, classes, blobs: None
+        )
         self.last_mile_us: Callable[[], int | None] = lambda: None
 
     def peer_ready(self, peer: Peer) -> None:
@@ -233,6 +237,8 @@ class Presence:
             for holder in posts[shard_of(identity.peer, len(posts))]:
                 if holder not in self.peers_up:
                     self.reach(holder)  # and it hears when it is up
+        assert self._owner.classes is not None
+        self.on_shown(wire, self._owner.classes.classes, self.blobs)
         # A cell of few peers may have no gossip mesh yet; those we talk to hear it directly.
         for peer in sorted(self.peers_up)[: limits.peers_max]:
             self._out.send(peer, Lane.CONTROL, wire)

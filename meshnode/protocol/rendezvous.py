@@ -11,7 +11,7 @@ Place -> Assign (to the car) | Place (on, one hop more) | Queued | Refuse
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -41,6 +41,8 @@ ANSWER_MS: Final = 100
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000
 NEIGHBOUR_CELLS: Final = 12
+NEW_CELLS: Final = 2  # of them are not yet known to be near
+CELLS_MEASURED_MAX: Final = 64
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
 
 Key = tuple[TaskId, int]
@@ -111,6 +113,7 @@ class Rendezvous:
         self._push_mono_ms = 0
         self._dry_mono_ms = -DRY_MS  # when we last said so
         self._told: tuple[int, int] = (0, 0)
+        self._ways_us: OrderedDict[str, int] = OrderedDict()  # cell -> shortest round trip there
         self._ours = False  # whether hashing elected us, when we looked last
 
     @property
@@ -418,7 +421,7 @@ class Rendezvous:
         own = self._roster.posts(identity.cell, epoch)
         found = [peer for ranks in own for peer in ranks]
         ours = identity.peer in found
-        for cell in self._roster.neighbours(identity.cell)[:NEIGHBOUR_CELLS]:
+        for cell in self._near(self._roster.neighbours(identity.cell)):
             posts = self._roster.posts(cell, epoch)
             ranks = posts[shard_of(identity.peer, len(posts))]
             if ranks:  # one of each, not the same for each of ours: it reaches further than all
@@ -426,6 +429,20 @@ class Rendezvous:
         others = [peer for peer in dict.fromkeys(found) if peer != identity.peer]
         self._ours = ours
         return others[:TALLIES_MAX]
+
+    def _near(self, cells: Sequence[str]) -> list[str]:
+        """The nearest by what we have measured, and a few that we have not: in the roster's order,
+        which is all there is to begin with."""
+        epoch = epoch_of(self._out.now.unix_ms)
+        for cell in cells[:CELLS_MEASURED_MAX]:
+            held = (peer for ranks in self._roster.posts(cell, epoch) for peer in ranks)
+            way_us = min((us for us in map(self._rtt_us, held) if us), default=None)
+            if way_us is not None:
+                remember(self._ways_us, cell, way_us, CELLS_MEASURED_MAX)
+        known = sorted((c for c in cells if c in self._ways_us), key=lambda c: self._ways_us[c])
+        unknown = [cell for cell in cells if cell not in self._ways_us]
+        few = known[: NEIGHBOUR_CELLS - min(NEW_CELLS, len(unknown))]
+        return [*few, *unknown[: NEIGHBOUR_CELLS - len(few)]]
 
     def _tally(self) -> Tally:
         spare = max(0, len(self._tokens) - (SPARE_TOKENS if self._ours else 0))

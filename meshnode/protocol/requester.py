@@ -52,6 +52,7 @@ from .objects import (
     T_LEASE,
     T_TOKEN,
     Advert,
+    JobSpec,
     Lease,
     Span,
     Token,
@@ -90,10 +91,11 @@ class Requester:
         jobs: Jobs,
         roster: Roster,
         reach: Callable[[Peer], None],
+        beyond: Callable[[JobSpec, Sealed], None],
     ) -> None:
         self._out = outbox
         self.jobs = jobs
-        self._announcer = Announcer(outbox, roster, jobs)
+        self._announcer = Announcer(outbox, roster, jobs, beyond)
         self._agreements = agreements
         self.fleet = Fleet(outbox, agreements, book)
         self._placement = placement

@@ -48,6 +48,8 @@ from .trace import Trace
 from .virtual import VirtualWorkers, output_of
 
 HANDLING_US = 1_000
+DHT_MS = 1_500  # of a look-up
+PROVIDERS_FOUND = 20
 HOP_US = 2_000
 RELAY_US = 10_000  # between two members of a cell: 500 have it after 43 ms, 99 % of them after 86
 GOSSIP_DEGREE = 8  # links of a member in the mesh of a topic; each sends on to all but one
@@ -115,6 +117,7 @@ class Mesh(VirtualWorkers):
         self.digest: Trace | None = None  # every event
         self.keep_trace = True
         self.weather: Bent | None = None
+        self.provided: dict[Digest, dict[Peer, str]] = defaultdict(dict)
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
         self._lane_clock: dict[tuple[int, int], int] = {}
@@ -138,6 +141,8 @@ class Mesh(VirtualWorkers):
             fx.Pin: self._pin,
             fx.Unpin: self._unpin,
             fx.FetchBlob: self._fetch,
+            fx.Provide: self._provide,
+            fx.FindProviders: self._find_providers,
         }
 
     # ---- building
@@ -463,6 +468,19 @@ class Mesh(VirtualWorkers):
         if other is None:
             return 1_000
         return 5 * self.links.rtt_us(site.number, other.number) or self._one_way_us(site, other)
+
+    def _provide(self, site: Site, effect: fx.Provide, life: int) -> None:
+        self.provided[effect.key][site.identity.peer] = site.name
+
+    def _find_providers(self, site: Site, effect: fx.FindProviders, life: int) -> None:
+        """The DHT: right, and slow."""
+        found = [
+            (peer, (f"/sim/{name}",))
+            for peer, name in self.provided[effect.key].items()
+            if self.sites[name].node is not None and not self._split(site, self.sites[name])
+        ][:PROVIDERS_FOUND]
+        event = ev.ProvidersFound(effect.query_id, tuple(found))
+        self.at(DHT_MS, lambda: self.feed_life(site, life, event))
 
     # ---- disk and blobs
 
