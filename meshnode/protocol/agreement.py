@@ -168,6 +168,15 @@ class Agreements:
             self._decline(peer, self._own.digest, shown)
             return
         self._shown[peer] = shown
+        self._say_terms(peer)
+
+    def on_bid(self, peer: Peer) -> None:
+        """We have bid to a requester that has no agreement with us as far as we know: our terms go
+        with the bid, a round trip before it could have asked for them."""
+        if self.with_requester(peer) is None:
+            self._say_terms(peer)
+
+    def _say_terms(self, peer: Peer) -> None:
         mandate = self._own.open(Mandate, T_MANDATE)
         self._out.send(
             peer,

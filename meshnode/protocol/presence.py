@@ -69,6 +69,7 @@ class Presence:
         self._busy_since_mono_ms: int | None = None  # while the last advert says it is free
         self.on_change: Callable[[], None] = lambda: None  # whoever else tells of idle slots
         self.reach: Callable[[Peer], None] = lambda _: None
+        self.on_bid: Callable[[Peer], None] = lambda _: None
         self.on_shown: Callable[[bytes, tuple[WorkerClass, ...], tuple[Digest, ...]], None] = (
             lambda wire, classes, blobs: None
         )
@@ -81,7 +82,7 @@ class Presence:
         for bid in self._bids.values():
             if bid.requester == peer and not bid.sent:
                 bid.sent = True
-                self._out.send(peer, Lane.CONTROL, bid.wire)
+                self._say_bid(peer, bid.wire)
 
     def spend(self, token: Digest, peer: Peer) -> bool:
         """Single use: whoever asks, the token is gone."""
@@ -152,10 +153,14 @@ class Presence:
         self._bids[sealed.digest] = Bid(token, requester, sealed.wire, now.mono_ms + hold_ms, up)
         self._out.counters["bids"] += 1
         if up:
-            self._out.send(requester, Lane.CONTROL, sealed.wire)
+            self._say_bid(requester, sealed.wire)
         else:
             self.dial(requester, addrs)
         return True
+
+    def _say_bid(self, requester: Peer, wire: bytes) -> None:
+        self._out.send(requester, Lane.CONTROL, wire)
+        self.on_bid(requester)
 
     def dial(self, requester: Peer, addrs: tuple[str, ...]) -> bool:
         """Where it says it is; seldom, because nobody has checked that. False if not now."""

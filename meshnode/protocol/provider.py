@@ -88,6 +88,7 @@ class Provider:
         self.owner = Owner(outbox)
         self.presence = Presence(outbox, self.owner, roster, self._working)
         self.presence.reach = reach
+        self.presence.on_bid = agreements.on_bid
         self.tokens = Tokens(
             outbox, self.owner, roster, self.presence.peers_up, self.presence.slots_free, reach
         )

@@ -93,6 +93,21 @@ def test_a_call_of_a_known_submitter_takes_three_messages() -> None:
     assert not sent["offer"] and not sent["refuse"] and not sent["announce"]
 
 
+def test_a_first_meeting_costs_two_round_trips_after_the_dial() -> None:
+    """Bid and terms, agreement, its countersignature, award: each is one way."""
+    mesh = settled(1, delay_ms=(100, 100))
+    submit(mesh, order(1, policy="tokens"))
+    begun_ms = mesh.now_ms
+    assert mesh.run(lambda: ended(mesh))
+
+    def first(what: str) -> int:
+        times = (int(line.split()[0]) for line in mesh.trace if what in line)
+        return next(at_ms for at_ms in times if at_ms >= begun_ms)
+
+    took_ms = first(" car-0 Admit(") - first(" car-0 Send(")
+    assert 400 <= took_ms < 500, "the rest is storing what is signed"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_rendezvous_dies_in_the_middle(seed: int) -> None:
     mesh = settled(5, seed)
