@@ -106,6 +106,17 @@ class Fleet:
         if len(self._shunned) < SHUNNED_MAX:
             self._shunned[peer] = self._out.now.mono_ms + wait_ms
 
+    def halved(self, job: Job, attempt: Attempt, reason: Reason) -> bool:
+        """The run was too much for this car: it gets half as many units from now on."""
+        if reason not in TOO_MUCH:
+            return False
+        if attempt.count > 1:
+            job.most_at[attempt.peer] = attempt.count // 2
+            return True
+        # Its battery may say something else later, and then its advert does.
+        self.shun(attempt.peer, 10 * self._out.limits.backoff_ms)
+        return False
+
     def rests(self, peer: Peer) -> bool:
         return self.rests_until(peer) > self._out.now.mono_ms
 

@@ -141,6 +141,10 @@ class Jobs:
             step=attempt.from_step,
         )
 
+    def say_ended(self, job: Job, peer: Peer, reason: Reason, text: str) -> None:
+        """How a run ended, or why it never began, in the car's own words."""
+        self._out.notify(job.job_id, "ended", reason=int(reason), text=text, peer=peer)
+
     def live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
         return [
             (job, task)

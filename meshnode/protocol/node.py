@@ -212,17 +212,17 @@ class Node:
             messages.Hello: self._on_hello,
             messages.Refuse: self._on_refuse,
             messages.Place: self.rendezvous.on_place,
-            messages.Queued: self.requester.on_queued,
+            messages.Queued: self.requester.placing.on_queued,
             messages.Revoke: self.rendezvous.on_revoke,
             messages.Tally: self.rendezvous.on_tally,
             messages.Inputs: self.provider.on_inputs,
-            messages.Part: self.requester.on_part,
-            messages.Ended: self.requester.on_ended,
-            messages.Heartbeat: self.requester.on_heartbeat,
+            messages.Part: self.requester.returns.on_part,
+            messages.Ended: self.requester.returns.on_ended,
+            messages.Heartbeat: self.requester.returns.on_heartbeat,
             messages.CancelTask: self._on_cancel_task,
-            messages.Handoff: self.requester.on_handoff,
-            messages.Checkpoint: self.requester.on_checkpoint,
-            messages.Watch: self.requester.on_watch,
+            messages.Handoff: self.requester.returns.on_handoff,
+            messages.Checkpoint: self.requester.returns.on_checkpoint,
+            messages.Watch: self.requester.returns.on_watch,
             messages.Assign: self.provider.on_assign,
             messages.TermsRequest: self._on_terms_request,
             messages.Terms: self._on_terms,
@@ -450,7 +450,7 @@ class Node:
         if token.announce_id is None:
             self.rendezvous.on_token(peer, sealed)
         else:
-            self.requester.on_token(peer, sealed)
+            self.requester.bidding.on_token(peer, sealed)
 
     def _on_refuse(self, peer: Peer, refuse: messages.Refuse) -> None:
         if not self.rendezvous.on_refuse(peer, refuse):
@@ -542,11 +542,11 @@ class Node:
 
     def _on_blob_ready(self, event: BlobReady) -> None:
         self.provider.on_blob_ready(event)
-        self.requester.on_state_here(event.fetch_id)
+        self.requester.returns.on_state_here(event.fetch_id)
 
     def _on_blob_failed(self, event: BlobFailed) -> None:
         self.provider.on_blob_failed(event)
-        self.requester.on_state_failed(event.fetch_id)
+        self.requester.returns.on_state_failed(event.fetch_id)
 
     def _on_addrs(self, event: AddrsKnown) -> None:
         self.provider.on_addrs(event.addrs)

@@ -1,7 +1,9 @@
-"""The requester's side of the rendezvous: which one to ask, and which ones to ask no more.
+"""The requester's side of the rendezvous: which one to ask, what it answers, and which ones to ask
+no more.
 
-`requester` makes the attempt and reads the answers; here is where a placement goes, how long it
-may take, and how each rendezvous has served: one that loses placements in a row is drawn around.
+A placement is an attempt whose car is not known yet: its rendezvous stands in the car's place until
+a lease comes. How each rendezvous has served is kept: one that loses placements in a row is drawn
+around.
 """
 
 from __future__ import annotations
@@ -10,13 +12,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from .agreement import Agreements
+from .attempt import Attempt, State
+from .attempts import Attempts
 from .cell import Roster, epoch_of
 from .fleet import Fleet
-from .job import Job
-from .messages import AVOID_MAX, Place
+from .job import Job, Task, run_inline
+from .jobs import Jobs
+from .messages import AVOID_MAX, Inputs, Place, Queued, pack
+from .objects import Lease
+from .offering import Offers, seal_offer
 from .outbox import Outbox, remember
+from .placement import TokenPlacement
+from .reasons import Reason
 from .sealed import Sealed
-from .types import Peer
+from .shelf import Shelf
+from .types import Lane, Peer
 
 WINDOW: Final = 4  # placements of a job that are under way before one has been answered
 WINDOW_MAX: Final = 32
@@ -24,14 +35,30 @@ QUEUED_MS: Final = 3_000  # a rendezvous says each second that a placement still
 LOST_MAX: Final = 3  # placements in a row that a rendezvous loses before it is drawn around
 SHUN_MS: Final = 30_000
 RENDEZVOUS_KNOWN_MAX: Final = 256
+PLACES_MAX: Final = 2  # rendezvous that are asked for one attempt before the cell is
 
 
 class Placing:
     def __init__(
-        self, outbox: Outbox, fleet: Fleet, roster: Roster, reach: Callable[[Peer], None]
+        self,
+        outbox: Outbox,
+        agreements: Agreements,
+        jobs: Jobs,
+        fleet: Fleet,
+        shelf: Shelf,
+        attempts: Attempts,
+        offers: Offers,
+        roster: Roster,
+        reach: Callable[[Peer], None],
     ) -> None:
         self._out = outbox
+        self._agreements = agreements
+        self._jobs = jobs
         self._fleet = fleet
+        self._shelf = shelf
+        self._attempts = attempts
+        self._offers = offers
+        self._tokens = TokenPlacement()
         self._roster = roster
         self._reach = reach
         self._lost: OrderedDict[Peer, int] = OrderedDict()
@@ -86,3 +113,107 @@ class Placing:
         self._lost.pop(holder, None)
         self._shunned.pop(holder, None)
         job.place_window = min(2 * job.place_window, WINDOW_MAX)
+
+    # ---- a placement
+
+    def place_all(self, job: Job) -> bool:
+        """To cars that work for us, and through the cell's rendezvous to whoever else is idle;
+        False if that way is closed for now."""
+        self._offers.offer_all(job, self._tokens, self._fleet.cars(job, self._fleet.ours(job)))
+        while job.to_place() and len(job.placed) < job.place_window:
+            if self._offers.tried_out(job):
+                return False
+            holder = self.draw()
+            if holder is None:
+                return False
+            self._place(job, self._offers.next_run(job, []), holder)
+        return True
+
+    def _place(self, job: Job, task: Task, holder: Peer) -> None:
+        """One attempt, to whichever idle car a rendezvous has."""
+        task.attempt += 1
+        first, count = task.missing, task.end - task.missing
+        inline = run_inline(job.spec, job.order.inline, first, count)
+        sealed = seal_offer(self._out, job, task, None, None, count, inline, None)
+        attempt = self._attempts.begin(job, task, holder, count, self.timeout_ms(holder))
+        attempt.holder, attempt.asked, attempt.offer = holder, 1, sealed.digest
+        job.history[-1].how = "token"
+        attempt.frames = (pack(self.message(job, sealed)),)
+        job.placed.add(task.task_id)
+        after = self._attempts.keep(job, task, attempt)
+        self._ask(attempt, after)
+        self._jobs.note(job, attempt)
+
+    def _ask(self, attempt: Attempt, after: int | None = None) -> None:
+        frame = attempt.frames[0]
+        assert attempt.holder is not None
+        if attempt.holder == self._out.identity.peer:
+            self._out.post(attempt.holder, Lane.CONTROL, frame)
+        else:
+            attempt.sends = (self._out.send(attempt.holder, Lane.CONTROL, frame, after=after),)
+
+    def found(self, peer: Peer, lease: Lease) -> tuple[Job, Task, Attempt] | None:
+        """The attempt that a rendezvous found this car for: one that no car has yet."""
+        job = self._jobs.by_task.get(lease.task_id)
+        task = job.tasks.get(lease.task_id) if job else None
+        attempt = task.live if task else None
+        entered = self._agreements.with_provider(peer)
+        if (
+            job is None
+            or task is None
+            or attempt is None
+            or attempt.holder is None
+            or attempt.state is not State.OFFERED
+            or attempt.number != lease.attempt
+            or attempt.offer != lease.offer
+            or entered is None
+            or entered.digest != lease.channel
+            or peer in job.unsuited
+        ):
+            return None
+        self._attempts.touch(job)
+        return job, task, attempt
+
+    def settle(self, job: Job, task: Task, attempt: Attempt, peer: Peer) -> None:
+        """The car that was found takes the rendezvous's place in the attempt."""
+        assert attempt.holder is not None
+        self.served(job, attempt.holder)
+        job.placed.discard(task.task_id)
+        attempt.holder = None
+        attempt.peer = peer
+        attempt.started_mono_ms = self._out.now.mono_ms
+        job.sources[attempt.source - 1] = (task.task_id, attempt.number, peer)
+        self._fleet.take(attempt)
+        attempt.frames = attempt.sends = ()
+        if any(arg.inline for arg in job.spec.args):
+            inline = run_inline(job.spec, job.order.inline, attempt.first, attempt.count)
+            frame = pack(Inputs(task.task_id, attempt.number, inline))
+            attempt.frames = (frame,)
+            self._out.send(peer, Lane.CONTROL, frame)
+        if job.order.durable:
+            record = self._jobs.task_record(job, attempt)
+            self._shelf.add(record, None, lambda: self._attempts.disk_full(job))
+
+    def on_queued(self, peer: Peer, queued: Queued) -> None:
+        """No idle car is there now; ours waits in line, and more of ours would only wait too."""
+        found = self._attempts.find(peer, queued.task_id, queued.attempt)
+        if found is not None and found[2].holder is not None:
+            job, _, attempt = found
+            attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
+            job.place_window = 1
+            job.last_sign_mono_ms = self._out.now.mono_ms
+
+    def not_placed(self, job: Job, task: Task, attempt: Attempt, reason: Reason) -> bool:
+        """A rendezvous has nobody for it: another is asked once; True if then the cell is to be."""
+        assert attempt.holder is not None
+        other = self.draw(but=attempt.holder)
+        if attempt.asked < PLACES_MAX and other is not None and task.live is attempt:
+            attempt.asked += 1
+            attempt.holder = attempt.peer = other
+            timeout_ms = self.timeout_ms(other)
+            attempt.expires_mono_ms = self._out.now.mono_ms + timeout_ms
+            self._ask(attempt)
+            return False
+        task.tries = self._out.limits.offer_tries_max
+        self._attempts.lose(job, attempt, reason)
+        return True

@@ -245,7 +245,7 @@ def assert_bounded(mesh: Mesh) -> None:
         assert len(node.provider.leases) <= 2
         assert len(node.jobs.by_lease) <= sum(len(job.attempts) for job in jobs_of(site))
         assert sum(len(a.frames) for job in jobs_of(site) for a in job.attempts.values()) <= 64
-        assert len(node.requester._bids) <= 1
+        assert len(node.requester.bidding._bids) <= 1
 
 
 ODD = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 60), st.integers(0, 400)), max_size=40)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from meshnode.protocol.acceptances import AcceptanceDesk
+from meshnode.protocol.bidding import Bidding
 from meshnode.protocol.job import Job
 from meshnode.protocol.objects import Receipt
 from meshnode.protocol.presence import Presence
 from meshnode.protocol.provider import Provider
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.requester import Requester
 from meshnode.protocol.sealed import Sealed
 from meshnode.protocol.types import Peer
 from testnet.sim import seeds
@@ -43,13 +43,13 @@ def broken_by(first: int) -> str:
 
 def test_a_token_that_is_spent_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A car that forgets what it has spent, and a requester that tries."""
-    award = Requester._award
+    award = Bidding._award
 
-    def twice(self: Requester, job: Job, peer: Peer, sealed: Sealed) -> None:
+    def twice(self: Bidding, job: Job, peer: Peer, sealed: Sealed) -> None:
         award(self, job, peer, sealed)
         award(self, job, peer, sealed)
 
-    monkeypatch.setattr(Requester, "_award", twice)
+    monkeypatch.setattr(Bidding, "_award", twice)
     monkeypatch.setattr(Presence, "spend", lambda self, token, peer: True)
     monkeypatch.setattr(Presence, "held", lambda self: 0)
     assert "leased twice on token" in broken_by(0)

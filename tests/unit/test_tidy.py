@@ -24,7 +24,6 @@ README_LINES_MAX = 120
 LONG: dict[str, str] = {
     "meshnode/protocol/objects.py": "one dataclass per CDDL rule, read beside the CDDL",
     "meshnode/protocol/provider.py": "one role, one state: every way a lease can go",
-    "meshnode/protocol/requester.py": "one role, one state: every way an attempt can end",
     "tests/processes/test_executor.py": "one real executor, every way a run on it can end",
     "tests/unit/protocol/story.py:run": "one exchange from hello to acceptance, told in order",
 }
