@@ -10,12 +10,13 @@ from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.objects import T_ACCEPT
 from testnet.testnet import Testnet
 
-from .kill import ROLES, Ledgers, Outcome, accepted_of, check_ledgers, open_receipts, soak, submit
+from .judge import Ledgers, Outcome, accepted_of, check_ledgers, open_receipts
+from .kill import ROLES, Killed, soak, submit
 
 
 @pytest.mark.long
 def test_nothing_is_lost_or_accepted_twice() -> None:
-    told: list[Outcome] = []
+    told: list[Killed] = []
     outcomes = trio.run(soak, ROLES, range(2), told.append)
     assert [outcome.victim == "submitter" for outcome in outcomes] == [False, True]
     for outcome in outcomes:
@@ -31,7 +32,7 @@ def test_the_soak_sees_what_is_missing() -> None:
     async def main() -> None:
         async with Testnet(2, 7) as net:
             sent = await net.call(lambda mesh: submit(0, mesh))
-            outcome = Outcome(0, "submitter", 0.0)
+            outcome = Outcome(0)
             for job in sent:
                 await net.call(lambda mesh, job=job: mesh.result(job.job_id))  # type: ignore[misc]
             await check_ledgers(net, sent, outcome)
