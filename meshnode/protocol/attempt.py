@@ -1,6 +1,6 @@
 """One attempt: one run of units, on one car, as its requester sees it.
 
-Rule 1: TRANSITIONS is the only place where an attempt changes state; docs/spec/attempt.md is drawn
+Rule 1: TRANSITIONS is the only place where an attempt changes state; docs/spec/states.md is drawn
 from this table.
 Rule 2: an attempt ends in exactly one of RETURNED and LOST, and neither has an edge out. Units are
 taken while it is LEASED; whatever is missing when it is LOST goes out again under the next number.

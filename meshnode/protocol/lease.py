@@ -42,17 +42,27 @@ UNIT_COST_BYTES = 160  # of a kept unit beside its bytes: its digest and two obj
 
 
 class Stage(Enum):
-    WAITING = "waiting"
-    READY = "ready"
-    RUNNING = "running"
-    ENDED = "ended"
+    """docs/spec/states.md is drawn from EDGES."""
+
+    WAITING = "waiting"  # promised; its inputs and blobs are on their way
+    READY = "ready"  # all is here; it waits for a slot
+    RUNNING = "running"  # a worker computes its units
+    ENDED = "ended"  # no more units come; outputs are kept until their receipt is accepted
 
 
-EDGES: Final = {
-    Stage.WAITING: {Stage.READY, Stage.ENDED},
-    Stage.READY: {Stage.RUNNING, Stage.ENDED},
-    Stage.RUNNING: {Stage.ENDED},
-    Stage.ENDED: set[Stage](),
+EDGES: Final[dict[Stage, set[Stage]]] = {
+    Stage.WAITING: {
+        Stage.READY,  # the last of its inputs and blobs is here
+        Stage.ENDED,  # cancelled, recalled, an input failed or late, its requester gone: ended
+    },
+    Stage.READY: {
+        Stage.RUNNING,  # a slot is free and it is its turn
+        Stage.ENDED,  # cancelled, recalled, the program refused, its requester gone: ended
+    },
+    Stage.RUNNING: {
+        Stage.ENDED,  # all done, the run failed, cancelled, recalled, its requester gone: ended
+    },
+    Stage.ENDED: set(),
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Final
 
 from .advert import AdvertBook
@@ -57,6 +58,40 @@ class Held:
     until_mono_ms: int
 
 
+class Stage(Enum):
+    """Where a placement stands; docs/spec/states.md is drawn from EDGES."""
+
+    SOUGHT = "sought"  # a car is looked for; nothing is waited for here
+    QUEUED = "queued"  # no token fits: it waits in its requester's line
+    ASSIGNED = "assigned"  # a car has it, with the token that was spent on it
+    SENT_ON = "sent on"  # another rendezvous has it
+    OVER = "over"  # nothing more can come of it here
+
+
+EDGES: Final[dict[Stage, set[Stage]]] = {
+    Stage.SOUGHT: {
+        Stage.ASSIGNED,  # a token fits: assign, to its car
+        Stage.SENT_ON,  # none, and a neighbour can spare one: place with one hop more, and queued
+        Stage.QUEUED,  # none anywhere, and wait_ms and the lines allow it: queued
+        Stage.OVER,  # none of these, or four cars have refused: refuse
+    },
+    Stage.QUEUED: {
+        Stage.ASSIGNED,  # a token that fits comes and it is this line's turn: assign
+        Stage.SENT_ON,  # a neighbour has tokens now: place with one hop more, and queued
+        Stage.OVER,  # wait_ms is over: refuse; its requester cancels or its connection ends
+    },
+    Stage.ASSIGNED: {
+        Stage.SOUGHT,  # the car refuses
+        Stage.OVER,  # its requester cancels, or places it again: nothing came of it
+    },
+    Stage.SENT_ON: {
+        Stage.SOUGHT,  # that rendezvous refuses
+        Stage.OVER,  # its requester cancels, or places it again: nothing came of it
+    },
+    Stage.OVER: set(),
+}
+
+
 @dataclass(slots=True)
 class Placement:
     """One placement that is here, or was, until nothing more can come of it."""
@@ -69,8 +104,14 @@ class Placement:
     came_mono_ms: int
     until_mono_ms: int
     said_mono_ms: int = 0  # when its submitter was last told that it waits
+    stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
     refused_by: set[Peer] = field(default_factory=set)
+
+    def move(self, stage: Stage, to: Peer | None = None) -> None:
+        assert stage in EDGES[self.stage], f"placement: {self.stage.value} -> {stage.value}"
+        self.stage = stage
+        self.to = to
 
     @property
     def submitter(self) -> Peer:
@@ -179,6 +220,7 @@ class Rendezvous:
         self._tallies.pop(peer, None)
         for waiting in list(self._lines.get(peer, ())):
             self._unqueue(waiting)
+            self._end(waiting)
 
     def _drop(self, token: Digest) -> None:
         held = self._tokens.pop(token)
@@ -207,6 +249,7 @@ class Rendezvous:
             if known.to is None or now_ms < known.came_mono_ms + AGAIN_MS:
                 return  # it waits, or has just gone out
             known.refused_by.add(known.to)  # nothing came of it there
+            self._end(known)
         wait_ms = min(place.wait_ms, self._out.limits.queue_ms_max)
         placement = Placement(
             place,
@@ -286,7 +329,7 @@ class Rendezvous:
         return known is not None and all(p in known.advert.cached for p in placement.consts)
 
     def _assign(self, placement: Placement, held: Held) -> None:
-        placement.to = held.token.peer
+        placement.move(Stage.ASSIGNED, held.token.peer)
         placement.came_mono_ms = self._out.now.mono_ms
         self._out.counters["assigned"] += 1
         assign = Assign(held.sealed.wire, placement.place.offer, placement.place.addrs)
@@ -307,7 +350,7 @@ class Rendezvous:
             return False
         _, peer = min(having)
         self._tallies[peer].tokens -= 1
-        placement.to = peer
+        placement.move(Stage.SENT_ON, peer)
         placement.came_mono_ms = self._out.now.mono_ms
         on = replace(placement.place, hops=1, wait_ms=0)
         self._out.counters["places_sent_on"] += 1
@@ -321,7 +364,7 @@ class Rendezvous:
         placement = self._placed.get((refuse.task_id, refuse.attempt))
         if placement is None or placement.to != peer:
             return False
-        placement.to = None
+        placement.move(Stage.SOUGHT)
         placement.refused_by.add(peer)
         known = self._tallies.get(peer)
         if known is not None:
@@ -336,7 +379,7 @@ class Rendezvous:
         placement = self._placed.get((task_id, attempt))
         if placement is not None and placement.origin == peer:
             self._unqueue(placement)
-            self._placed.pop(placement.key, None)
+            self._end(placement)
 
     # ---- the queue
 
@@ -356,7 +399,7 @@ class Rendezvous:
         self._queued += 1
         self._tally_mono_ms = max(self._tally_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
         self._push_mono_ms = max(self._push_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
-        placement.to = None
+        placement.move(Stage.QUEUED)
         if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
             self._dry_mono_ms = self._out.now.mono_ms
             self._tell()
@@ -387,8 +430,12 @@ class Rendezvous:
                     return placement
         return None
 
-    def _give_up(self, placement: Placement, reason: Reason) -> None:
+    def _end(self, placement: Placement) -> None:
+        placement.move(Stage.OVER)
         self._placed.pop(placement.key, None)
+
+    def _give_up(self, placement: Placement, reason: Reason) -> None:
+        self._end(placement)
         self._out.counters["places_given_up"] += 1
         refuse = Refuse(placement.key[0], placement.key[1], reason)
         self._out.post(placement.origin, Lane.CONTROL, refuse)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from .cell import EPOCH_MS, Roster, epoch_of, shard_of
@@ -25,6 +26,17 @@ MOVE_MS: Final = 2_000
 SHUN_MS: Final = 60_000
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
+
+
+class End(Enum):
+    """How a deposited token ends, once and for good; docs/spec/states.md is drawn from this."""
+
+    SPENT = "spent"  # its holder assigns it in time: the offer may have the slot
+    LATE = "late"  # its holder assigns it after its time: refuse with EXPIRED
+    RENEWED = "renewed"  # its renewal is due: a new one is deposited, revoke if it lies elsewhere
+    TAKEN = "taken"  # another run has had its slot for OVER_MS: revoke with BUSY
+    WITHDRAWN = "withdrawn"  # the car takes no more work: revoke with the reason
+    PARTED = "parted"  # the connection to its holder ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ class Tokens:
                 if self._deposit() is None:
                     return
         elif self._owner.may_run() is not Reason.OK:
-            self._revoke(len(self._deposits), self._owner.may_run())
+            self._revoke(len(self._deposits), End.WITHDRAWN, self._owner.may_run())
         elif self._over_mono_ms is None:
             self._over_mono_ms = self._out.now.mono_ms
 
@@ -84,16 +96,21 @@ class Tokens:
         if deposit is None or deposit.holder != holder:
             self._out.counters["tokens_not_ours"] += 1
             return False
-        del self._deposits[token]
+        end = End.SPENT if deposit.until_mono_ms > self._out.now.mono_ms else End.LATE
+        self._end(token, end)
         self._unspent.pop(holder, None)
         remember(self._spent, holder, self._out.now.mono_ms, POSTS_KNOWN_MAX)
-        return deposit.until_mono_ms > self._out.now.mono_ms
+        return end is End.SPENT
+
+    def _end(self, token: Digest, end: End) -> Deposit:
+        self._out.counters[f"tokens_{end.value}"] += 1
+        return self._deposits.pop(token)
 
     def peer_down(self, peer: Peer) -> None:
         """What lay there is lost with the connection: the rendezvous drops it too."""
         gone = [token for token, deposit in self._deposits.items() if deposit.holder == peer]
         for token in gone:
-            del self._deposits[token]
+            self._end(token, End.PARTED)
         if gone:
             self.changed()
 
@@ -147,10 +164,10 @@ class Tokens:
         self._out.post(holder, Lane.CONTROL, sealed.wire)
         return holder
 
-    def _revoke(self, count: int, reason: Reason) -> None:
+    def _revoke(self, count: int, end: End, reason: Reason) -> None:
         self._over_mono_ms = None
         for token in list(self._deposits)[:count]:
-            deposit = self._deposits.pop(token)
+            deposit = self._end(token, end)
             self._out.post(deposit.holder, Lane.URGENT, Revoke(token, reason))
 
     def _lapsed(self, holder: Peer) -> None:
@@ -179,7 +196,7 @@ class Tokens:
         now_ms = self._out.now.mono_ms
         for token, deposit in list(self._deposits.items()):
             if deposit.renew_mono_ms <= now_ms:
-                del self._deposits[token]
+                self._end(token, End.RENEWED)
                 self._lapsed(deposit.holder)
                 free = self._slots_free() > len(self._deposits)
                 if not free or self._deposit() != deposit.holder:
@@ -189,7 +206,7 @@ class Tokens:
             over = len(self._deposits) - self._slots_free()
             self._over_mono_ms = None
             if over > 0:
-                self._revoke(over, Reason.BUSY)
+                self._revoke(over, End.TAKEN, Reason.BUSY)
         if self._again_mono_ms is not None and self._again_mono_ms <= now_ms:
             self._again_mono_ms = None
         self.changed()
