@@ -76,7 +76,7 @@ clean-room:  ## a fresh clone with an empty home: demo, then test
 kernels: venv  ## rebuild the committed kernel artifacts, and say what drifted
 	@$(PY) -m jaxkernels.build --check || $(PY) -m jaxkernels.build
 
-docs: venv  ## the generated pages of docs/reference
+docs: venv  ## the generated pages of docs
 	@$(PY) -m tests.reference
 
 N ?= 20000

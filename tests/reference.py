@@ -1,8 +1,9 @@
-"""`python -m tests.reference [--check]`: the pages of docs/reference that the code decides.
+"""`python -m tests.reference [--check]`: the pages of docs that the code decides.
 
 Flow: `make docs` writes them, `make check` compares. errors.md comes from the error tree and the
 reason codes, config.md from the fields of the configuration and the limits and what is said beside
-them, cli.md from the commands' own help: what is not said there is not said anywhere.
+them, cli.md from the commands' own help: what is not said there is not said anywhere. Those
+of docs/spec are `drawn`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import click
 from meshnode import errors
 from meshnode.protocol.reasons import Reason
 
+from . import drawn
+from .drawn import HEAD, meaning_of
+
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "docs" / "reference"
-HEAD = "<!-- Made by `make docs` from {sources}: change those, not this page. -->\n"
+DOCS = ROOT / "docs"
 FACES = {"mesh": "meshnode.cli.mesh", "meshnode": "meshnode.cli.car"}
 
 
@@ -57,21 +60,6 @@ def errors_page() -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def meaning_of(lines: list[str], field: ast.AnnAssign, after: ast.stmt | None) -> str:
-    """The string under a field, the comment beside it, or the comments right above it."""
-    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-        return " ".join(str(after.value.value).split())
-    first, last = field.lineno - 1, (field.end_lineno or field.lineno) - 1
-    _, mark, beside = lines[last][field.end_col_offset :].partition("#")
-    if mark:
-        return beside.strip()
-    above: list[str] = []
-    while first and lines[first - 1].strip().startswith("#"):
-        first -= 1
-        above.insert(0, lines[first].strip().lstrip("# "))
-    return " ".join(above)
 
 
 def fields_of(path: Path) -> Iterator[tuple[str, str, list[tuple[str, str, str]]]]:
@@ -193,9 +181,10 @@ def cli_page() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "errors.md": errors_page,
-    "config.md": config_page,
-    "cli.md": cli_page,
+    "reference/errors.md": errors_page,
+    "reference/config.md": config_page,
+    "reference/cli.md": cli_page,
+    **{f"spec/{name}": make for name, make in drawn.PAGES.items()},
 }
 
 
@@ -205,7 +194,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     stale = []
     for name, make in PAGES.items():
-        path = REFERENCE / name
+        path = DOCS / name
         text = make()
         if path.exists() and path.read_text() == text:
             continue
@@ -214,9 +203,9 @@ def main(argv: list[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     if stale and options.check:
-        print(f"docs/reference: stale: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+        print(f"docs: stale: {', '.join(stale)}; run `make docs`", file=sys.stderr)
         return 1
-    print(f"docs/reference: {len(PAGES)} pages {'checked' if options.check else 'written'}")
+    print(f"docs: {len(PAGES)} pages {'checked' if options.check else 'written'}")
     return 0
 
 

@@ -36,6 +36,7 @@ class OverlayConfig:
     peers_max: int = 512
     connections_max: int = 768
     connections_per_peer_max: int = 3
+    """More than one while two peers dial each other at the same moment."""
     half_open_max: int = 384
     """Inbound sockets that have not finished the handshake; beyond, the oldest goes."""
     half_open_per_ip_max: int = 256
@@ -68,6 +69,7 @@ class OverlayConfig:
     write_stall_s: float = 5.0
     """A peer that takes nothing for so long is dropped."""
     ping_interval_s: float = 5.0
+    """How often each side of a control stream pings the other."""
     ping_timeout_s: float = 4.0
     """A silent peer is noticed within interval + timeout, 9 s."""
     frames_per_s_max: int = 20_000
@@ -80,8 +82,10 @@ class OverlayConfig:
     gossip_queue_max: int = 256
     """Messages of one topic that wait for the driver."""
     gossip_per_forwarder_per_s: float = 50.0
+    """Intake of messages that one peer forwards; beyond, they are dropped."""
     gossip_per_forwarder_burst: float = 200.0
     gossip_per_source_per_s: float = 20.0
+    """Intake of messages that one peer has signed; beyond, they are dropped."""
     gossip_per_source_burst: float = 60.0
     gossip_heartbeat_s: int = 1
 
@@ -93,7 +97,9 @@ class OverlayConfig:
 
     # ---- bulk
     blob_serves_max: int = 16
+    """Blob streams served at once; one more is told busy."""
     blob_serves_per_peer_max: int = 4
+    """The same, of one peer."""
     blob_holders_max: int = 4
     """Holders that one fetch reads from at once."""
     blob_stall_s: float = 4.0

@@ -27,7 +27,7 @@ from .sealed import Sealed
 from .shelf import Shelf
 from .types import LEASE_UNITS_MAX, Digest, Durability, Lane, Peer
 
-DISPUTE_RUNS_MAX = 64
+DISPUTE_RUNS_MAX = 64  # runs of units that one dispute names
 SENDS_KNOWN_MAX = 4096
 PENDING_MAX = 64  # receipts, and disputes, of one acceptance
 STORE_AGAIN_MS = 1_000  # after a full disk

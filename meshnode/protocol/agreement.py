@@ -20,7 +20,7 @@ from .reasons import Reason
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, MANDATE_MS_MAX, Digest, Durability, Lane, Peer
 
-ASK_TIMEOUT_MS = 5_000
+ASK_TIMEOUT_MS = 5_000  # an agreement that is not there after so long is asked for again
 FREE_RATES = (Rate(0, 0, 1),)
 UNUSED_MAX = 1024  # agreements as provider under which nothing has been leased yet
 

@@ -26,9 +26,9 @@ class State(Enum):
 class Step(Enum):
     """What can happen to an attempt."""
 
-    GRANTED = "granted"
-    RETURNED = "returned"
-    LOST = "lost"
+    GRANTED = "granted"  # a lease comes that cites the offer, again after a reconnect
+    RETURNED = "returned"  # the last unit of the run comes
+    LOST = "lost"  # refused, ended with units missing, silent too long, or taken back: cancel-task
 
 
 TRANSITIONS: Final[dict[State, dict[Step, State]]] = {

@@ -22,7 +22,7 @@ from .advert import AdvertBook
 from .objects import Advert
 from .types import Peer
 
-EPOCH_MS: Final = 600_000
+EPOCH_MS: Final = 600_000  # how long an election of rendezvous holds
 RANKS_MAX: Final = 4  # rendezvous of one shard that are drawn among
 ALONE_CARS_MAX: Final = 16  # of so few cars one rendezvous serves all: tokens are not split
 CANDIDATES_MAX: Final = 32  # of a shard: the lowest of the hash

@@ -21,8 +21,8 @@ from .reasons import Reason
 from .shelf import Shelf
 from .types import BlobRef, Peer, TaskId
 
-FETCH_MS_MAX: Final = 60_000
-LATE_MS: Final = 5_000
+FETCH_MS_MAX: Final = 60_000  # of a checkpoint, from the car that runs
+LATE_MS: Final = 5_000  # past its deadline a fetch that says nothing is taken for failed
 PARTING_MS: Final = 10_000  # to fetch from a car that is leaving; the task waits for it
 SPOILT: Final = frozenset(
     {

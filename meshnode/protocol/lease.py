@@ -34,7 +34,7 @@ from .types import (
     TaskId,
 )
 
-FETCH_MS_MAX = 600_000
+FETCH_MS_MAX = 600_000  # of one blob that a lease needs
 FETCH_LATE_MS = 5_000  # past its deadline a fetch that says nothing is taken for failed
 INPUTS_MS_MAX = 10_000  # inline inputs follow their offer; a slot does not wait longer for them
 LEASE_COST_BYTES = 4096  # of an ended lease beside its outputs: offer, lease, tables

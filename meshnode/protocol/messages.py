@@ -44,7 +44,7 @@ from .types import (
     TaskId,
 )
 
-HOPS_MAX: Final = 4
+HOPS_MAX: Final = 4  # of a placement; a rendezvous sends none on that has come through one
 AVOID_MAX: Final = 32  # cars that a placement leaves out
 _SEALED: Final = Bstr(most=SEALED_BYTES_MAX // 2)
 

@@ -95,7 +95,7 @@ from .types import (
 )
 from .view import View, look
 
-BLOCK_MS = 60_000
+BLOCK_MS = 60_000  # how long a peer that broke the protocol is refused
 PARTING_MS = 500  # for our hello to arrive before we hang up on who belongs elsewhere
 EARLY_FRAMES_MAX = 256
 

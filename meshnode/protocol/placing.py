@@ -33,7 +33,7 @@ WINDOW: Final = 4  # placements of a job that are under way before one has been 
 WINDOW_MAX: Final = 32
 QUEUED_MS: Final = 3_000  # a rendezvous says each second that a placement still waits
 LOST_MAX: Final = 3  # placements in a row that a rendezvous loses before it is drawn around
-SHUN_MS: Final = 30_000
+SHUN_MS: Final = 30_000  # for so long a rendezvous that loses placements is drawn around
 RENDEZVOUS_KNOWN_MAX: Final = 256
 PLACES_MAX: Final = 2  # rendezvous that are asked for one attempt before the cell is
 

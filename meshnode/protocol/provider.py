@@ -68,9 +68,8 @@ HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
 ENDED_KEYS_MAX = 4096  # (requester, task, attempt) remembered after a lease is gone
 CHUNKS_KNOWN_MAX = 1 << 16
 QUEUE_AHEAD_MS = 100  # of work of other jobs that a run waits behind, for each slot
-FIRST_HOLD_MS = (
-    2_000  # of a slot for a requester that we have no agreement with: dial, terms, award
-)
+FIRST_HOLD_MS = 2_000
+"""Of a slot for a requester that we have no agreement with: dial, terms, award."""
 
 
 class Provider:

@@ -28,20 +28,20 @@ from .reasons import Reason
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, Peer, TaskId
 
-TOKENS_PER_CAR_MAX: Final = 8
+TOKENS_PER_CAR_MAX: Final = 8  # held of one car, whatever its advert says
 ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
-TALLY_MS: Final = 2_000
+TALLY_MS: Final = 2_000  # how often other rendezvous hear what can be spared here
 FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
-ANSWER_MS: Final = 100
+ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
 TALLIES_MAX: Final = 64
-TALLY_TTL_MS: Final = 5_000
-NEIGHBOUR_CELLS: Final = 12
+TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
+NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
 NEW_CELLS: Final = 2  # of them are not yet known to be near
 CELLS_MEASURED_MAX: Final = 64
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate

@@ -22,8 +22,8 @@ from .reasons import Reason
 from .types import Digest, Lane, Peer
 
 OVER_MS: Final = 50  # a slot that is taken for less keeps its token: short calls come in a row
-MOVE_MS: Final = 2_000
-SHUN_MS: Final = 60_000
+MOVE_MS: Final = 2_000  # within so long of a new epoch tokens are deposited anew
+SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is drawn around
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
 

@@ -20,38 +20,38 @@ JobId = NewType("JobId", bytes)  # first 16 bytes of the job digest
 TaskId = NewType("TaskId", bytes)  # first 16 bytes of the task digest
 LeaseId = NewType("LeaseId", bytes)  # 16 random bytes, minted by the provider's machine
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 1  # in `hello`
 PEER_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, libp2p Ed25519 key
-PEER_BYTES: Final = 38
-ACCOUNT_BYTES: Final = 32
-ID_BYTES: Final = 16
-DIGEST_BYTES: Final = 32
+PEER_BYTES: Final = 38  # the prefix and the key
+ACCOUNT_BYTES: Final = 32  # an Ed25519 key
+ID_BYTES: Final = 16  # of job, task, lease and announcement
+DIGEST_BYTES: Final = 32  # SHA-256
 
 FRAME_BYTES_MAX: Final = 64 * 1024  # one control frame, length prefix not counted
 GOSSIP_BYTES_MAX: Final = 32 * 1024  # libp2p drops silently at 1 MiB; ours are far below
-SEALED_BYTES_MAX: Final = FRAME_BYTES_MAX
-CBOR_DEPTH_MAX: Final = 16
-UINT_MAX: Final = (1 << 63) - 1
+SEALED_BYTES_MAX: Final = FRAME_BYTES_MAX  # one signed object in its envelope
+CBOR_DEPTH_MAX: Final = 16  # levels of arrays and maps
+UINT_MAX: Final = (1 << 63) - 1  # of an unsigned integer; an `int` goes as far below 0
 CHUNK_BYTES: Final = 1 << 20  # a blob's chunk
-BLOB_BYTES_MAX: Final = 1 << 36
-BLOB_CHUNKS_MAX: Final = BLOB_BYTES_MAX // CHUNK_BYTES
+BLOB_BYTES_MAX: Final = 1 << 36  # one blob
+BLOB_CHUNKS_MAX: Final = BLOB_BYTES_MAX // CHUNK_BYTES  # of one blob
 INLINE_BYTES_MAX: Final = 16 * 1024  # inputs or outputs of a run that travel in a frame
 PART_BYTES_MAX: Final = 48 * 1024  # output bytes in one part frame
-JOB_UNITS_MAX: Final = 1 << 32
+JOB_UNITS_MAX: Final = 1 << 32  # of one job
 LEASE_UNITS_MAX: Final = 4096  # also the most units of one receipt
-RECEIPT_SPAN_MS_MAX: Final = 60_000
-ARTIFACT_BYTES_MAX: Final = 16 << 20
-ARGS_MAX: Final = 64
-DIMS_MAX: Final = 8
-ADDRS_MAX: Final = 16
-ADDR_CHARS_MAX: Final = 256
-CLASSES_MAX: Final = 8
-CELL_CARS_MAX: Final = 1 << 24
-CACHED_MAX: Final = 64
-KERNEL_CHARS_MAX: Final = 128
+RECEIPT_SPAN_MS_MAX: Final = 60_000  # of one lease, in one receipt
+ARTIFACT_BYTES_MAX: Final = 16 << 20  # an exported kernel
+ARGS_MAX: Final = 64  # arguments of a kernel, and its results
+DIMS_MAX: Final = 8  # of one array
+ADDRS_MAX: Final = 16  # of one peer
+ADDR_CHARS_MAX: Final = 256  # bytes of one multiaddr
+CLASSES_MAX: Final = 8  # devices of one car
+CELL_CARS_MAX: Final = 1 << 24  # cars of one cell, as an advert or a rendezvous counts them
+CACHED_MAX: Final = 64  # blobs and artifacts that an advert names
+KERNEL_CHARS_MAX: Final = 128  # bytes of a kernel's name
 TEXT_BYTES_MAX: Final = 512  # UTF-8, as all sizes of text on the wire
-CLOCK_SKEW_MS_MAX: Final = 120_000
-MANDATE_MS_MAX: Final = 7 * 86_400_000
+CLOCK_SKEW_MS_MAX: Final = 120_000  # between the clocks of two nodes
+MANDATE_MS_MAX: Final = 7 * 86_400_000  # from its `not_before_ms` to its `not_after_ms`
 
 
 class Now(NamedTuple):
@@ -183,7 +183,7 @@ class Limits:
     """How long a bid holds a slot for its announcer."""
     announce_backoff_ms: int = 200
     """First wait between announcements of the same job; doubles up to `announce_backoff_ms_max`."""
-    announce_backoff_ms_max: int = 2_000
+    announce_backoff_ms_max: int = 2_000  # longest wait between announcements of the same job
     bids_target: int = 8
     """Bids an announcement asks for; sortition keeps the expected number near it."""
     rendezvous_cars: int = 250
@@ -195,7 +195,7 @@ class Limits:
     """How long an idle token is good for; it is renewed after two thirds of that."""
     placements_queued_max: int = 1024
     """Placements that wait at a rendezvous for a token, of all submitters together."""
-    placements_queued_per_submitter_max: int = 64
+    placements_queued_per_submitter_max: int = 64  # of those, placements of one submitter
     place_timeout_ms: int = 150
     """How long a placement waits for a lease or a place in the queue before another rendezvous is
     asked; four round trips where those take longer."""
@@ -207,10 +207,10 @@ class Limits:
     """How often a running lease says that it lives."""
     silent_peer_grace_ms: int = 3_000
     """After its peer went down a lease may come back within this time before it is lost."""
-    advert_period_ms: int = 60_000
+    advert_period_ms: int = 60_000  # how often a car adverts itself if nothing changes
     advert_gap_ms: int = 1_000
     """Least time between two adverts of one car, however fast its state changes."""
-    advert_ttl_ms: int = 150_000
+    advert_ttl_ms: int = 150_000  # how long an advert is good for
     lease_units_max: int = 1024
     """Most units in one lease; 4,096 is the protocol's own bound."""
     lease_target_ms: int = 4_000
@@ -225,9 +225,11 @@ class Limits:
     result_keep_ms: int = 86_400_000
     """How long a car keeps results that nobody has accepted."""
     result_keep_bytes_max: int = 256 << 20
+    """Of such results, all requesters together; beyond, the oldest go."""
     attempts_max: int = 6
     """Runs of a task that fail in a row, without one unit done, before the job fails."""
     job_deadline_ms: int = 24 * 3_600_000
+    """How long a job may take if its submitter names no deadline."""
     nobody_ms: int = 15_000
     """A job for which no car comes forward for so long fails; its explanation says why."""
     redial_gap_ms: int = 1_000

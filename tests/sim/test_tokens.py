@@ -16,6 +16,7 @@ from meshnode.protocol.cell import Candidate, elect, epoch_of, shape
 from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_TOKEN, Token
+from meshnode.protocol.rendezvous import Stage
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import Lane, Limits, NetworkId, Peer
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
@@ -149,6 +150,7 @@ def lie(site: Site, how: str, mesh: Mesh) -> None:
         def twice(placement: Any, held: Any) -> None:
             assign(placement, held)
             for other in list(role._tokens.values())[:1]:
+                placement.stage = Stage.SOUGHT  # against its own table
                 assign(placement, other)
 
         role._assign = twice  # type: ignore[method-assign]

@@ -1,8 +1,6 @@
-"""The attempt's table: its drawing in the spec is made from it, and its safety argument holds."""
+"""The attempt's table: its safety argument holds."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,27 +9,11 @@ from meshnode.errors import LocalProtocolError
 from meshnode.protocol.attempt import TRANSITIONS, Attempt, State, Step
 from meshnode.protocol.types import Peer, TaskId
 
-PAGE = Path(__file__).parents[3] / "docs/spec/attempt.md"
-
-
-def drawn() -> str:
-    lines = ["| from | what happens | to |", "|---|---|---|"]
-    for state, edges in TRANSITIONS.items():
-        for step, after in edges.items():
-            lines.append(f"| {state.value} | {step.value} | {after.value} |")
-        if not edges:
-            lines.append(f"| {state.value} | | the end |")
-    return "\n".join(lines)
-
 
 def attempt() -> Attempt:
     return Attempt(
         TaskId(bytes(16)), 0, Peer(bytes(38)), 0, 4, 1, now_mono_ms=0, offer_timeout_ms=10
     )
-
-
-def test_the_page_is_drawn_from_the_table() -> None:
-    assert drawn() in PAGE.read_text()
 
 
 def test_every_state_is_reachable_and_only_ends_have_no_edge() -> None:
