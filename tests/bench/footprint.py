@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from meshnode.client import connect
 from meshnode.ledger.blobs import BlobStore
 from meshnode.node import firstrun
 from meshnode.overlay import Overlay, OverlayConfig, open_overlay
@@ -27,10 +29,11 @@ from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.objects import T_ADVERT, Advert, AdvertBudget, AdvertClass
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import seal
-from meshnode.protocol.types import NetworkId
+from meshnode.protocol.types import NetworkId, Peer
+from testnet.warden import PROBE_FILE
 
 from .figures import Figures, report
-from .small_mesh import Car, start_car
+from .small_mesh import READY_S_MAX, Car, start_car, until
 
 CARS = 250
 FEEDERS = 4
@@ -88,6 +91,18 @@ async def chatter(
             await trio.sleep(PERIOD_S / CARS)
 
 
+def formed(feeders: list[tuple[Overlay, KeySigner]], topic: str) -> bool:
+    """Does every feeder gossip straight with the other feeders and the car?"""
+    meshes = (feeder.gossip.router.mesh.get(topic, ()) for feeder, _ in feeders)
+    return all(len(mesh) >= FEEDERS for mesh in meshes)
+
+
+def heard(home: Path, peers: list[Peer]) -> bool:
+    """Has the car an advert of each?"""
+    with connect(home) as mesh:
+        return set(peers) <= {row["peer"] for row in mesh.peers() if row.get("car")}
+
+
 async def hear(feeder: Overlay) -> None:
     async for _ in feeder.events:
         pass
@@ -109,11 +124,15 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
             feeders.append((opened, KeySigner(config.key_seed)))
             nursery.start_soon(hear, opened)
         done = trio.Event()
-        await trio.sleep(10)  # meshes form
+        await until(lambda: formed(feeders, cell_topic(network, "bench")), READY_S_MAX)
+        await until((folder / "car-0" / PROBE_FILE).exists, READY_S_MAX)
         pid = car.process.pid
         figures["cpu_percent_node_quiet"] = await cpu_percent(pid, seconds)
         nursery.start_soon(chatter, feeders, network, done)
-        await trio.sleep(5)  # first adverts of everybody are in
+        known = partial(heard, folder / "car-0", [signer.peer for _, signer in feeders])
+        with trio.fail_after(READY_S_MAX):
+            while not await trio.to_thread.run_sync(known):  # noqa: ASYNC110 - as `until`
+                await trio.sleep(PERIOD_S / CARS)  # the next advert
         figures["cpu_percent_node"] = await cpu_percent(pid, seconds)
         figures["rss_mb_node"] = round(memory_mb(pid, "Rss"), 1)
         both = [pid, *descendants(pid)]
