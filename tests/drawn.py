@@ -46,6 +46,7 @@ OVERLAY: Final = ROOT / "meshnode" / "overlay"
 HEAD: Final = "<!-- Made by `make docs` from {sources}: change those, not this page. -->\n"
 
 UNSEEN: Final = {
+    "advert": {"EXPIRY_COMPANY_MS"},
     "budget": {"LEASE_S_MAX"},
     "owner": {"UNIT_MS_MAX"},
     "cell": {"KNOWN_MS_MAX"},
@@ -63,7 +64,16 @@ UNSEEN: Final = {
 
 COUNTS: Final = {
     "acceptances": ("DISPUTE_RUNS_MAX",),
-    "cell": ("RANKS_MAX", "ALONE_CARS_MAX"),
+    "cell": (
+        "RANKS_MAX",
+        "ALONE_CARS_MAX",
+        "CANDIDATES_MAX",
+        "NEAR_LEAST",
+        "NEAR_PART",
+        "GOSSIP_CARS_MAX",
+        "HEARD_CARS",
+        "LAST_MILE_UNKNOWN_US",
+    ),
     "messages": ("HOPS_MAX", "AVOID_MAX"),
     "presence": ("MOMENTS_CARS_MAX",),
     "provider": ("ENDED_KEYS_MAX",),

@@ -26,14 +26,14 @@ EPOCH_MS: Final = 600_000  # how long an election of rendezvous holds
 RANKS_MAX: Final = 4  # rendezvous of one shard that are drawn among
 ALONE_CARS_MAX: Final = 16  # of so few cars one rendezvous serves all: tokens are not split
 CANDIDATES_MAX: Final = 32  # of a shard: the lowest of the hash
-NEAR_LEAST: Final = (
-    8  # of those, the ones with the shortest last mile hold the role: a quarter, but
-)
-NEAR_PART: Final = 4  # so many at the least, because a task goes over that last mile twice
-GOSSIP_CARS_MAX: Final = 32
+NEAR_LEAST: Final = 8
+"""Of those, the ones with the shortest last mile hold the role, because a task goes over that last
+mile twice: a quarter of them, but so many at the least."""
+NEAR_PART: Final = 4  # one in so many of the candidates, if that is more than `NEAR_LEAST`
+GOSSIP_CARS_MAX: Final = 32  # in a cell of so many and more not every car gossips its advert
 HEARD_CARS: Final = 48  # of a shard gossip their adverts, so that the 32 lowest are surely heard
 NEXT_EPOCH_MS: Final = 150_000  # before it begins its candidates are heard too: an advert's life
-LAST_MILE_UNKNOWN_US: Final = 20_000
+LAST_MILE_UNKNOWN_US: Final = 20_000  # what an advert without one is taken for
 STAYS_S_LEAST: Final = 900  # a car that leaves sooner holds no role, if others stay
 CELLS_KNOWN_MAX: Final = 64
 KNOWN_MS_MAX: Final = 1_000  # for so long an election is not looked at again

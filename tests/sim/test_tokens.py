@@ -221,6 +221,24 @@ def test_lines_take_turns() -> None:
     assert mesh.run(lambda: done("greedy") == 40)
 
 
+def test_what_waited_when_its_connection_ended_may_be_placed_again() -> None:
+    mesh = settled(3)
+    holder = rendezvous_of(mesh)
+    role = node_of(holder).rendezvous
+    role._fits = lambda placement, held: False  # type: ignore[method-assign]
+    submit(mesh, order(4, policy="tokens"))
+    assert mesh.run(lambda: role.queued > 0)
+    waiting = next(p for line in role._lines.values() for p in line)
+    submitter = mesh.sites["submitter"]
+    mesh.cut("submitter", holder.name)
+    assert role.queued == 0 and waiting.stage is Stage.OVER
+    mesh.connect("submitter", holder.name)
+    mesh.rest(50)  # both have said hello
+    again = messages.pack(waiting.place)
+    mesh.feed(holder, ev.FrameIn(submitter.identity.peer, Lane.CONTROL, again))
+    assert waiting.key in [p.key for line in role._lines.values() for p in line]
+
+
 def token_of(site: Site, mesh: Mesh, seq: int, **more: Any) -> bytes:
     identity = site.identity
     token = Token(
