@@ -74,10 +74,17 @@ COUNTS: Final = {
         "HEARD_CARS",
         "LAST_MILE_UNKNOWN_US",
     ),
+    "gateway": ("PROVIDED_MAX", "DIALS_MAX", "TAKEN_IN_CELLS"),
     "messages": ("HOPS_MAX", "AVOID_MAX"),
     "presence": ("MOMENTS_CARS_MAX",),
     "provider": ("ENDED_KEYS_MAX",),
-    "rendezvous": ("TOKENS_PER_CAR_MAX", "TRIES_MAX", "SPARE_TOKENS", "NEIGHBOUR_CELLS"),
+    "rendezvous": (
+        "TOKENS_PER_CAR_MAX",
+        "TRIES_MAX",
+        "SPARE_TOKENS",
+        "NEIGHBOUR_CELLS",
+        "NEW_CELLS",
+    ),
     "requester": ("ATTEMPTS_MAX", "KERNEL_FAILURES_MAX", "PLACES_MAX"),
     "token": ("UNSPENT_MAX",),
 }

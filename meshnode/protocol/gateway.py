@@ -23,7 +23,7 @@ from .outbox import Outbox, remember
 from .sealed import Sealed
 from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, NetworkId, Peer
 
-PROVIDE_S: Final = 3_600
+PROVIDE_S: Final = 3_600  # that a record in the DHT is good for; made anew after half of it
 PROVIDED_MAX: Final = 16  # keys of one car: its newest blobs, and what it is
 SEEKS_MAX: Final = 16  # questions to the DHT that are open
 SEEK_GAP_MS: Final = 10_000  # between two questions for the same key
