@@ -64,6 +64,7 @@ UNSEEN: Final = {
 
 COUNTS: Final = {
     "acceptances": ("DISPUTE_RUNS_MAX",),
+    "attempts": ("ATTEMPTS_MAX", "KERNEL_FAILURES_MAX"),
     "cell": (
         "RANKS_MAX",
         "ALONE_CARS_MAX",
@@ -76,6 +77,7 @@ COUNTS: Final = {
     ),
     "gateway": ("PROVIDED_MAX", "DIALS_MAX", "TAKEN_IN_CELLS"),
     "messages": ("HOPS_MAX", "AVOID_MAX"),
+    "placing": ("PLACES_MAX",),
     "presence": ("MOMENTS_CARS_MAX",),
     "provider": ("ENDED_KEYS_MAX",),
     "rendezvous": (
@@ -85,7 +87,6 @@ COUNTS: Final = {
         "NEIGHBOUR_CELLS",
         "NEW_CELLS",
     ),
-    "requester": ("ATTEMPTS_MAX", "KERNEL_FAILURES_MAX", "PLACES_MAX"),
     "token": ("UNSPENT_MAX",),
 }
 """Bounds that are no times and that a peer meets, beside those of types.py."""
