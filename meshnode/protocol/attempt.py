@@ -48,6 +48,7 @@ class Attempt:
 
     __slots__ = (
         "asked",
+        "asked_mono_ms",
         "count",
         "expires_mono_ms",
         "first",
@@ -98,6 +99,7 @@ class Attempt:
         self.holder: Peer | None = (
             None  # the rendezvous that looks for a car; `peer` is it till then
         )
+        self.asked_mono_ms: int | None = None  # when the last was, while it has not answered
         self.asked = 0  # rendezvous that were asked
         self.offer: Digest | None = None  # what a lease must cite, if any car may grant it
         self.from_step = 0  # of the checkpoint that it goes on from

@@ -23,6 +23,7 @@ from .messages import AVOID_MAX, Inputs, Place, Queued, pack
 from .objects import Lease
 from .offering import Offers, seal_offer
 from .outbox import Outbox, remember
+from .patience import Patience
 from .placement import TokenPlacement
 from .reasons import Reason
 from .sealed import Sealed
@@ -61,6 +62,7 @@ class Placing:
         self._tokens = TokenPlacement()
         self._roster = roster
         self._reach = reach
+        self._patience = Patience()
         self._lost: OrderedDict[Peer, int] = OrderedDict()
         self._shunned: OrderedDict[Peer, int] = OrderedDict()
         self.addrs: tuple[str, ...] = ()
@@ -98,9 +100,11 @@ class Placing:
         )
 
     def timeout_ms(self, holder: Peer) -> int:
-        """Four round trips: there, on to the car, and its lease back by itself."""
+        """Four round trips: there, on to the car, and its lease back by itself; longer where
+        answers have taken longer."""
         rtt_us = self._fleet.peers_up.get(holder, 0)
-        return max(self._out.limits.place_timeout_ms, 4 * rtt_us // 1000)
+        least_ms = max(self._out.limits.place_timeout_ms, 4 * rtt_us // 1000)
+        return self._patience.wait_ms(least_ms, self._lost.get(holder, 0))
 
     def lost(self, holder: Peer) -> None:
         count = self._lost.get(holder, 0) + 1
@@ -147,6 +151,7 @@ class Placing:
     def _ask(self, attempt: Attempt, after: int | None = None) -> None:
         frame = attempt.frames[0]
         assert attempt.holder is not None
+        attempt.asked_mono_ms = self._out.now.mono_ms
         if attempt.holder == self._out.identity.peer:
             self._out.post(attempt.holder, Lane.CONTROL, frame)
         else:
@@ -178,6 +183,8 @@ class Placing:
         """The car that was found takes the rendezvous's place in the attempt."""
         assert attempt.holder is not None
         self.served(job, attempt.holder)
+        if attempt.asked_mono_ms is not None:
+            self._patience.answered(self._out.now.mono_ms - attempt.asked_mono_ms)
         job.placed.discard(task.task_id)
         attempt.holder = None
         attempt.peer = peer
@@ -200,6 +207,7 @@ class Placing:
         if found is not None and found[2].holder is not None:
             job, _, attempt = found
             attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
+            attempt.asked_mono_ms = None  # what comes now has waited in a line
             job.place_window = 1
             job.last_sign_mono_ms = self._out.now.mono_ms
 
