@@ -76,17 +76,22 @@ class AcceptanceDesk:
         self._shelf = shelf
         self.channels: dict[Digest, RequesterChannel] = {}
         self._pending: dict[Digest, Pending] = {}
-        self._sends: OrderedDict[int, RequesterChannel] = OrderedDict()
-        self._unsaid: dict[Digest, RequesterChannel] = {}  # whose acceptance found a full queue
+        self._sends: OrderedDict[int, tuple[RequesterChannel, int]] = OrderedDict()
+        # From which receipt on what was accepted is to be said again.
+        self._unsaid: dict[Digest, int] = {}
         self._full: list[Pending] = []
         # Signed and not durable yet: one group at a time, so that no acceptance is on the disk
         # before the receipts that an earlier one covers.
-        self._storing: list[tuple[Pending, Sealed]] = []
+        self._storing: list[tuple[Pending, Acceptance, Sealed]] = []
         self._store_again_mono_ms: int | None = None
         self._due_mono_ms: int | None = None
 
-    def restore(self, channel: RequesterChannel, last_acceptance: bytes | None) -> None:
-        channel.last_acceptance = last_acceptance
+    def restore(self, channel: RequesterChannel, vouchers: list[tuple[Acceptance, Sealed]]) -> None:
+        """`vouchers`: all of the channel, in order of seq."""
+        for acceptance, sealed in vouchers:
+            channel.accepted(acceptance, sealed.wire)
+            if acceptance.disputes:
+                channel.disputed = sealed.digest
         self.channels[channel.digest] = channel
 
     def mark_restored(self, receipt: Receipt, dispute: Dispute | None) -> None:
@@ -120,9 +125,7 @@ class AcceptanceDesk:
             )
         reason = channel.check(receipt, sealed.digest, self._out.now.unix_ms)
         if reason is Reason.DUPLICATE:
-            # said again after a reconnect: our acceptance was lost, so it is said again too
-            if channel.last_acceptance is not None and receipt.channel not in self._pending:
-                self._say(channel)
+            self._say_from(channel, receipt.seq)  # it is not accepted there: ours was lost
             return
         if reason is not Reason.OK:
             self._out.counters[f"receipt_{reason.name.lower()}"] += 1
@@ -211,15 +214,21 @@ class AcceptanceDesk:
                 self._out.now.unix_ms,
                 None,
                 tuple(entry.disputes) or None,
+                entry.channel.disputed,
             )
-            self._storing.append((entry, self._out.seal(acceptance, T_ACCEPT)))
+            sealed = self._out.seal(acceptance, T_ACCEPT)
+            if entry.disputes:
+                entry.channel.disputed = sealed.digest
+            self._storing.append((entry, acceptance, sealed))
         self._out.counters["acceptances_signed"] += len(entries)
         if entries:
             self._store()
 
     def _store(self) -> None:
         self._store_again_mono_ms = None
-        rows = [stored for entry, sealed in self._storing for stored in (*entry.rows, row(sealed))]
+        rows = [
+            stored for entry, _, sealed in self._storing for stored in (*entry.rows, row(sealed))
+        ]
         self._out.persist(tuple(rows), Durability.POWER, self._stored, self._not_stored)
 
     def _not_stored(self) -> None:
@@ -229,28 +238,30 @@ class AcceptanceDesk:
         accepted, self._storing = self._storing, []
         if self._pending or self._full:
             self._due_mono_ms = self._out.now.mono_ms
-        for entry, sealed in accepted:
+        for entry, acceptance, sealed in accepted:
             channel = entry.channel
-            channel.last_acceptance = sealed.wire
+            channel.accepted(acceptance, sealed.wire)
             provider = channel.agreement.provider
-            self._say(channel)
+            self._say(channel, sealed.wire, acceptance.seq)
             self._out.notify(
                 provider, "accepted", channel=channel.digest, seq=entry.seq, count=len(entry.rows)
             )
 
-    def _say(self, channel: RequesterChannel) -> None:
-        if channel.last_acceptance is not None:
-            provider = channel.agreement.provider
-            send_id = self._out.send(provider, Lane.MONEY, channel.last_acceptance)
-            remember(self._sends, send_id, channel, SENDS_KNOWN_MAX)
+    def _say(self, channel: RequesterChannel, wire: bytes, seq: int) -> None:
+        send_id = self._out.send(channel.agreement.provider, Lane.MONEY, wire)
+        remember(self._sends, send_id, (channel, seq), SENDS_KNOWN_MAX)
+
+    def _say_from(self, channel: RequesterChannel, seq: int) -> None:
+        """Once for all that are asked for in the same moment."""
+        self._unsaid[channel.digest] = min(seq, self._unsaid.get(channel.digest, seq))
+        if self._due_mono_ms is None:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
     def on_send_failed(self, event: SendFailed) -> None:
-        """The newest stands for all before it, but nothing else would bring the last one."""
-        channel = self._sends.pop(event.send_id, None)
-        if channel is not None and event.reason is Reason.QUEUE_FULL:
-            self._unsaid[channel.digest] = channel
-            if self._due_mono_ms is None:
-                self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+        """The newest stands for all before it without disputes, but nothing else would bring it."""
+        known = self._sends.pop(event.send_id, None)
+        if known is not None and event.reason is Reason.QUEUE_FULL:
+            self._say_from(*known)
 
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
@@ -265,6 +276,8 @@ class AcceptanceDesk:
             self._store()
         if self._due_mono_ms is not None and self._due_mono_ms <= now:
             unsaid, self._unsaid = self._unsaid, {}
-            for channel in unsaid.values():
-                self._say(channel)
+            for digest, seq in unsaid.items():
+                channel = self.channels[digest]
+                for wire in channel.said_again(seq):
+                    self._say(channel, wire, seq)
             self.flush()

@@ -16,13 +16,17 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .objects import NO_METERS, Acceptance, Agreement, Measured, Rate, Receipt, Work
+from .objects import NO_METERS, Acceptance, Agreement, Dispute, Measured, Rate, Receipt, Span, Work
 from .outbox import Identity
 from .reasons import Reason
 from .sealed import Sealed
 from .types import CLOCK_SKEW_MS_MAX, UINT_MAX, Digest
 
 DIGESTS_MAX = 4096  # receipts whose digest is remembered, to tell a repetition from a second one
+DISPUTED_MAX = 64  # acceptances with disputes that can be said again
+DISPUTED_BYTES_MAX = 1 << 18
+"""What is lost is what was under way when a connection ended, and a requester accepts nothing while
+it has none: a few. A provider that asks for more has lost its disk."""
 
 
 def add_meters(totals: Measured, slice_: Measured) -> Measured:
@@ -45,11 +49,21 @@ def owed_nano(rates: Iterable[Rate], totals: Measured) -> int:
     return sum(totals[rate.meter] * rate.nano // rate.unit for rate in rates)
 
 
+def bears(units: Span, amount_nano: int, dispute: Dispute) -> bool:
+    """Whether a receipt for these units and this amount can be disputed so."""
+    end = units.first + units.size
+    inside = all(units.first <= run.first and run.first + run.size <= end for run in dispute.units)
+    return inside and 0 <= dispute.withheld_nano <= max(0, amount_nano)
+
+
 @dataclass(slots=True)
 class OpenReceipt:
     digest: Digest
     wire: bytes
     tag: bytes  # the lease it came from
+    units: Span
+    amount_nano: int
+    total_nano: int
 
 
 class ProviderChannel:
@@ -63,6 +77,9 @@ class ProviderChannel:
         self.totals = NO_METERS
         self.total_nano = 0
         self.open: dict[int, OpenReceipt] = {}
+        self.taken_seq = -1  # of the newest acceptance that stands, durable or on its way to be
+        self.withheld_nano = 0
+        self.disputed: Digest | None = None  # the newest of those that has disputes
         self.accepted_seq = -1
         self.accepted_nano = 0
 
@@ -100,23 +117,51 @@ class ProviderChannel:
 
     def minted(self, receipt: Receipt, sealed: Sealed) -> None:
         digest = sealed.digest
-        self.open[receipt.seq] = OpenReceipt(digest, sealed.wire, receipt.work.lease_id)
+        self.open[receipt.seq] = OpenReceipt(
+            digest,
+            sealed.wire,
+            receipt.work.lease_id,
+            receipt.work.units,
+            receipt.amount_nano,
+            receipt.total_nano,
+        )
         self.seq = receipt.seq + 1
         self.previous = digest
         self.totals = receipt.totals
         self.total_nano = receipt.total_nano
 
-    def accept(self, acceptance: Acceptance) -> list[OpenReceipt] | Reason:
-        """The receipts that this voucher settles, or why it cannot stand."""
+    def take(self, acceptance: Acceptance, digest: Digest) -> Reason:
+        """Whether this voucher stands; `settle` once it is durable. DUPLICATE: it is not newer than
+        what we have. GAP: one with disputes is missing before it, and must come first, or our own
+        books would owe us what was withheld."""
         if acceptance.seq >= self.seq:
             return Reason.GAP
-        if acceptance.seq <= self.accepted_seq:
-            return []  # older than what we have: ignored
+        if acceptance.seq <= self.taken_seq:
+            return Reason.DUPLICATE
         named = self.open.get(acceptance.seq)
         if named is None or named.digest != acceptance.receipt:
             return Reason.EQUIVOCATION
-        if acceptance.total_nano > self.total_nano:
+        if acceptance.after != self.disputed:
+            return Reason.GAP
+        withheld_nano, last = self.withheld_nano, self.taken_seq
+        for dispute in sorted(acceptance.disputes or ()):
+            about = self.open.get(dispute.seq)
+            if about is None or not last < dispute.seq <= acceptance.seq:
+                return Reason.MISMATCH
+            if not bears(about.units, about.amount_nano, dispute):
+                return Reason.MISMATCH
+            last = dispute.seq
+            withheld_nano += dispute.withheld_nano
+        if acceptance.total_nano != named.total_nano - withheld_nano:
             return Reason.MISMATCH
+        self.taken_seq = acceptance.seq
+        self.withheld_nano = withheld_nano
+        if acceptance.disputes:
+            self.disputed = digest
+        return Reason.OK
+
+    def settle(self, acceptance: Acceptance) -> list[OpenReceipt]:
+        """The receipts that a voucher which was taken, and is durable now, settles."""
         settled = [self.open.pop(s) for s in sorted(self.open) if s <= acceptance.seq]
         self.accepted_seq = acceptance.seq
         self.accepted_nano = acceptance.total_nano
@@ -137,6 +182,8 @@ class RequesterChannel:
         self.period_end_ms = 0
         self.digests: OrderedDict[int, Digest] = OrderedDict()  # of the latest receipts, by seq
         self.last_acceptance: bytes | None = None  # the newest that is durable
+        self.disputed: Digest | None = None  # the newest acceptance with disputes, once signed
+        self.with_disputes: OrderedDict[int, bytes] = OrderedDict()  # durable ones, by seq
         self.equivocated = False  # the proof is stored, one is enough
 
     def check(self, receipt: Receipt, digest: Digest, now_unix_ms: int) -> Reason:
@@ -183,6 +230,24 @@ class RequesterChannel:
         self.digests[receipt.seq] = digest
         if len(self.digests) > DIGESTS_MAX:
             self.digests.popitem(last=False)
+
+    def accepted(self, acceptance: Acceptance, wire: bytes) -> None:
+        """It is durable."""
+        self.last_acceptance = wire
+        if not acceptance.disputes:
+            return
+        kept = self.with_disputes
+        kept[acceptance.seq] = wire
+        while len(kept) > DISPUTED_MAX or sum(map(len, kept.values())) > DISPUTED_BYTES_MAX:
+            kept.popitem(last=False)
+
+    def said_again(self, seq: int) -> list[bytes]:
+        """For a provider that has accepted nothing from receipt `seq` on, in order: acceptances
+        with disputes, which nothing later repeats, and the newest, which stands for the others."""
+        frames = [wire for at, wire in self.with_disputes.items() if at >= seq]
+        if self.last_acceptance is not None and self.last_acceptance not in frames[-1:]:
+            frames.append(self.last_acceptance)
+        return frames
 
 
 def accepted_chain(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import MeshError, VerificationFailed
-from .channel import add_meters, owed_nano
+from .channel import add_meters, bears, owed_nano
 from .effects import SignedObject
 from .identity import short
 from .objects import (
@@ -389,6 +389,7 @@ class _Checker:
 
     def _check_acceptances(self, chain: Chain) -> None:
         last_seq = -1
+        disputed: Digest | None = None
         for acceptance, digest in chain.acceptances:
             seq = acceptance.seq
             if seq <= last_seq:
@@ -401,6 +402,16 @@ class _Checker:
                     seq,
                 )
                 continue
+            if acceptance.after != disputed:
+                self._find(
+                    Reason.GAP,
+                    f"the acceptance up to receipt {seq} does not follow the last one with "
+                    "disputes that is here",
+                    digest,
+                    chain,
+                    seq,
+                )
+            disputed = digest if acceptance.disputes else acceptance.after
             named = chain.receipts.get(seq)
             if named is None:
                 self._find(
@@ -453,12 +464,7 @@ class _Checker:
             chain.withheld_nano += dispute.withheld_nano
             if named is None:
                 continue  # its gap is found already
-            first, size = named[0].work.units
-            inside = all(
-                first <= span.first and span.first + span.size <= first + size
-                for span in dispute.units
-            )
-            if not inside or not 0 <= dispute.withheld_nano <= max(0, named[0].amount_nano):
+            if not bears(named[0].work.units, named[0].amount_nano, dispute):
                 self._find(
                     Reason.MISMATCH,
                     f"the dispute of receipt {dispute.seq} does not fit the receipt",

@@ -506,12 +506,13 @@ class Node:
     def _on_decline(self, peer: Peer, decline: messages.Decline) -> None:
         self._out.counters[f"declined_{decline.reason.name.lower()}"] += 1
         self._out.notify(b"", "declined", peer=peer, reason=int(decline.reason))
+        self.provider.receipts.on_decline(peer, decline.reason)
         if self.agreements.asking(peer):
             self.agreements.forget(peer)
             self.requester.terms_refused(peer, decline.reason)
 
     def _on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
-        self.provider.on_settled(self.provider.receipts.on_acceptance(peer, sealed))
+        self.provider.receipts.on_acceptance(peer, sealed)
 
     def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
         del goodbye
@@ -582,7 +583,7 @@ class Node:
             vouchers = sorted(accepts.get(digest, []), key=lambda pair: pair[0].seq)
             if entered.agreement.provider == self.identity.peer:
                 chain = sorted(found.values(), key=lambda pair: pair[0].seq)
-                self.provider.receipts.restore(entered, chain, [a for a, _ in vouchers])
+                self.provider.receipts.restore(entered, chain, vouchers)
             else:
                 chain = accepted_chain(found, vouchers[-1][0].receipt if vouchers else None)
                 channel = RequesterChannel(entered.agreement, entered.digest)
@@ -593,4 +594,4 @@ class Node:
                     dispute = disputes.get(receipt.seq)
                     channel.take(receipt, sealed.digest, dispute.withheld_nano if dispute else 0)
                     self.acceptances.mark_restored(receipt, dispute)
-                self.acceptances.restore(channel, vouchers[-1][1].wire if vouchers else None)
+                self.acceptances.restore(channel, vouchers)

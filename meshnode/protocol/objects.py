@@ -630,7 +630,8 @@ class Dispute(NamedTuple):
 class Acceptance:
     """A cumulative voucher: what the requester owes up to and including receipt `seq`.
 
-    `disputes` are those of the receipts since the previous acceptance of the channel.
+    `disputes` are those of the receipts since the previous acceptance of the channel; `after` is
+    the newest acceptance before this one that has some, so that none of those can be missing.
     """
 
     version: Annotated[Literal[1], at(0, Fixed(1))]
@@ -650,6 +651,7 @@ class Acceptance:
             optional=True,
         ),
     ] = None
+    after: Annotated[Digest | None, at(10, DIGEST, optional=True)] = None
 
 
 class ArgRole(IntEnum):

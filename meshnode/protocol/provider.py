@@ -96,7 +96,9 @@ class Provider:
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
         self._parting = Parting(outbox, self.presence)
         self.delivery = Delivery(outbox, self.presence, self.leases, self.ended)
-        self.receipts = ReceiptDesk(outbox, self.delivery.up, self.delivery.unsent)
+        self.receipts = ReceiptDesk(
+            outbox, self.delivery.up, self.delivery.unsent, self._on_settled
+        )
         self._ended_bytes = 0
         self._away: dict[Peer, int] = {}  # requester with ended leases here -> away since
         self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
@@ -616,7 +618,7 @@ class Provider:
             self._away.setdefault(granted.requester, now)
             self._store(granted)
 
-    def on_settled(self, tags: list[bytes]) -> None:
+    def _on_settled(self, tags: list[bytes]) -> None:
         """Receipts of these leases were accepted: their outputs may go."""
         for tag in tags:
             granted = self._find(LeaseId(tag))

@@ -43,6 +43,8 @@ ENERGY_ESTIMATED = 1
 ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
 SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
+SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doubles
+SAY_AGAIN_MS_MAX = 60_000
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
 30 ms, and checking them on the other side did again: p99 of a 3 ms call was 20 ms, and is 9."""
@@ -53,6 +55,13 @@ _OUTCOME = {
     Reason.OK: Outcome.DONE,
     Reason.DONE: Outcome.DONE,
 }
+
+
+class Later(NamedTuple):
+    """When a requester gets its open receipts again; None: it has, and has not said a word yet."""
+
+    due_mono_ms: int | None
+    wait_ms: int
 
 
 class Waiting(NamedTuple):
@@ -68,13 +77,18 @@ class Waiting(NamedTuple):
 
 class ReceiptDesk:
     def __init__(
-        self, outbox: Outbox, up: Callable[[Peer], bool], unsent: Callable[[Peer], bool]
+        self,
+        outbox: Outbox,
+        up: Callable[[Peer], bool],
+        unsent: Callable[[Peer], bool],
+        settled: Callable[[list[bytes]], None],
     ) -> None:
         """`up(peer)`: its hello has come. `unsent(peer)`: units for it wait to be sent; results go
-        before receipts."""
+        before receipts. `settled(lease ids)`: receipts of these were accepted, for good."""
         self._out = outbox
         self._up = up
         self._unsent = unsent
+        self._settled = settled
         self._resend: set[Peer] = set()  # who gets every open receipt again
         self._sends: OrderedDict[int, Peer] = OrderedDict()
         self.channels: dict[Digest, ProviderChannel] = {}
@@ -83,6 +97,11 @@ class ReceiptDesk:
         # or with the requester, before the one that its chain hangs on.
         self._storing: list[tuple[Peer, Sealed]] = []
         self._store_again_mono_ms: int | None = None
+        # Acceptances likewise: each is on the disk after those that it follows.
+        self._taken: list[tuple[ProviderChannel, Acceptance, Sealed]] = []
+        self._keeping: list[tuple[ProviderChannel, Acceptance, Sealed]] = []
+        self._keep_again_mono_ms: int | None = None
+        self._later: dict[Peer, Later] = {}  # who refuses our receipts for now
         self._due_mono_ms: int | None = None
         self._watt_ms = 0  # energy of runs too short for a whole mWh is carried over
 
@@ -90,13 +109,14 @@ class ReceiptDesk:
         self,
         entered: InForce,
         receipts: list[tuple[Receipt, Sealed]],
-        accepts: list[Acceptance],
+        accepts: list[tuple[Acceptance, Sealed]],
     ) -> None:
         channel = ProviderChannel(entered.agreement, entered.digest)
         for receipt, sealed in receipts:
             channel.minted(receipt, sealed)
-        for acceptance in accepts:
-            channel.accept(acceptance)
+        for acceptance, sealed in accepts:
+            if channel.take(acceptance, sealed.digest) is Reason.OK:
+                channel.settle(acceptance)
         self.channels[entered.digest] = channel
 
     def open_count(self, channel: Digest) -> int:
@@ -234,6 +254,7 @@ class ReceiptDesk:
 
     def peer_ready(self, peer: Peer) -> None:
         """A requester came back: it gets every receipt it has not accepted, after its results."""
+        self._later.pop(peer, None)
         self._resend.add(peer)
         if self._due_mono_ms is None:
             self._due_mono_ms = self._out.now.mono_ms
@@ -247,24 +268,61 @@ class ReceiptDesk:
             for channel in self.channels.values():
                 if channel.agreement.requester == peer:
                     for seq in sorted(channel.open):
-                        if channel.open[seq].digest not in storing:
+                        accepted = seq <= channel.taken_seq
+                        if not accepted and channel.open[seq].digest not in storing:
                             self._say(peer, channel.open[seq].wire)
         if self._resend:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
-    def on_acceptance(self, peer: Peer, sealed: Sealed) -> list[bytes]:
-        """Lease ids whose receipts are settled by it."""
+    def on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
         acceptance = sealed.open(Acceptance, T_ACCEPT)
         channel = self.channels.get(acceptance.channel)
         if channel is None or sealed.kid != peer or channel.agreement.requester != peer:
-            return []
-        settled = channel.accept(acceptance)
-        if isinstance(settled, Reason):
-            self._out.counters[f"acceptance_{settled.name.lower()}"] += 1
-            return []
-        if settled:
-            self._out.persist((row(sealed),), Durability.POWER)
-        return [receipt.tag for receipt in settled]
+            return
+        reason = channel.take(acceptance, sealed.digest)
+        if reason is Reason.DUPLICATE:
+            return
+        if reason is not Reason.OK:
+            self._out.counters[f"acceptance_{reason.name.lower()}"] += 1
+            if reason is Reason.GAP:
+                self._ask_later(peer)  # our receipts bring what is missing
+            return
+        self._later.pop(peer, None)
+        self._taken.append((channel, acceptance, sealed))
+        if not self._keeping:
+            self._keep()
+
+    def _keep(self) -> None:
+        if not self._keeping:
+            self._keeping, self._taken = self._taken, []
+        self._keep_again_mono_ms = None
+        rows = tuple(row(sealed) for _, _, sealed in self._keeping)
+        self._out.persist(rows, Durability.POWER, self._kept, self._not_kept)
+
+    def _not_kept(self) -> None:
+        self._keep_again_mono_ms = self._out.now.mono_ms + STORE_AGAIN_MS
+
+    def _kept(self) -> None:
+        kept, self._keeping = self._keeping, []
+        for channel, acceptance, _ in kept:
+            self._settled([receipt.tag for receipt in channel.settle(acceptance)])
+        if self._taken:
+            self._keep()
+
+    def on_decline(self, peer: Peer, reason: Reason) -> None:
+        """A receipt did not stand, for now: its chain had a hole, or a clock is wrong."""
+        if reason in (Reason.GAP, Reason.CLOCK_SKEW):
+            self._ask_later(peer)
+
+    def _ask_later(self, peer: Peer) -> None:
+        """All that is open goes out again from the first on, less often each time in vain."""
+        known = self._later.get(peer, Later(None, 0))
+        channels = self.channels.values()
+        if known.due_mono_ms is None and any(
+            channel.open and channel.agreement.requester == peer for channel in channels
+        ):
+            wait_ms = min(max(SAY_AGAIN_MS, 2 * known.wait_ms), SAY_AGAIN_MS_MAX)
+            self._later[peer] = Later(self._out.now.mono_ms + wait_ms, wait_ms)
 
     def keep_held(self, record: HeldRecord) -> None:
         self._out.persist((record,), Durability.PROCESS)
@@ -276,14 +334,26 @@ class ReceiptDesk:
         )
 
     def deadline(self) -> int | None:
-        dues = (self._due_mono_ms, self._store_again_mono_ms)
+        dues = [self._due_mono_ms, self._store_again_mono_ms, self._keep_again_mono_ms]
+        dues += [later.due_mono_ms for later in self._later.values()]
         return min((due for due in dues if due is not None), default=None)
 
     def tick(self) -> None:
-        again = self._store_again_mono_ms
-        if again is not None and again <= self._out.now.mono_ms:
+        now = self._out.now.mono_ms
+        if self._store_again_mono_ms is not None and self._store_again_mono_ms <= now:
             self._store()
-        if self._due_mono_ms is not None and self._due_mono_ms <= self._out.now.mono_ms:
+        if self._keep_again_mono_ms is not None and self._keep_again_mono_ms <= now:
+            self._keep()
+        for peer, later in list(self._later.items()):
+            if later.due_mono_ms is None or later.due_mono_ms > now:
+                continue
+            if not self._up(peer):
+                del self._later[peer]  # it gets them when it is back
+                continue
+            self._later[peer] = Later(None, later.wait_ms)
+            self._resend.add(peer)
+            self._due_mono_ms = now
+        if self._due_mono_ms is not None and self._due_mono_ms <= now:
             self._due_mono_ms = None
             self._resend_all()
             self.flush()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshnode.node.founding import seeded_genesis, seeded_key, seeded_papers
 from meshnode.protocol.agreement import FREE_RATES
-from meshnode.protocol.channel import ProviderChannel, RequesterChannel
+from meshnode.protocol.channel import DISPUTED_MAX, ProviderChannel, RequesterChannel
 from meshnode.protocol.channel_check import Checked, check_objects
 from meshnode.protocol.effects import SignedObject
 from meshnode.protocol.identity import KeySigner
@@ -126,7 +126,8 @@ class Writer:
         self.rows.append(row(sealed))
         return sealed.digest
 
-    def accept(self, disputes: tuple[Dispute, ...] = ()) -> None:
+    def accept(self, disputes: tuple[Dispute, ...] = (), *, lost: bool = False) -> Reason:
+        """What the provider says to it; it stands in the books all the same, unless it is lost."""
         newest = self.provider.open[max(self.provider.open)]
         withheld = sum(dispute.withheld_nano for dispute in disputes)
         self.requester.withheld_nano += withheld
@@ -141,9 +142,23 @@ class Writer:
             NOW_MS + 3_000,
             None,
             disputes or None,
+            self.requester.disputed,
         )
-        assert self.provider.accept(acceptance) is not Reason.EQUIVOCATION
-        self.rows.append(row(sealed_by(REQUESTER, acceptance, T_ACCEPT)))
+        sealed = sealed_by(REQUESTER, acceptance, T_ACCEPT)
+        if disputes:
+            self.requester.disputed = sealed.digest
+        self.requester.accepted(acceptance, sealed.wire)
+        if lost:
+            return Reason.OK
+        self.rows.append(row(sealed))
+        return self.take(sealed)
+
+    def take(self, sealed: Sealed) -> Reason:
+        acceptance = sealed.open(Acceptance, T_ACCEPT)
+        reason = self.provider.take(acceptance, sealed.digest)
+        if reason is Reason.OK:
+            self.provider.settle(acceptance)
+        return reason
 
 
 def history() -> list[SignedObject]:
@@ -299,8 +314,36 @@ def test_a_dispute_withholds_and_must_fit() -> None:
     ):
         two = Writer("car-0", (Rate(0, 8, 1),))
         two.receipt(0, 8)
-        two.accept((bad,))
+        assert two.accept((bad,)) is Reason.MISMATCH, "the car does not take it"
         assert Reason.MISMATCH in reasons(two.rows)
+
+
+def test_disputes_that_are_lost_come_before_what_follows_them() -> None:
+    """On a network without money nothing but `after` would show that they are missing."""
+    one = Writer("car-0")
+    for first in (0, 8, 16):
+        one.receipt(first, 8)
+    one.accept()
+    one.receipt(24, 8)
+    one.accept((Dispute(3, Reason.DUPLICATE, 0, (Span(24, 4),)),), lost=True)
+    one.receipt(32, 8)
+    assert one.accept() is Reason.GAP, "the car waits for the one with disputes"
+    assert Reason.GAP in reasons(one.rows), "and whoever reads its books would find the hole"
+    again = [unseal(wire) for wire in one.requester.said_again(min(one.provider.open))]
+    assert [sealed.open(Acceptance, T_ACCEPT).seq for sealed in again] == [3, 4]
+    assert [one.take(sealed) for sealed in again] == [Reason.OK, Reason.OK]
+    assert [one.take(sealed) for sealed in again] == [Reason.DUPLICATE, Reason.DUPLICATE]
+    assert not one.provider.open
+    assert reasons(one.rows[:-1] + [row(sealed) for sealed in again]) == set()
+
+
+def test_a_requester_keeps_so_many_acceptances_with_disputes_and_no_more() -> None:
+    one = Writer("car-0")
+    for number in range(DISPUTED_MAX + 9):
+        one.receipt(8 * number, 8)
+        one.accept((Dispute(number, Reason.DUPLICATE, 0, (Span(8 * number, 1),)),))
+    assert len(one.requester.said_again(0)) == DISPUTED_MAX
+    assert reasons(one.rows) == set()
 
 
 def test_objects_of_another_network_are_found() -> None:

@@ -1,0 +1,116 @@
+"""Both ends of a channel keep the same books, whatever is lost on the way between them."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnode.protocol import effects as fx
+from meshnode.protocol.acceptances import AcceptanceDesk
+from meshnode.protocol.channel_check import check_objects
+from meshnode.protocol.job import Job
+from meshnode.protocol.objects import T_ACCEPT, Acceptance, Receipt
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import unseal
+from meshnode.protocol.types import Lane
+from testnet.sim.frames import kind_of
+from testnet.sim.mesh import Mesh, Site
+
+from .test_mesh import ended, mesh_of, order, submit
+
+CAR = "car-0"
+
+
+def vouchers(site: Site) -> list[Acceptance]:
+    return [
+        unseal(stored.sealed).open(Acceptance, T_ACCEPT)
+        for stored in site.disk.signed
+        if stored.typ == T_ACCEPT
+    ]
+
+
+def assert_same_books(mesh: Mesh) -> None:
+    """All is accepted, and the car has every dispute that its requester has."""
+    car, submitter = mesh.sites[CAR], mesh.sites["submitter"]
+    assert car.node is not None
+    assert not any(channel.open for channel in car.node.provider.receipts.channels.values())
+    for site in (car, submitter):
+        assert check_objects(site.disk.signed).findings == (), site.name
+    disputed = [
+        {v.seq: v.disputes for v in vouchers(site) if v.disputes} for site in (car, submitter)
+    ]
+    assert disputed[0] == disputed[1]
+    assert disputed[0], "there was something to lose"
+
+
+@pytest.fixture
+def disputes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every other receipt the first unit is disputed, for no reason."""
+    judge = AcceptanceDesk._withheld
+
+    def harsh(self: AcceptanceDesk, job: Job | None, receipt: Receipt) -> tuple[list[int], Reason]:
+        withheld, reason = judge(self, job, receipt)
+        return (withheld, reason) if receipt.seq % 2 else ([receipt.work.units.first], reason)
+
+    monkeypatch.setattr(AcceptanceDesk, "_withheld", harsh)
+
+
+def lose_acceptances(mesh: Mesh, share: float) -> None:
+    """That share of the submitter's."""
+
+    def lie(effect: fx.Send) -> list[fx.Send]:
+        lost = kind_of(effect.frame) == "accept" and mesh.rng.random() < share
+        return [] if lost else [effect]
+
+    mesh.sites["submitter"].lie = lie
+
+
+@pytest.mark.usefixtures("disputes")
+@pytest.mark.parametrize("crashes", ["", CAR, "submitter"])
+@pytest.mark.parametrize("seed", range(5))
+def test_disputes_that_were_under_way_when_the_link_broke_reach_the_car(
+    seed: int, crashes: str
+) -> None:
+    mesh = mesh_of(1, seed)
+    mesh.unit_ms = 20
+    lose_acceptances(mesh, 1.0)
+    submit(mesh, order(200, lease_units_max=4))
+    assert mesh.run(lambda: len(vouchers(mesh.sites["submitter"])) >= 3)
+    if crashes:
+        mesh.crash(crashes)
+        mesh.boot(crashes)
+    else:
+        mesh.cut("submitter", CAR)
+    mesh.sites["submitter"].lie = None
+    mesh.connect_all()
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(5_000)
+    assert_same_books(mesh)
+
+
+@pytest.mark.usefixtures("disputes")
+@pytest.mark.parametrize("seed", range(10))
+def test_acceptances_that_find_their_queue_full_leave_no_hole(seed: int) -> None:
+    mesh = mesh_of(1, seed)
+    mesh.unit_ms = 20
+    mesh.queue_full, mesh.full_lanes = 0.4, {Lane.MONEY}
+    submit(mesh, order(200, lease_units_max=4))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.queue_full = 0.0
+    mesh.rest(20_000)
+    assert_same_books(mesh)
+
+
+@pytest.mark.usefixtures("disputes")
+@pytest.mark.parametrize("seed", range(5))
+def test_acceptances_that_are_lost_without_a_word_are_asked_for(seed: int) -> None:
+    """No link broke: what shows that one is missing is the next one."""
+    mesh = mesh_of(1, seed)
+    mesh.unit_ms = 20
+    lose_acceptances(mesh, 0.5)
+    submit(mesh, order(200, lease_units_max=4))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.sites["submitter"].lie = None
+    submit(mesh, order(20, nonce=1, lease_units_max=4))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(130_000)
+    assert_same_books(mesh)
