@@ -295,6 +295,11 @@ def status(home: Path) -> None:
     if lacks:
         click.echo(f"          your policy asks for {', '.join(lacks)} too")
     click.echo(f"slots     {found['slots_free']} of {found['slots']} free")
+    clock = found["clock"]
+    if clock["apart"]:
+        ours = ", as most are: set this machine's clock" if clock["ours_is_off"] else ""
+        far = f"{clock['apart']} of {clock['heard']} peers are more than two minutes away{ours}"
+        click.echo(f"clock     {far}; no work is done with them")
     click.echo(f"peers     {found['peers_up']} connected, {found['cars_known']} cars known")
     for address in found["addrs"]:
         click.echo(f"address   {address}")

@@ -276,6 +276,7 @@ class RunningNode:
             **plain,
             "network": self.network,
             "sandbox": status.sandbox_of(view),
+            "clock": {**plain["clock"], "ours_is_off": view.clock.ours_is_off},
             "addrs": list(self.addrs),
             "pid": os.getpid(),
             "home": str(self.home),

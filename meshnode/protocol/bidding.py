@@ -46,6 +46,8 @@ class Bidding:
         token = sealed.open(Token, T_TOKEN)
         if sealed.kid != peer or token.peer != peer or token.announce_id is None:
             return
+        if self._fleet.apart(peer):
+            return
         placed = self._placed_task(token)
         if placed is not None:
             self._on_assigned(peer, *placed, token, sealed)

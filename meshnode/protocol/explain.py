@@ -54,6 +54,7 @@ _ADVICE = {
     Reason.READINGS: "their vehicle gives no readings; look at `meshnode status` there",
     Reason.TEMPERATURE: "wait until their batteries are warmer or cooler",
     Reason.BUSY: "wait, or let more cars join",
+    Reason.CLOCK_SKEW: "set the clocks, with NTP; `meshnode status` says whose are off",
     Reason.OTHER_NETWORK: "check --join and the genesis file",
     Reason.UNREACHABLE: "check --join, and that a node runs there",
     Reason.NO_ANSWER: "they are frozen or cut off; `mesh peers` shows who is up",

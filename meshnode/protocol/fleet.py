@@ -7,6 +7,7 @@ agreement) is started here, and the car is a candidate once it is gone.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from .advert import AdvertBook
@@ -46,7 +47,13 @@ UNSUITED = frozenset(
 TOO_MUCH = frozenset({Reason.LEASE_LENGTH, Reason.BUDGET})
 # Ends that are nobody's fault: the task goes elsewhere and the car may have the next one.
 BLAMELESS = frozenset(
-    {Reason.STOPPED_BY_OWNER, Reason.STOPPED_BY_REQUESTER, Reason.SHUTDOWN, Reason.PEER_DOWN}
+    {
+        Reason.STOPPED_BY_OWNER,
+        Reason.STOPPED_BY_REQUESTER,
+        Reason.SHUTDOWN,
+        Reason.PEER_DOWN,
+        Reason.CLOCK_SKEW,
+    }
 )
 
 
@@ -68,6 +75,8 @@ class Fleet:
         self._shunned: dict[Peer, int] = {}  # the same, but no advert ends it
         self._fresh: dict[Peer, int] = {}  # car -> when it ended a run of ours
         self._dialled: dict[Peer, int] = {}
+        self.apart: Callable[[Peer], bool] = lambda _: False
+        """Whether its clock is too far from ours: it would take no work, nor we its receipts."""
         self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
 
     def met(self, peer: Peer) -> None:
@@ -95,7 +104,18 @@ class Fleet:
         del said[Reason.OK], said[Reason.NOT_NAMED]
         if said:
             return said.most_common(1)[0][0]
+        if any(map(self.apart, self.peers_up)):
+            return Reason.CLOCK_SKEW  # then their adverts may look as if they had expired
         return self._in_vain if self._in_vain is not None and not self.peers_up else reason
+
+    def could_run(self, job: Job) -> bool:
+        """Cars are known that could run it, busy as they may be: an advert is in force, and it
+        does not say otherwise. Who does not answer is dialled in vain, and leaves the book."""
+        own = self._out.identity.peer
+        return any(
+            peer != own and self.unfit(job, peer, known.advert) is Reason.OK
+            for peer, known in self.book.cars.items()
+        )
 
     def leave_alone(self, peer: Peer, wait_ms: int) -> None:
         self.backoff[peer] = self._out.now.mono_ms + wait_ms
@@ -224,6 +244,8 @@ class Fleet:
             return Reason.NOT_NAMED
         if peer in job.unsuited:
             return job.unsuited[peer]
+        if self.apart(peer):
+            return Reason.CLOCK_SKEW
         if not advert.budget.may_run:
             return advert.budget.reason
         if not advert.classes:

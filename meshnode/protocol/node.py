@@ -23,6 +23,7 @@ from .advert import AdvertBook, cell_topic
 from .agreement import Agreements, InForce
 from .cell import AdvertRoster, Roster
 from .channel import RequesterChannel, accepted_chain
+from .clocks import Clocks
 from .effects import Block, Dial, Effect, Join
 from .events import (
     AddrsKnown,
@@ -71,6 +72,7 @@ from .objects import (
     T_RECEIPT,
     T_TOKEN,
     Acceptance,
+    Announce,
     Receipt,
     Token,
 )
@@ -82,7 +84,6 @@ from .rendezvous import Rendezvous
 from .requester import Requester
 from .sealed import TAG_18, Sealed, unseal
 from .types import (
-    CLOCK_SKEW_MS_MAX,
     PROTOCOL_VERSION,
     Digest,
     JobId,
@@ -111,7 +112,6 @@ class PeerState:
     since_mono_ms: int
     hello: Hello | None = None
     rtt_us: int = 0
-    skew_ms: int = 0
     early: int = 0  # frames before its hello
 
 
@@ -133,6 +133,7 @@ class Node:
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
         self.peers: dict[Peer, PeerState] = {}
+        self.clocks = Clocks(identity.peer)
         self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
@@ -149,9 +150,7 @@ class Node:
         )
         self.jobs = Jobs(self._out)
         presence = self.provider.presence
-        self.gateway = Gateway(
-            self._out, known, presence.peers_up, self._reach, presence.on_announce
-        )
+        self.gateway = Gateway(self._out, known, presence.peers_up, self._reach, self._on_announce)
         presence.on_shown = self.gateway.shown
         self.requester = Requester(
             self._out,
@@ -167,6 +166,8 @@ class Node:
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
+        self.provider.apart = self.requester.fleet.apart = self.clocks.apart
+        self.rendezvous.in_step = self.clocks.in_step
         self._placement = placement
         self._looked_mono_ms = 0
         self._due_mono_ms: int | None = None
@@ -251,6 +252,7 @@ class Node:
     def start(self, now: Now) -> list[Effect]:
         """First effects, and the work of before a restart."""
         self._out.now = now
+        self.clocks.see(now)
         self._out.add(Join(cell_topic(self.identity.network, self.identity.cell)))
         self.jobs.restore(self._restored)
         self._restore_channels()
@@ -263,6 +265,8 @@ class Node:
     def handle(self, event: Event, now: Now) -> list[Effect]:
         self._out.now = now
         self._due_known = False
+        if self.clocks.see(now):
+            self._clock_was_set()
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -336,13 +340,15 @@ class Node:
             return
         if known is not None:
             self._gone(event.peer)
-        now = self._out.now
         self.peers[event.peer] = PeerState(
-            event.peer, event.path, event.addrs, event.inbound, now.mono_ms
+            event.peer, event.path, event.addrs, event.inbound, self._out.now.mono_ms
         )
+        self._say_hello(event.peer)
+
+    def _say_hello(self, peer: Peer) -> None:
         classes = self.provider.owner.classes
         self._out.send(
-            event.peer,
+            peer,
             Lane.URGENT,
             Hello(
                 (PROTOCOL_VERSION,),
@@ -350,7 +356,7 @@ class Node:
                 self.identity.network,
                 classes.jax_window if classes else None,
                 self.provider.owner.slots,
-                now.unix_ms,
+                self._out.now.unix_ms,
                 self.identity.agent,
             ),
         )
@@ -366,15 +372,34 @@ class Node:
         if PROTOCOL_VERSION not in hello.versions:
             self._block(peer, Reason.VERSION)
             return
-        state.skew_ms = hello.unix_ms - self._out.now.unix_ms
-        if abs(state.skew_ms) > CLOCK_SKEW_MS_MAX:
-            self._out.notify(b"", "clock_skew", peer=peer, skew_ms=state.skew_ms)
+        was_apart = self.clocks.apart(peer)
+        self.clocks.heard(peer, hello.unix_ms)
         first = state.hello is None
         state.hello = hello
         if first:
             self._out.notify(b"", "peer_up", peer=peer, path=state.path)
             self.provider.peer_ready(peer)
             self.requester.peer_ready(peer)
+        if first or was_apart != self.clocks.apart(peer):
+            self._clock_of(peer)
+
+    def _clock_of(self, peer: Peer) -> None:
+        """Its clock is too far from ours, or no longer."""
+        if self.clocks.apart(peer):
+            ours = self.clocks.standing().ours_is_off
+            skew_ms = self.clocks.skew_ms(peer)
+            whose = "ours" if ours else "its"
+            self._out.notify(b"", "clock_skew", peer=peer, skew_ms=skew_ms, wrong=whose)
+        self.provider.clock_of(peer)
+
+    def _clock_was_set(self) -> None:
+        """Ours: who is apart from us has changed, and the others shall know."""
+        self._out.counters["clock_set"] += 1
+        for peer, state in self.peers.items():
+            if state.hello is not None:
+                self._say_hello(peer)
+                self._clock_of(peer)
+        self.requester.pump_all()
 
     def _on_peer_down(self, event: PeerDown) -> None:
         if event.peer in self.peers:
@@ -384,6 +409,7 @@ class Node:
     def _gone(self, peer: Peer) -> None:
         del self.peers[peer]
         self._parting.pop(peer, None)
+        self.clocks.forget(peer)
         self.agreements.forget(peer)
         self.provider.peer_down(peer)
         self.rendezvous.peer_down(peer)
@@ -488,10 +514,9 @@ class Node:
         self._out.notify(b"", "mandate_renewed")
 
     def _on_terms_request(self, peer: Peer, request: messages.TermsRequest) -> None:
-        if not self.provider.owner.active:
-            self._out.send(
-                peer, Lane.CONTROL, messages.Decline(Digest(bytes(32)), Reason.NOT_PROVIDING)
-            )
+        why = Reason.CLOCK_SKEW if self.clocks.apart(peer) else Reason.NOT_PROVIDING
+        if why is Reason.CLOCK_SKEW or not self.provider.owner.active:
+            self._out.send(peer, Lane.CONTROL, messages.Decline(Digest(bytes(32)), why))
             return
         self.agreements.on_terms_request(peer, request)
 
@@ -538,6 +563,11 @@ class Node:
                 self.gateway.on_announce(event.topic, event.source, sealed)
         except MeshError:
             self._out.counters["bad_gossip"] += 1
+
+    def _on_announce(self, announce: Announce) -> None:
+        """That is for us to bid on."""
+        if not self.clocks.apart(announce.requester):
+            self.provider.presence.on_announce(announce)
 
     # ---- own state
 

@@ -99,6 +99,8 @@ class Provider:
         self.receipts = ReceiptDesk(
             outbox, self.delivery.up, self.delivery.unsent, self._on_settled
         )
+        self.apart: Callable[[Peer], bool] = lambda _: False
+        """Whether a peer's clock is too far from ours to work for it."""
         self._ended_bytes = 0
         self._away: dict[Peer, int] = {}  # requester with ended leases here -> away since
         self._by_key: dict[tuple[Peer, TaskId, int], Granted] = {}
@@ -205,6 +207,8 @@ class Provider:
             return Reason.OTHER_NETWORK
         if offer.provider != (identity.peer if channel == offer.channel else None):
             return Reason.NOT_YOURS
+        if self.apart(peer):
+            return Reason.CLOCK_SKEW  # it would refuse our receipts
         if offer.not_after_ms <= self._out.now.unix_ms:
             return Reason.EXPIRED
         may = self.owner.may_run()
@@ -603,6 +607,16 @@ class Provider:
             granted.asked_out_mono_ms = None
             self.delivery.say_again(granted)
         self.receipts.peer_ready(peer)
+
+    def clock_of(self, peer: Peer) -> None:
+        """The clocks have come apart, or together: no work that it could not accept, and what it
+        refused meanwhile goes out again."""
+        if not self.apart(peer):
+            self.receipts.ask_soon(peer)
+            return
+        for granted in list(self.leases.values()):
+            if granted.requester == peer:
+                self._stop(granted, Reason.CLOCK_SKEW, 0)
 
     def peer_down(self, peer: Peer) -> None:
         self.presence.peers_up.discard(peer)

@@ -44,7 +44,7 @@ ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
 SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
 SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doubles
-SAY_AGAIN_MS_MAX = 60_000
+SAY_AGAIN_MS_MAX = 30_000
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
 30 ms, and checking them on the other side did again: p99 of a 3 ms call was 20 ms, and is 9."""
@@ -313,6 +313,12 @@ class ReceiptDesk:
         """A receipt did not stand, for now: its chain had a hole, or a clock is wrong."""
         if reason in (Reason.GAP, Reason.CLOCK_SKEW):
             self._ask_later(peer)
+
+    def ask_soon(self, peer: Peer) -> None:
+        """What it refused may stand now."""
+        if peer in self._later:
+            due_mono_ms = self._out.now.mono_ms + SAY_AGAIN_MS
+            self._later[peer] = Later(due_mono_ms, SAY_AGAIN_MS)
 
     def _ask_later(self, peer: Peer) -> None:
         """All that is open goes out again from the first on, less often each time in vain."""

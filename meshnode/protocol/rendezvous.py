@@ -144,6 +144,8 @@ class Rendezvous:
         self._roster = roster
         self._rtt_us = rtt_us
         self._reach = reach
+        self.in_step: Callable[[Peer, Peer], bool] = lambda one, other: True
+        """Whether two clocks are near enough for their owners to work together."""
         self._tokens: dict[Digest, Held] = {}
         self._by_car: dict[Peer, deque[Digest]] = {}
         self._lines: OrderedDict[Peer, deque[Placement]] = OrderedDict()  # submitter -> waiting
@@ -294,6 +296,8 @@ class Rendezvous:
         if car == placement.submitter or car in placement.refused_by:
             return False
         if placement.place.avoid and car in placement.place.avoid:
+            return False
+        if not self.in_step(car, placement.submitter):
             return False
         known = self._book.cars.get(car)
         if known is not None:

@@ -258,9 +258,13 @@ class Requester:
         self.pump_all()
 
     def terms_refused(self, peer: Peer, reason: Reason) -> None:
+        mends = reason is Reason.CLOCK_SKEW
+        if mends:
+            self.fleet.leave_alone(peer, self._out.limits.backoff_ms)
         for job in self.jobs.running.values():
             job.refusals[reason] += 1
-            job.unsuited[peer] = reason
+            if not mends:
+                job.unsuited[peer] = reason
             job.heard(peer, reason)
         self.pump_all()
 
@@ -404,8 +408,11 @@ class Requester:
             return
         nobody = job.last_sign_mono_ms + self._out.limits.nobody_ms <= now
         if nobody and not job.live and job.to_place():
-            self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
-            return
+            if not self.fleet.could_run(job):
+                self._finish(job, JobState.FAILED, self.fleet.why_nobody(job))
+                return
+            job.last_sign_mono_ms = now  # they are busy with others' work: it waits its turn
+            self._out.notify(job.job_id, "waits", reason=int(Reason.WAITS_SLOT))
         self.pump(job)
 
     def _expire(self, job: Job, task: Task, attempt: Attempt) -> None:

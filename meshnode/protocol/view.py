@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .clocks import Clock
 from .events import BudgetRead
 from .job import Job
 from .reasons import Reason
@@ -110,6 +111,7 @@ class View:
     budget: BudgetRead  # exactly, for its owner: adverts say it in steps
     sandbox_layers: int | None  # bit set of protocol.sandbox; None before the probe
     sandbox_least: int
+    clock: Clock
     peers: tuple[PeerView, ...]
     cars: tuple[CarView, ...]
     jobs: tuple[JobView, ...]
@@ -128,6 +130,7 @@ def look(node: Node, now: Now) -> View:
         provider.owner.budget,
         None if provider.owner.classes is None else provider.owner.classes.sandbox_layers,
         provider.owner.sandbox_least,
+        node.clocks.standing(),
         tuple(
             PeerView(
                 state.peer,

@@ -20,7 +20,7 @@ AWAY_MS: Final = (500, 8_000)
 KILLED_MS: Final = 3_000
 SPLIT_MS: Final = (200, 4_000)
 GRACE_MS: Final = 2_000  # of a driver who has unlocked the car
-SKEW_MS_MAX: Final = 55_000  # two clocks then differ by less than what the protocol allows
+SKEW_MS_MAX: Final = 90_000  # two clocks may then differ by half as much again as nodes bear
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Plan:
     crashes_s: float = 0.0
     cuts_s: float = 0.0
     drives_s: float = 0.0
+    clocks_s: float = 0.0  # wall clocks that are set anew, right or wrong
     skew: bool = False  # every wall clock is off, by up to SKEW_MS_MAX
     submitters_crash: bool = False
     kill_share: float = 0.0  # of those that hold the rendezvous role, at once, in mid window
@@ -60,13 +61,14 @@ class Plan:
         rng = random.Random(f"{mesh.seed} faults")
         if self.skew:
             for site in mesh.sites.values():
-                site.skew_ms = rng.randint(-SKEW_MS_MAX, SKEW_MS_MAX)
+                site.skew_ms = _skew_ms(rng)
         breaks = _Breaks(mesh, rng, self)
         for rate, call in (
             (self.partitions_s, breaks.partition),
             (self.crashes_s, breaks.crash),
             (self.cuts_s, breaks.cut),
             (self.drives_s, breaks.drive_away),
+            (self.clocks_s, breaks.set_clock),
         ):
             at = window_us[0] / 1e6
             while rate:
@@ -95,10 +97,15 @@ PLANS: Final[dict[str, Plan]] = {
         crashes_s=0.3,
         cuts_s=0.6,
         drives_s=0.3,
+        clocks_s=0.1,
         skew=True,
         submitters_crash=True,
     ),
 }
+
+
+def _skew_ms(rng: random.Random) -> int:
+    return rng.randint(-SKEW_MS_MAX, SKEW_MS_MAX)
 
 
 class Weather:
@@ -177,6 +184,12 @@ class _Breaks:
             self._note(f"cut {one} {other}")
             self.mesh.cut(one, other)
             self.mesh.at(self.rng.randint(*SPLIT_MS), lambda: self.mesh.connect(one, other))
+
+    def set_clock(self) -> None:
+        """Somebody's wall clock jumps, under whatever it has in work."""
+        site = self.rng.choice(list(self.mesh.sites.values()))
+        site.skew_ms = _skew_ms(self.rng)
+        self._note(f"clock {site.name}")
 
     def partition(self) -> None:
         """Some cannot reach the others for a while, and dials fail."""

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from meshnode.protocol import effects as fx
@@ -35,10 +36,9 @@ F16 = ArraySpec("float32", (16,))
 STORM_MS = 12_000
 SETTLE_MS = 120_000  # from the end of the storm until everything has drained
 DEADLINE_MS = 90_000
+CLOCKS_MS = 3_000  # after the storm all clocks are set right within so long
 LEASE_MS = 8_000
-UNIT_MS = (1, 5, 20, 60)
-"""Not so long that all cars are busy for `Limits.nobody_ms` with other jobs: a job that is only
-announced (policy gossip) then fails with NOBODY, without any fault."""
+UNIT_MS = (1, 5, 40, 200)  # the last: all cars may be busy with others' jobs for a minute
 Lie = Callable[[fx.Send], list[fx.Send]]
 LIES = ("", "", "drop", "repeat", "hold")
 
@@ -103,7 +103,7 @@ def _play(mesh: Proof, rng: random.Random) -> None:
     for site in mesh.sites.values():
         site.lie = _lie(mesh, site, rng.choice(LIES), random.Random(f"{mesh.seed} {site.name}"))
     mesh.rest(STORM_MS)
-    _clear(mesh)
+    _clear(mesh, rng)
     before = set(mesh.submitted)
     for number in range(100, 102):
         _submit_at(mesh, rng, submitters, number, rng.randrange(500))
@@ -136,8 +136,9 @@ def _submit_at(
     mesh.at(at_ms, lambda: mesh.submit(site, number, order))
 
 
-def _clear(mesh: Proof) -> None:
-    """Nothing goes wrong any more: all are up, told the truth, and connected anew."""
+def _clear(mesh: Proof, rng: random.Random) -> None:
+    """Nothing goes wrong any more: all are up, told the truth, and connected anew. Clocks are set
+    right one after the other, and nobody is connected anew for that."""
     mesh.weather = None
     mesh.partitioned.clear()
     for site in mesh.sites.values():
@@ -147,6 +148,8 @@ def _clear(mesh: Proof) -> None:
         for other in sorted(site.links):
             mesh.cut(site.name, other)
     mesh.connect_all()
+    for site in mesh.sites.values():
+        mesh.at(rng.randrange(CLOCKS_MS), partial(setattr, site, "skew_ms", 0))
     for site in mesh.sites.values():  # whoever had driven away without being gone is back
         if site.identity.roles & PROVIDE:
             mesh.feed(site, ev.BudgetRead(True, Reason.OK, 5_000_000, 300, 7_200, 0))
