@@ -29,6 +29,7 @@ ANSWERS: Final = frozenset({"submitted", "refused"})
 ENDED_STATES: Final = frozenset({"done", "failed", "cancelled"})
 
 Push: TypeAlias = Callable[[Notice], None]
+Answer: TypeAlias = Callable[[bytes, Notice], None]  # subject: the job's id
 
 
 def field_of(notice: Notice, name: str) -> Any:
@@ -57,12 +58,14 @@ class Bulletin:
         self._subscribed = 0
         self._logs: OrderedDict[bytes, deque[Logged]] = OrderedDict()
         self._last_job: OrderedDict[bytes, Notice] = OrderedDict()
-        self.answers: dict[int, tuple[bytes, Notice]] = {}
-        """What the machine said to a `Submit`, by request id; whoever posted it takes it away."""
+        self.asked: dict[int, Answer] = {}
+        """Who is told, once, what the machine says to a `Submit`, by request id."""
 
     def post(self, subject: bytes, notice: Notice) -> None:
         if notice.kind in ANSWERS:
-            self.answers[field_of(notice, "request_id")] = (subject, notice)
+            answer = self.asked.pop(field_of(notice, "request_id"), None)
+            if answer is not None:
+                answer(subject, notice)
             return
         self._log(subject, notice)
         pushes = self._subscribers.get(subject)

@@ -156,8 +156,6 @@ class Driver:
         self._busy = False
         self.started = trio.Event()
         self._waiting: dict[int, list[Send | Publish]] = {}
-        self._durable: dict[int, trio.Event] = {}
-        self._last_seq = 0
         self._tick_scope = trio.CancelScope()
         self._tick_mono_ms: int | None = None
         self._fetches, self._fetch_queue = trio.open_memory_channel[FetchBlob](FETCHES_WAITING_MAX)
@@ -190,11 +188,6 @@ class Driver:
         """Handle `event` now; from inside the handling of another, right after that one."""
         self._put(event)
         self._drain()
-
-    async def durable(self) -> None:
-        """Wait until everything that the machine has asked to store so far has been answered."""
-        if self._last_seq in self._waiting:
-            await self._durable.setdefault(self._last_seq, trio.Event()).wait()
 
     async def run(self) -> None:
         """Until cancelled; `started` is set once the machine's first effects are out."""
@@ -249,9 +242,6 @@ class Driver:
         self._carry_out(self._machine.handle(event, self._clock.now()))
 
     def _answered(self, seq: int) -> list[Send | Publish]:
-        durable = self._durable.pop(seq, None)
-        if durable is not None:
-            durable.set()
         return self._waiting.pop(seq, [])
 
     # ---- time
@@ -295,7 +285,6 @@ class Driver:
 
     def _persist(self, effect: Persist) -> None:
         self._waiting[effect.seq] = []
-        self._last_seq = effect.seq
         self._journal.persist(effect)
 
     # ---- blobs

@@ -109,12 +109,33 @@ class RunningNode:
         """Hand over a job; returns once a SIGKILL would not lose it."""
         if not order.durable:
             raise UsageError("a job without durability is a call: its outputs are kept nowhere")
-        job_id = self._enter(order)
+        answered = trio.Event()
+        found: list[JobId | MeshError] = []
+
+        def on_answer(outcome: JobId | MeshError) -> None:
+            """In the machine's own step: the job is followed also if its client is gone."""
+            found.append(outcome)
+            answered.set()
+            if isinstance(outcome, MeshError):
+                self._unpin(order)
+                return
+            try:
+                self._follow(outcome, partial(self._unpin, order))
+            except LocalResource as error:
+                self._unpin(order)
+                found[0] = error
+
         for ref in _blobs_of(order):
             self.blobs.pin(ref.blob_id)
-        self._follow(job_id, partial(self._unpin, order))
-        await self.driver.durable()
-        return job_id
+        try:
+            self._enter(order, on_answer)
+        except MeshError:  # an owner that nobody knows
+            self._unpin(order)
+            raise
+        await answered.wait()
+        if isinstance(found[0], MeshError):
+            raise found[0]
+        return found[0]
 
     def start_call(self, order: JobOrder, on_end: OnEnd) -> Call:
         """Submit now; `on_end` hears of the outputs or of the error, in the task that brings it."""
@@ -330,22 +351,25 @@ class RunningNode:
 
     # ---- inside
 
-    def _enter(self, order: JobOrder) -> JobId:
+    def _enter(self, order: JobOrder, on_answer: Callable[[JobId | MeshError], None]) -> None:
+        """`on_answer` hears of the job's id or why it is refused: of a call before this returns,
+        of a durable job once it is stored."""
         order = self._with_accounts(order)
         request_id = next(self._request_ids)
+
+        def answer(subject: bytes, notice: Notice) -> None:
+            if notice.kind == "refused":
+                text = str(field_of(notice, "text") or "")
+                on_answer(error_of_reason(field_of(notice, "reason"), text))
+                return
+            job_id = JobId(subject)
+            self._orders[job_id] = order
+            while len(self._orders) > ORDERS_KEPT_MAX:
+                del self._orders[next(iter(self._orders))]
+            on_answer(job_id)
+
+        self.bulletin.asked[request_id] = answer
         self.driver.post(Submit(request_id, order))
-        answer = self.bulletin.answers.pop(request_id, None)
-        if answer is None:
-            raise errors.LocalProtocolError("the machine did not answer a submission")
-        subject, notice = answer
-        if notice.kind == "refused":
-            text = str(field_of(notice, "text") or "")
-            raise error_of_reason(field_of(notice, "reason"), text)
-        job_id = JobId(subject)
-        self._orders[job_id] = order
-        while len(self._orders) > ORDERS_KEPT_MAX:
-            del self._orders[next(iter(self._orders))]
-        return job_id
 
     def _hears_of_nobody_yet(self) -> bool:
         up_ms = self._clock.now().mono_ms - self._started_mono_ms
@@ -445,7 +469,13 @@ class Call:
         self._on_end = on_end
         self._ended = False
         self._pins = _blobs_of(order)
-        self.job_id = node._enter(order)
+        found: list[JobId | MeshError] = []
+        node._enter(order, found.append)
+        if not found:
+            raise errors.LocalProtocolError("the machine did not answer a submission")
+        if isinstance(found[0], MeshError):
+            raise found[0]
+        self.job_id = found[0]
         for ref in self._pins:
             node.blobs.pin(ref.blob_id)
         self._subscription = ExitStack()

@@ -257,6 +257,7 @@ class Job:
     last_sign_mono_ms: int = 0  # when a car last took or returned work
     waiting: Waiting = field(default_factory=Waiting)
     placed: set[TaskId] = field(default_factory=set)  # tasks that a rendezvous looks for a car for
+    asked: list[int] = field(default_factory=list)  # requests to answer once it is stored
     place_window: int = 4  # how many may be; grows as they are placed, shrinks as they are queued
     due_mono_ms: int | None = None  # when it wants attention next, as `requester` has noted it
     pump_mono_ms: int = 0  # when to look for cars again
@@ -268,6 +269,8 @@ class Job:
         self.unit_ms = self.order.unit_ms_hint
 
     def to_place(self) -> bool:
+        if self.asked:
+            return False  # not stored: after a crash nobody would know what the cars work for
         return self.state is JobState.RUNNING and (bool(self.retry) or self.fresh < self.spec.units)
 
     def drop_whole(self) -> None:

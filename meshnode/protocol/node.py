@@ -396,8 +396,8 @@ class Node:
         """Ours: who is apart from us has changed, and the others shall know."""
         self._out.counters["clock_set"] += 1
         for peer, state in self.peers.items():
+            self._say_hello(peer)
             if state.hello is not None:
-                self._say_hello(peer)
                 self._clock_of(peer)
         self.requester.pump_all()
 

@@ -138,19 +138,37 @@ class Requester:
         wire = spec_bytes(spec)
         job_digest = digest(wire)
         job_id = JobId(job_digest[:16])
-        if job_id in self.jobs.all:  # same order, same nonce: the same job
-            self._out.notify(job_id, "submitted", request_id=event.request_id)
-            self.jobs.say(self.jobs.all[job_id])
+        known = self.jobs.all.get(job_id)
+        if known is not None and known.asked:
+            known.asked.append(event.request_id)
             return
-        job = self.jobs.enter(spec, job_digest, order)
-        self._out.notify(job_id, "submitted", request_id=event.request_id)
-        if order.durable:
-            record = self.jobs.record(job)
-            self._out.persist(
-                (record,), Durability.PROCESS, None, lambda: self._attempts.disk_full(job)
-            )
+        job = known or self.jobs.enter(spec, job_digest, order)
+        job.asked.append(event.request_id)
+        if known is not None or not order.durable:  # same order, same nonce: the same job
+            self._entered(job)
+            return
+        record = self.jobs.record(job)
+        self._out.persist(
+            (record,),
+            Durability.PROCESS,
+            lambda: self._entered(job),
+            lambda: self._not_entered(job),
+        )
+
+    def _entered(self, job: Job) -> None:
+        """Its id is told, and cars are asked, once a crash would not lose it."""
+        asked, job.asked = job.asked, []
+        for request_id in asked:
+            self._out.notify(job.job_id, "submitted", request_id=request_id)
         self.jobs.say(job)
         self.pump(job)
+
+    def _not_entered(self, job: Job) -> None:
+        for request_id in job.asked:
+            self.jobs.refuse(request_id, Reason.DISK_FULL, "the job could not be stored")
+        self.jobs.end(job, JobState.FAILED, Reason.DISK_FULL)
+        self.jobs.drop(job)
+        self._dues.touch(job)
 
     def cancel(self, job_id: JobId) -> None:
         job = self.jobs.running.get(job_id)

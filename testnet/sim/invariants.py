@@ -166,7 +166,10 @@ class Proof(Mesh):
         if kind == "submitted":
             job_id = JobId(effect.subject)
             assert site.node is not None
-            deadline = site.node.jobs.all[job_id].deadline_mono_ms
+            job = site.node.jobs.all[job_id]
+            if job.order.durable and job.digest not in site.disk.jobs:
+                raise self.broken(f"{site.name} promises a job that it has not stored")
+            deadline = job.deadline_mono_ms
             self.submitted[job_id] = (site.name, deadline)
             wait_ms = deadline + LATE_MS - self.now_ms
             self.at(max(1, wait_ms), lambda: self._overdue(job_id))

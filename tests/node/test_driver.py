@@ -196,29 +196,6 @@ def test_what_could_not_be_stored_is_never_sent() -> None:
     with_rig(lambda: Rig(script), test)
 
 
-def test_durable_waits_for_everything_so_far() -> None:
-    script = Script(lambda e: [store(1), store(2)] if e == rtt(0) else [])
-
-    async def test(rig: Rig) -> None:
-        await rig.driver.durable()  # nothing asked for yet
-        rig.driver.post(rtt(0))
-        reached = trio.Event()
-
-        async def wait() -> None:
-            await rig.driver.durable()
-            reached.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
-            await rig.journal.answer.send(Persisted(1))
-            await trio.testing.wait_all_tasks_blocked()
-            assert not reached.is_set()
-            await rig.journal.answer.send(Persisted(2))
-            await reached.wait()
-
-    with_rig(lambda: Rig(script), test)
-
-
 def test_a_recall_goes_before_what_is_queued() -> None:
     waiting: deque[Event] = deque([rtt(1), rtt(2), Recall(Reason.DRIVING, 0)])
 

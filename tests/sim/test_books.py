@@ -15,7 +15,7 @@ from meshnode.protocol.types import Lane
 from testnet.sim.frames import kind_of
 from testnet.sim.mesh import Mesh, Site
 
-from .test_mesh import ended, mesh_of, order, submit
+from .test_mesh import accepted_units, ended, mesh_of, order, submit
 
 CAR = "car-0"
 
@@ -114,3 +114,50 @@ def test_acceptances_that_are_lost_without_a_word_are_asked_for(seed: int) -> No
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(130_000)
     assert_same_books(mesh)
+
+
+def drop_once(site: Site, kind: str) -> None:
+    """The next frame of that kind that the site sends is lost."""
+
+    def lie(effect: fx.Send) -> list[fx.Send]:
+        if kind_of(effect.frame) != kind:
+            return [effect]
+        site.lie = None
+        return []
+
+    site.lie = lie
+
+
+def test_a_receipt_that_is_lost_without_a_word_is_sent_again() -> None:
+    """The next one is declined with GAP, and no link need break."""
+    mesh = mesh_of(1, 1)
+    mesh.unit_ms = 20
+    drop_once(mesh.sites[CAR], "receipt")
+    submit(mesh, order(200, lease_units_max=4))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(200))
+
+
+def test_who_declines_every_receipt_gets_them_less_and_less_often() -> None:
+    mesh = mesh_of(1, 1)
+    submitter = mesh.sites["submitter"]
+    submit(mesh, order(40))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(2_000)
+    assert submitter.node is not None
+    for channel in submitter.node.acceptances.channels.values():
+        channel.next_seq = -1  # so that each is a gap to it
+    sent: list[int] = []
+
+    def count(effect: fx.Send) -> list[fx.Send]:
+        if kind_of(effect.frame) == "receipt":
+            sent.append(mesh.now_ms)
+        return [effect]
+
+    mesh.sites[CAR].lie = count
+    submit(mesh, order(4, nonce=1))
+    mesh.rest(300_000)
+    rounds = sorted({at // 500 for at in sent})
+    assert 5 < len(rounds) < 25
+    assert rounds[-1] - rounds[-2] > 2 * (rounds[1] - rounds[0])
