@@ -22,7 +22,7 @@ import trio
 
 from jaxkernels import host, registry
 from meshnode.client import Terms, connect
-from meshnode.errors import MeshError, NoSuitableNode
+from meshnode.errors import LocalResource, MeshError, NoSuitableNode
 from meshnode.ledger.load import signed_objects
 from meshnode.node import firstrun
 from meshnode.protocol.channel_check import check_objects
@@ -407,14 +407,17 @@ def test_a_full_disk_under_the_ledger(name: str) -> None:
                 spin = registry.get("bench.spin@1")
                 prepared = host.prepare(spin.spec, np.ones((4_000, 1), np.int32))
                 terms = Terms(lease_units_max=8)  # many receipts
-                job_id = await net.call(
-                    lambda mesh: mesh.submit_kernel(spin, prepared, terms=terms)
-                )
-                ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
+                outcome = ("refused", Reason.DISK_FULL)  # a journal may have room for a little yet
+                with contextlib.suppress(LocalResource):
+                    job_id = await net.call(
+                        lambda mesh: mesh.submit_kernel(spin, prepared, terms=terms)
+                    )
+                    ended = await net.call(lambda mesh: mesh.wait(job_id, RUN_S_MAX))
+                    outcome = (ended["state"], ended["reason"])
                 if name == SUBMITTER:
-                    assert (ended["state"], ended["reason"]) == ("failed", Reason.DISK_FULL)
+                    assert outcome in [(how, Reason.DISK_FULL) for how in ("refused", "failed")]
                 else:
-                    assert ended["state"] == "done"
+                    assert outcome[0] == "done"
                 status = await net.call(lambda mesh: mesh.status(), name)
                 assert status["counters"]["persist_failed"] > 0, "the disk was full"
                 ballast.unlink()
