@@ -44,7 +44,7 @@ ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
 SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
 SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doubles
-SAY_AGAIN_MS_MAX = 30_000
+SAY_AGAIN_MS_MAX = 30_000  # the longest wait of that kind
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
 30 ms, and checking them on the other side did again: p99 of a 3 ms call was 20 ms, and is 9."""
