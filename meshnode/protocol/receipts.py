@@ -276,8 +276,10 @@ class ReceiptDesk:
         )
 
     def deadline(self) -> int | None:
-        dues = (self._due_mono_ms, self._store_again_mono_ms)
-        return min((due for due in dues if due is not None), default=None)
+        due, again = self._due_mono_ms, self._store_again_mono_ms
+        if due is None or again is None:
+            return again if due is None else due
+        return min(due, again)
 
     def tick(self) -> None:
         again = self._store_again_mono_ms
