@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
-from meshnode.protocol.cell import Candidate, Posts, elect
+from meshnode.protocol import messages, sealed
+from meshnode.protocol.cell import Candidate, Posts, elect, epoch_of
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, ArraySpec, Limits, Peer, Rng
@@ -95,7 +96,8 @@ class World(Mesh):
         self.digest = Trace()
         self.counted_frames: Counter[str] = Counter()
         self.runs = [_Run(task) for task in tasks]
-        self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
+        if setup.is_full:  # else agreements stand
+            self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
         self.by_number: dict[int, Site] = {}
         self.peers: dict[int, Peer] = {}
         self.holders = FleetRoster(ground.network, self.peers, self._elect)
@@ -105,6 +107,10 @@ class World(Mesh):
             self.standing = Standing(NETWORK, account, EPOCH_MS + 6 * DAY_MS)
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
+        # Who waits for an announcement or breaks links needs them all to be there.
+        breaks = self._plan.cuts_s or self._plan.partitions_s
+        self.lazy = not setup.is_full and setup.policy == "tokens" and not breaks
+        self._held: list[tuple[Site, ev.FrameIn]] | None = None  # frames that take no time
         self.began_us: list[int] = []  # every start of a unit
         self._absent: set[str] = set()  # cars that are on the road
 
@@ -167,19 +173,39 @@ class World(Mesh):
         return site
 
     def _connect_cells(self) -> None:
-        """Warm links: each submitter to the cars of its cell. Rendezvous are found and dialled by
-        the machines."""
+        """Warm links: each submitter to the cars of its cell; cars dial their rendezvous themselves.
+        A large fleet has eight of these links a car and uses two, so there they are made when they
+        are first used (`_warm`), and only those to the rendezvous beforehand."""
         links = [
             (submitter, car)
             for cell in self.ground.cells
             for submitter in self.ground.submitters[cell]
-            for car in self.ground.cars[cell][: self.limits.peers_max]
+            for car in self._warm_cars(cell)
         ]
         first_us, last_us = BOOT_S * 1e6, CONNECTED_S * 1e6
         for at, (submitter, car) in enumerate(links):
             at_us = int(first_us + (last_us - first_us) * at / len(links))
             one, other = self.by_number[submitter].name, self.by_number[car].name
             self.at_us(at_us, lambda one=one, other=other: self.connect(one, other))  # type: ignore[misc]
+
+    def _warm_cars(self, cell: str) -> list[int]:
+        if not self.lazy:
+            return self.ground.cars[cell][: self.limits.peers_max]
+        posts = self.holders.posts(cell, epoch_of(EPOCH_MS))
+        holders = dict.fromkeys(peer for ranks in posts for peer in ranks)
+        return [self.by_peer[peer].number for peer in holders]
+
+    def _warm(self, car: Site, offer: bytes) -> None:
+        """The link between a car and a submitter of its cell, as if it had been there for long: its
+        hellos take no time."""
+        submitter = self.by_peer[Peer(sealed.unseal(offer).kid)]
+        if submitter.name in car.links or submitter.identity.cell != car.identity.cell:
+            return
+        held = self._held = []
+        self.connect(submitter.name, car.name)
+        self._held = None
+        for site, frame in held:
+            self.feed(site, frame)
 
     def rng_of(self, site: Site) -> Rng:
         if site.identity.roles & REQUEST:
@@ -255,7 +281,14 @@ class World(Mesh):
     # ---- counting
 
     def _send(self, site: Site, effect: fx.Send, life: int) -> None:
-        self.counted_frames[kind_of(effect.frame)] += 1
+        kind = kind_of(effect.frame)
+        self.counted_frames[kind] += 1
+        if self._held is not None:
+            frame = ev.FrameIn(site.identity.peer, effect.lane, effect.frame)
+            self._held.append((self.by_peer[effect.peer], frame))
+            return
+        if kind == "assign" and self.lazy:
+            self._warm(self.by_peer[effect.peer], messages.unpack(effect.frame).offer)
         super()._send(site, effect, life)
 
     def _publish(self, site: Site, effect: fx.Publish, life: int) -> None:
