@@ -288,7 +288,7 @@ class Node:
     def _due(self) -> int | None:
         every = (
             self.provider.deadline(),
-            self.requester.deadline(),
+            self.requester.deadline() if self.jobs.all else None,
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
             self.book.deadline(self._out.now),
