@@ -118,14 +118,18 @@ def _users(original: Any) -> list[tuple[ModuleType, str]]:
 def counted() -> Iterator[None]:
     memory = _Memory()
     specs = lru_cache(maxsize=SPECS_MAX)(spec_bytes.__wrapped__)
-    places = [(sealed, "verify", verify), (Sealed, "open", _method(memory.open))]
-    for original, replaced in (
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (sealed, "verify", verify),
+        (Sealed, "open", _method(memory.open)),
+    ]
+    table: tuple[tuple[Any, Callable[..., Any]], ...] = (
         (seal, memory.seal),
         (unseal, memory.unseal),
         (pack, memory.pack),
         (unpack, memory.unpack),
         (spec_bytes, specs),
-    ):
+    )
+    for original, replaced in table:
         places += [(module, name, replaced) for module, name in _users(original)]
     with ExitStack() as stack:
         for where, name, replaced in places:

@@ -13,11 +13,13 @@ minute.
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Final
 
 from meshnode.protocol import effects as fx
@@ -32,11 +34,13 @@ from . import parking
 from .counting import CountingSigner, SmallRandom, counted
 from .faults import GRACE_MS, Plan, Weather
 from .frames import gossip_frames, kind_of
+from .liars import best_keys, ground_seeds, lies_of
 from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
+from .payments import Payments
 from .roster import FleetRoster
-from .site import DAY_MS, EPOCH_MS, NETWORK, account_keys, papers_of
+from .site import DAY_MS, EPOCH_MS, NETWORK, Papers, account_keys, papers_of
 from .standing import Standing
 from .trace import Trace
 from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
@@ -51,6 +55,7 @@ DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
 PEERS_MAX: Final = 4_096  # a submitter of a fleet serves many; a car has 512
 PARKING_START_S: Final = 17 * 3_600.0
+AFTER_KILL_US: Final = 12_000_000  # of which the tasks are measured by themselves
 OUT: Final = ArraySpec("float32", (16,))
 
 
@@ -110,8 +115,11 @@ class World(Mesh):
         # Who waits for an announcement or breaks links needs them all to be there.
         breaks = self._plan.cuts_s or self._plan.partitions_s
         self.lazy = not setup.is_full and setup.policy == "tokens" and not breaks
+        self._ground_peers: list[Peer] = []  # of the one who wants the rendezvous of `_victim`
+        self._victim = max(ground.cars, key=lambda cell: len(ground.cars[cell]))
         self._held: list[tuple[Site, ev.FrameIn]] | None = None  # frames that take no time
         self.began_us: list[int] = []  # every start of a unit
+        self.payments = Payments()
         self._absent: set[str] = set()  # cars that are on the road
 
     # ---- building
@@ -133,9 +141,28 @@ class World(Mesh):
                 self.peers[number] = site.identity.peer
             site.disk.keeps = self._plan.crashes or self.setup.parking
         self.now_us = 0
+        if self._plan.ground_keys:
+            self._ground(papers)
         self._connect_cells()
         if self.setup.parking:
             self._park()
+
+    def _ground(self, papers: Papers | None) -> None:
+        """Keys that rank first in the largest cell, and a car for each that is elected there: all
+        stand where the cell's first car does, and say nothing about placements."""
+        cell, keys = self._victim, self._plan.ground_keys
+        peers = {seed: self.keys_of(seed.to_bytes(32, "big")).peer for seed in ground_seeds(keys)}
+        cars = len(self.ground.cars[cell])
+        epoch = epoch_of(EPOCH_MS)
+        best = best_keys(cell, epoch, cars, self.limits.rendezvous_cars, peers, keys)
+        self._ground_peers = [peers[seed] for seed in best]
+        elected = {peer for ranks in self.holders.posts(cell, epoch) for peer in ranks}
+        for seed in best:
+            if peers[seed] in elected:
+                name = f"ground-{len(self.sites)}"
+                site = self.add(name, PROVIDE, cell=cell, papers=papers, seed=seed)
+                site.number = self.ground.cars[cell][0]
+                site.lie = lies_of(self, site, "drop", random.Random(0))
 
     def _park(self) -> None:
         """Cars come and go as traces say; the time begins on a Monday at `PARKING_START_S`. Those
@@ -158,7 +185,8 @@ class World(Mesh):
     def _arrive(self, name: str) -> None:
         self._absent.discard(name)
         self.boot(name)
-        for number in self.ground.submitters[self.sites[name].identity.cell]:
+        submitters = self.ground.submitters[self.sites[name].identity.cell]
+        for number in () if self.lazy else submitters:
             self.connect(self.by_number[number].name, name)
 
     def boot(self, name: str) -> None:
@@ -173,27 +201,28 @@ class World(Mesh):
         return site
 
     def _connect_cells(self) -> None:
-        """Warm links: each submitter to the cars of its cell; cars dial their rendezvous themselves.
+        """Warm links: each submitter to the cars of its cell; cars dial their rendezvous.
+
         A large fleet has eight of these links a car and uses two, so there they are made when they
         are first used (`_warm`), and only those to the rendezvous beforehand."""
         links = [
-            (submitter, car)
+            (self.by_number[submitter].name, car)
             for cell in self.ground.cells
             for submitter in self.ground.submitters[cell]
             for car in self._warm_cars(cell)
         ]
         first_us, last_us = BOOT_S * 1e6, CONNECTED_S * 1e6
-        for at, (submitter, car) in enumerate(links):
+        for at, (one, other) in enumerate(links):
             at_us = int(first_us + (last_us - first_us) * at / len(links))
-            one, other = self.by_number[submitter].name, self.by_number[car].name
             self.at_us(at_us, lambda one=one, other=other: self.connect(one, other))  # type: ignore[misc]
 
-    def _warm_cars(self, cell: str) -> list[int]:
+    def _warm_cars(self, cell: str) -> list[str]:
         if not self.lazy:
-            return self.ground.cars[cell][: self.limits.peers_max]
+            cars = self.ground.cars[cell][: self.limits.peers_max]
+            return [self.by_number[car].name for car in cars]
         posts = self.holders.posts(cell, epoch_of(EPOCH_MS))
         holders = dict.fromkeys(peer for ranks in posts for peer in ranks)
-        return [self.by_peer[peer].number for peer in holders]
+        return [self.by_peer[peer].name for peer in holders]
 
     def _warm(self, car: Site, offer: bytes) -> None:
         """The link between a car and a submitter of its cell, as if it had been there for long: its
@@ -221,6 +250,11 @@ class World(Mesh):
         candidates = [
             Candidate(peer, places[by_peer[peer].number].last_mile_us) for peer in members
         ]
+        if cell == self._victim and self._ground_peers:
+            # They stand next door, say so, and have so many networks.
+            wheres = [f"net-{n % self._plan.ground_networks}" for n in range(len(self._ground_peers))]
+            candidates += map(Candidate, self._ground_peers, repeat(1), wheres)
+            cars += len(self._ground_peers)
         return elect(cell, epoch, candidates, cars, self.limits.rendezvous_cars)
 
     # ---- the workload
@@ -252,8 +286,13 @@ class World(Mesh):
     def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
         number = self._by_job[effect.spec.job_digest[:16]]
         self.runs[number].starts[effect.run.attempt] = self.now_us
+        self.payments.ran.add((effect.spec.job_digest[:16], site.identity.peer))
         self.began_us.append(self.now_us)
         super()._execute(site, effect, life)
+
+    def stored(self, site: Site, record: fx.Record) -> None:
+        if isinstance(record, fx.SignedObject) and site.identity.roles & REQUEST:
+            self.payments.stored(record)
 
     def _notify(self, site: Site, effect: fx.Notify, life: int) -> None:
         kind = effect.notice.kind
@@ -311,6 +350,7 @@ class World(Mesh):
         if self._plan.bends:
             self.weather = Weather(self._plan, self.setup.seed)
         self._plan.schedule(self, window_us)
+        kill_us = sum(window_us) // 2
         first, last = window_us
         self._advance(first, say)
         before = Counter(self.counted_frames)
@@ -335,11 +375,22 @@ class World(Mesh):
             start = run.started_us or min(run.starts.values(), default=None)
             if start is not None:
                 self._took(measured, run.task, start)
+                if self._hurt(run.task, kill_us):
+                    measured.hurt_us.append(start - run.task.at_us)
             elif run.failed is not None:
                 measured.failed[run.failed.name.lower()] += 1
         assert self.digest is not None
+        measured.paid, measured.paid_wrong = self.payments.units, self.payments.wrong
         measured.events, measured.digest = self.digest.events, self.digest.hexdigest()
         return measured
+
+    def _hurt(self, task: Task, kill_us: int) -> bool:
+        """Whether the fault plan is about this task."""
+        if self._plan.kill_share:
+            return kill_us <= task.at_us < kill_us + AFTER_KILL_US
+        if self._plan.ground_keys:
+            return self.ground.network.places[task.submitter].cell == self._victim
+        return self._plan != Plan()
 
     def _took(self, measured: Measured, task: Task, start_us: int) -> None:
         took_us = start_us - task.at_us
@@ -376,7 +427,7 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
         raise ValueError(f"{setup.policy!r} is no policy: choose one of {', '.join(POLICIES)}")
     if Plan.named(setup.faults).kill_share and setup.policy != "tokens":
         raise ValueError(f"the policy {setup.policy!r} has no rendezvous to kill")
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), time.process_time()
     ground = lay_out(setup.model, setup.cars, setup.seed)
     begins_s = 0.0 if setup.policy in ORACLES else READY_S
     demand = Demand(setup.load, setup.task_s, setup.seconds, setup.seed, begins_s)
@@ -389,7 +440,7 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
             world.build()
             say(f"{len(world.sites)} machines, {len(tasks)} tasks")
             measured = world.play(demand.window_us, say)
-    measured.wall_s = time.monotonic() - begun
+    measured.wall_s, measured.cpu_s = time.monotonic() - begun, time.process_time() - cpu
     return measured
 
 
