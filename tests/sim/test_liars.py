@@ -10,7 +10,7 @@ import pytest
 from meshnode.protocol import effects as fx
 from meshnode.protocol.cell import elect
 from meshnode.protocol.types import Peer
-from testnet.sim import faults, liars, world
+from testnet.sim import faults, liars
 from testnet.sim.counting import CountingSigner
 from testnet.sim.frames import kind_of
 from testnet.sim.measured import Measured, Setup
@@ -86,7 +86,7 @@ def test_pay_for_what_no_car_ran_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
     honest = run("none", 1.0)
     assert honest.paid and not honest.paid_wrong and not honest.hurt_us
-    monkeypatch.setattr(world.Payments, "__init__", _forgetful(Payments.__init__, Forgets))
+    monkeypatch.setattr(Payments, "__init__", _forgetful(Payments.__init__, Forgets))
     assert run("none", 1.0).paid_wrong == honest.paid
 
 
