@@ -250,8 +250,8 @@ class Layout:
             self.places.append((field.name, place))
         self.keys = frozenset(place.key for _, place in self.places)
         # The deterministic encoding has the keys in order; made in order they need no sorting.
-        ordered = sorted(self.places, key=lambda item: item[1].key)
-        self.dumps = [(n, p.key, _dump_of(p.kind), p.optional) for n, p in ordered]
+        self.ordered = sorted(self.places, key=lambda item: item[1].key)
+        self.dumps = [(n, p.key, _dump_of(p.kind), p.optional) for n, p in self.ordered]
         self.loads = [(name, p.key, p.kind.load, p.optional) for name, p in self.places]
         assert len(self.keys) == len(self.places), f"{rule_class.__name__} uses a key twice"
 

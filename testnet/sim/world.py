@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from typing import Any, Final
 
 from meshnode.protocol import effects as fx
@@ -252,7 +251,9 @@ class World(Mesh):
         ]
         if cell == self._victim and self._ground_peers:
             # They stand next door, say so, and have so many networks.
-            wheres = [f"net-{n % self._plan.ground_networks}" for n in range(len(self._ground_peers))]
+            wheres = [
+                f"net-{n % self._plan.ground_networks}" for n in range(len(self._ground_peers))
+            ]
             candidates += map(Candidate, self._ground_peers, repeat(1), wheres)
             cars += len(self._ground_peers)
         return elect(cell, epoch, candidates, cars, self.limits.rendezvous_cars)
