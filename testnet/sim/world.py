@@ -251,10 +251,11 @@ class World(Mesh):
         ]
         if cell == self._victim and self._ground_peers:
             # They stand next door, say so, and have so many networks.
-            wheres = [
-                f"net-{n % self._plan.ground_networks}" for n in range(len(self._ground_peers))
+            networks = self._plan.ground_networks
+            candidates += [
+                Candidate(peer, 1, f"net-{n % networks}")
+                for n, peer in enumerate(self._ground_peers)
             ]
-            candidates += map(Candidate, self._ground_peers, repeat(1), wheres)
             cars += len(self._ground_peers)
         return elect(cell, epoch, candidates, cars, self.limits.rendezvous_cars)
 
