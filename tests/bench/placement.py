@@ -7,8 +7,8 @@ cell for each task, and each announcement is read by all of them.
 
 Figures end in the policy, or in the experiment with tokens: `busy` is 95 % load, `loss` loses a
 packet in a hundred, `kill` takes a quarter of all rendezvous away (its p99 is of the next 12 s),
-`liars` has one rendezvous in twenty lie, `ground` has one network with 1,000 tried keys in
-the largest cell (`hurt_p99` is of that cell), `1k`, `10k`, ... are sizes; `fleet_` is the vectorised model.
+`liars` has one rendezvous in twenty lie, `ground` has one network with 1,000 tried keys in the
+largest cell (`hurt_p99` is of that cell), `1k`, `100k` are sizes; `fleet_` is the vectorised model.
 """
 
 from __future__ import annotations
