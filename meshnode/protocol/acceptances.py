@@ -267,8 +267,10 @@ class AcceptanceDesk:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
 
     def deadline(self) -> int | None:
-        dues = (self._due_mono_ms, self._store_again_mono_ms)
-        return min((due for due in dues if due is not None), default=None)
+        due, again = self._due_mono_ms, self._store_again_mono_ms
+        if due is None or again is None:
+            return again if due is None else due
+        return min(due, again)
 
     def tick(self) -> None:
         now = self._out.now.mono_ms

@@ -111,8 +111,9 @@ class Checkpoints:
         return job, task
 
     def deadline(self) -> int | None:
-        dues = (fetch.deadline_mono_ms + LATE_MS for fetch in self._fetches.values())
-        return min(dues, default=None)
+        if not self._fetches:
+            return None
+        return min(fetch.deadline_mono_ms + LATE_MS for fetch in self._fetches.values())
 
     def late(self) -> list[int]:
         """Fetches that said nothing past their deadline: a task must not wait for ever."""

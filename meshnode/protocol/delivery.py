@@ -35,7 +35,7 @@ class Delivery:
         self._presence = presence
         self._live = live
         self._ended = ended
-        self.unsaid: set[LeaseId] = set()  # ended, but not all of it is with the requester
+        self.unsaid: dict[LeaseId, None] = {}  # ended, but not all of it is with the requester
         self._part_sends: OrderedDict[int, tuple[LeaseId, int]] = OrderedDict()
 
     def up(self, peer: Peer) -> bool:
@@ -65,7 +65,7 @@ class Delivery:
                 granted.sent = unit + 1
         if granted.ended and not granted.said_end:
             granted.said_end = True
-            self.unsaid.discard(granted.lease_id)
+            self.unsaid.pop(granted.lease_id, None)
             whole = granted.done == granted.offer.run.size
             if granted.reason is not Reason.DONE or not whole:
                 self._send_ended(granted)  # its last unit says it otherwise
@@ -102,7 +102,7 @@ class Delivery:
             granted.sent = min(granted.sent, unit)
             granted.said_end = False
             if granted.ended:
-                self.unsaid.add(granted.lease_id)
+                self.unsaid[granted.lease_id] = None
             self._say_later(granted)
 
     def say_again(self, granted: Granted) -> None:
@@ -111,12 +111,15 @@ class Delivery:
         granted.said_end = False
         granted.resend_mono_ms = None
         if granted.ended:
-            self.unsaid.add(granted.lease_id)
+            self.unsaid[granted.lease_id] = None
         self.say(granted)
 
     def deadline(self) -> int | None:
-        dues = (granted.resend_mono_ms for granted in self.to_say())
-        return min((due for due in dues if due is not None), default=None)
+        if not self._live and not self.unsaid:
+            return None
+        waiting = [granted.resend_mono_ms for granted in self.to_say()]
+        dues = [due for due in waiting if due is not None]
+        return min(dues) if dues else None
 
     def tick(self) -> None:
         for granted in self.to_say():

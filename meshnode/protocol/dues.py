@@ -26,6 +26,8 @@ class Dues:
         self._touched[job.job_id] = job
 
     def first(self) -> int | None:
+        if not self._touched and not self._heap:
+            return None
         for job in self._touched.values():
             due = self._due(job)
             if due != job.due_mono_ms:

@@ -170,6 +170,8 @@ class Fleet:
             del self._queued[peer]
 
     def tick(self) -> None:
+        if not (self.backoff or self._shunned or self._fresh or self._dialled):
+            return
         now = self._out.now.mono_ms
         self.backoff = {peer: until for peer, until in self.backoff.items() if until > now}
         self._shunned = {peer: until for peer, until in self._shunned.items() if until > now}

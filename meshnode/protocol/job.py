@@ -139,6 +139,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
     return encode_ordered(encode_map(spec))
 
 
+@lru_cache(maxsize=1024)  # a car asks for it three times an offer
 def task_digest(job_digest: Digest, first: int, count: int, replica: int) -> Digest:
     return digest_of([job_digest, first, count, replica])
 

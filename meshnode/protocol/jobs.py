@@ -146,12 +146,13 @@ class Jobs:
         self._out.notify(job.job_id, "ended", reason=int(reason), text=text, peer=peer)
 
     def live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
-        return [
-            (job, task)
-            for job in self.running.values()
-            for task in [job.tasks[task_id] for task_id in sorted(job.live)]
-            if task.live is not None and task.live.peer == peer
-        ]
+        found: list[tuple[Job, Task]] = []
+        for job in self.running.values():
+            for task_id in sorted(job.live) if len(job.live) > 1 else job.live:
+                task = job.tasks[task_id]
+                if task.live is not None and task.live.peer == peer:
+                    found.append((job, task))
+        return found
 
     def restore(self, restored: Restored) -> None:
         """Jobs, tasks and results of before; what is missing waits to be tried again."""

@@ -294,15 +294,16 @@ class Node:
         return self._due_mono_ms
 
     def _due(self) -> int | None:
-        dues = (
+        every = (
             self.provider.deadline(),
-            self.requester.deadline(),
+            self.requester.deadline() if self.jobs.all else None,
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
             self.book.deadline(self._out.now),
-            min(self._parting.values(), default=None),
+            min(self._parting.values()) if self._parting else None,
         )
-        return min((due for due in dues if due is not None), default=None)
+        dues = [due for due in every if due is not None]
+        return min(dues) if dues else None
 
     def view(self, now: Now) -> View:
         return look(self, now)

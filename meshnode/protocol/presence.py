@@ -90,6 +90,8 @@ class Presence:
         return bid is not None and bid.requester == peer
 
     def held(self) -> int:
+        if not self._bids:
+            return 0
         now = self._out.now.mono_ms
         return sum(bid.until_mono_ms > now for bid in self._bids.values())
 
@@ -261,11 +263,13 @@ class Presence:
         return due
 
     def deadline(self) -> int | None:
-        dues = [bid.until_mono_ms for bid in self._bids.values()]
         advert = self._advert_due()
+        if not self._bids:
+            return advert
+        dues = [bid.until_mono_ms for bid in self._bids.values()]
         if advert is not None:
             dues.append(advert)
-        return min(dues, default=None)
+        return min(dues)
 
     def tick(self) -> None:
         mono = self._out.now.mono_ms

@@ -514,7 +514,7 @@ class Provider:
         del self.leases[granted.lease_id]
         self.ended[granted.lease_id] = granted
         self._ended_bytes += granted.kept_bytes
-        self.delivery.unsaid.add(granted.lease_id)
+        self.delivery.unsaid[granted.lease_id] = None
         granted.reason = reason
         granted.text = text[:200]
         for fetch_id in granted.fetches:
@@ -645,7 +645,7 @@ class Provider:
     def _forget(self, granted: Granted) -> None:
         if self.ended.pop(granted.lease_id, None) is not None:
             self._ended_bytes -= granted.kept_bytes
-        self.delivery.unsaid.discard(granted.lease_id)
+        self.delivery.unsaid.pop(granted.lease_id, None)
         self._by_key.pop(granted.key, None)
         remember(self._gone, granted.key, granted.reason, ENDED_KEYS_MAX)
         if granted.stored:
@@ -689,23 +689,19 @@ class Provider:
     # ---- time
 
     def deadline(self) -> int | None:
-        dues: list[int] = []
-        tokens = self.tokens.deadline()
-        if tokens is not None:
-            dues.append(tokens)
-        shown = self.presence.deadline()
-        if shown is not None:
-            dues.append(shown)
-        receipts = self.receipts.deadline()
-        if receipts is not None:
-            dues.append(receipts)
-        keep_ms = self._out.limits.result_keep_ms
-        dues += [since + keep_ms for since in self._away.values()]
-        dues += map(self._live_due, self.leases.values())
-        resend = self.delivery.deadline()
-        if resend is not None:
-            dues.append(resend)
-        return min(dues, default=None)
+        every = (
+            self.tokens.deadline(),
+            self.presence.deadline(),
+            self.receipts.deadline(),
+            self.delivery.deadline(),
+        )
+        dues = [due for due in every if due is not None]
+        if self._away:
+            keep_ms = self._out.limits.result_keep_ms
+            dues += [since + keep_ms for since in self._away.values()]
+        if self.leases:
+            dues += map(self._live_due, self.leases.values())
+        return min(dues) if dues else None
 
     @staticmethod
     def _live_due(granted: Granted) -> int:
@@ -763,6 +759,6 @@ class Provider:
                 continue
             self.ended[granted.lease_id] = granted
             self._ended_bytes += granted.kept_bytes
-            self.delivery.unsaid.add(granted.lease_id)
+            self.delivery.unsaid[granted.lease_id] = None
             self._away[granted.requester] = self._out.now.mono_ms
             self._by_key[granted.key] = granted

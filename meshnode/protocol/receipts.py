@@ -45,6 +45,7 @@ SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
 SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doubles
 SAY_AGAIN_MS_MAX = 30_000  # the longest wait of that kind
+NO_DUES = [None, None, None]
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
 30 ms, and checking them on the other side did again: p99 of a 3 ms call was 20 ms, and is 9."""
@@ -341,7 +342,10 @@ class ReceiptDesk:
 
     def deadline(self) -> int | None:
         dues = [self._due_mono_ms, self._store_again_mono_ms, self._keep_again_mono_ms]
-        dues += [later.due_mono_ms for later in self._later.values()]
+        if self._later:
+            dues += [later.due_mono_ms for later in self._later.values()]
+        elif dues == NO_DUES:
+            return None  # as nearly always: a fleet asks millions of times
         return min((due for due in dues if due is not None), default=None)
 
     def tick(self) -> None:

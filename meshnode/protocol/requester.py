@@ -376,17 +376,9 @@ class Requester:
     # ---- time
 
     def deadline(self) -> int | None:
-        dues: list[int] = []
-        shelf = self.shelf.deadline()
-        if shelf is not None:
-            dues.append(shelf)
-        fetched = self._checkpoints.deadline()
-        if fetched is not None:
-            dues.append(fetched)
-        first = self._dues.first()
-        if first is not None:
-            dues.append(first)
-        return min(dues, default=None)
+        every = (self.shelf.deadline(), self._checkpoints.deadline(), self._dues.first())
+        dues = [due for due in every if due is not None]
+        return min(dues) if dues else None
 
     def due(self, job: Job) -> int | None:
         """When the job wants attention next, if nothing happens before."""

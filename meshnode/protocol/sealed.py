@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from ..errors import LocalProtocolError, RemoteProtocolError, VerificationFailed
-from .codec import decode, digest, encode, encode_ordered
+from .codec import decode, digest, encode_ordered
 from .identity import verify
 from .rule import decode_map, encode_map
 from .types import SEALED_BYTES_MAX, Digest
@@ -138,6 +138,10 @@ def _header(protected: bytes) -> tuple[bytes, str]:
     return kid, typ
 
 
-@lru_cache(maxsize=256)
 def _protected(kid: bytes, typ: str) -> bytes:
-    return encode({_ALG: ALG_ED25519, _KID: kid, _TYP: typ})
+    """`{1: -19, 4: kid, 16: typ}`; a typ is short."""
+    text = typ.encode()
+    if len(text) > TYP_BYTES_MAX:
+        raise LocalProtocolError(f"a typ of {len(text)} bytes")
+    head = bytes((0x60 | len(text),)) if len(text) < 24 else bytes((0x78, len(text)))
+    return b"".join((b"\xa3\x01\x32\x04", _bstr(kid), b"\x10", head, text))

@@ -185,12 +185,14 @@ class Tokens:
     # ---- time
 
     def deadline(self) -> int | None:
+        if not self._deposits and self._over_mono_ms is None and self._again_mono_ms is None:
+            return None
         dues = [deposit.renew_mono_ms for deposit in self._deposits.values()]
         if self._over_mono_ms is not None:
             dues.append(self._over_mono_ms + OVER_MS)
         if self._again_mono_ms is not None:
             dues.append(self._again_mono_ms)
-        return min(dues, default=None)
+        return min(dues)
 
     def tick(self) -> None:
         now_ms = self._out.now.mono_ms

@@ -5,7 +5,7 @@
     world.py  measured.py                                   a fleet at work, and what is measured
     mesh.py  site.py disk.py virtual.py counting.py         heap, links, gossip, one machine's room
     frames.py trace.py roster.py                            counting, the digest, who is there
-    faults.py invariants.py seeds.py                        storms over small meshes
+    faults.py liars.py invariants.py seeds.py               storms over small meshes, lies
     oracles.py                                              what no real scheduler can know
     fleet.py rendezvous_map.py                              a vectorised model, 10^4 to 10^7 cars
     result.py report.py charts.py                           one run's figures; all as one page

@@ -22,7 +22,7 @@ SEED_MAX = (1 << 63) - 1
 # As in `world`, `network` and `faults`, which load arrays and the protocol: help needs neither.
 POLICIES = ("tokens", "gossip", "adverts", "random", "central", "limit")
 MODELS = ("metro", "region", "continents")
-FAULTS = ("none", "loss", "drives", "churn", "kill", "storm")
+FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
 
 
 @click.command(epilog="Example: mesh testnet sim --cars 500 --load 0.8 --seed 1 --policy adverts")

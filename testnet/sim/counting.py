@@ -2,27 +2,35 @@
 
 An Ed25519 signature and its check take 100 us together, more than everything else that a frame
 costs. `CountingSigner` signs with a hash of key id and message, which anybody could compute: right
-where nobody lies. `counted()` makes this process check such signatures for as long as it lasts, and
-spares it to decode what it has itself encoded a moment ago: sealed objects are frozen, so whoever
-opens the same bytes may have the same object. That a run decides the same with all of this as
-without is proved by tests/sim/test_counting.py.
+where nobody lies about who it is. `counted()` makes this process check such signatures for as long
+as it lasts, and spares it to decode what it has itself encoded a moment ago: objects and messages
+are frozen, so whoever reads the same bytes may have the same one. Each frame is still encoded by
+the real codec, once. That a run decides the same with all of this as without is proved by
+tests/sim/test_counting.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from types import ModuleType
 from typing import Any, Final, TypeVar
 from unittest.mock import patch
 
 from meshnode.protocol import sealed
-from meshnode.protocol.codec import decode, encode_ordered
-from meshnode.protocol.rule import decode_map, encode_map
+from meshnode.protocol.job import spec_bytes
+from meshnode.protocol.messages import NUMBERS, pack, unpack
+from meshnode.protocol.sealed import Sealed, seal, unseal
 from meshnode.protocol.types import PEER_PREFIX, Account, Peer
 
 _T = TypeVar("_T")
 OBJECTS_MAX: Final = 1 << 17  # far more than are under way at once
+SPECS_MAX: Final = 1 << 12  # a node keeps 64
+MESSAGES: Final = frozenset(NUMBERS.values())
+open_ = Sealed.open
 
 
 def _hashed(kid: bytes, message: bytes) -> bytes:
@@ -49,60 +57,93 @@ class CountingSigner:
         return _hashed(self.account, message)
 
 
-class _Known:
-    """In the place of a decoded map: the object that it was made of."""
-
-    __slots__ = ("obj", "payload")
-
-    def __init__(self, obj: Any, payload: bytes) -> None:
-        self.obj = obj
-        self.payload = payload
-
-
 class _Memory:
-    """The objects that were sealed last, by their payload; the oldest is forgotten."""
+    """What was encoded last, by its bytes: every frame and object is encoded by the real codec, and
+    whoever decodes the same bytes gets what they were made of. Bytes from elsewhere are decoded.
+    Two generations: when the young one is full, what is in the old one is forgotten."""
 
     def __init__(self) -> None:
-        self._objects: dict[bytes, Any] = {}
-        self._encoding: Any = None
+        self._young: dict[bytes, Any] = {}
+        self._old: dict[bytes, Any] = {}
 
-    def encode_map(self, value: Any) -> dict[int, Any]:
-        self._encoding = value
-        return encode_map(value)
+    def _keep(self, wire: bytes, made: Any) -> None:
+        if len(self._young) >= OBJECTS_MAX:
+            self._old, self._young = self._young, {}
+        self._young[wire] = made
 
-    def encode_ordered(self, value: Any) -> bytes:
-        payload = encode_ordered(value)
-        self._objects[payload] = self._encoding
-        if len(self._objects) > OBJECTS_MAX:
-            del self._objects[next(iter(self._objects))]
-        return payload
+    def _find(self, wire: bytes) -> Any:
+        made = self._young.get(wire)
+        return self._old.get(wire) if made is None else made
 
-    def decode(self, wire: bytes) -> Any:
-        obj = self._objects.get(wire)
-        return decode(wire) if obj is None else _Known(obj, wire)
+    def seal(self, obj: Any, typ: str, kid: bytes, sign: Callable[[bytes], bytes]) -> Sealed:
+        made = seal(obj, typ, kid, sign)
+        self._keep(made.wire, made)
+        self._keep(made.payload, obj)
+        return made
 
-    def decode_map(self, rule_class: type[_T], value: Any, *, closed: bool) -> _T:
-        if type(value) is _Known:
-            if type(value.obj) is rule_class:
-                found: _T = value.obj
-                return found
-            value = decode(value.payload)
-        return decode_map(rule_class, value, closed=closed)
+    def unseal(self, wire: bytes) -> Sealed:
+        """Made here, so its signature holds."""
+        made = self._find(wire)
+        return made if type(made) is Sealed else unseal(wire)
+
+    def open(self, envelope: Sealed, rule_class: type[_T], typ: str) -> _T:
+        if envelope.typ == typ:
+            obj = self._find(envelope.payload)
+            if type(obj) is rule_class:
+                return obj
+        return open_(envelope, rule_class, typ)
+
+    def pack(self, message: Any) -> bytes:
+        frame = pack(message)
+        if getattr(message, "text", None) is None:  # which the codec may cut
+            self._keep(frame, message)
+        return frame
+
+    def unpack(self, frame: bytes) -> Any:
+        message = self._find(frame)
+        return message if type(message) in MESSAGES else unpack(frame)
+
+
+def _users(original: Any) -> list[tuple[ModuleType, str]]:
+    """The protocol's modules that have it, by its name."""
+    name = original.__name__
+    return [
+        (module, name)
+        for path, module in sorted(sys.modules.items())
+        if path.startswith(sealed.__package__ or "") and getattr(module, name, None) is original
+    ]
 
 
 @contextmanager
 def counted() -> Iterator[None]:
     memory = _Memory()
+    specs = lru_cache(maxsize=SPECS_MAX)(spec_bytes.__wrapped__)
+    places: list[tuple[Any, str, Callable[..., Any]]] = [
+        (sealed, "verify", verify),
+        (Sealed, "open", _method(memory.open)),
+    ]
+    table: tuple[tuple[Any, Callable[..., Any]], ...] = (
+        (seal, memory.seal),
+        (unseal, memory.unseal),
+        (pack, memory.pack),
+        (unpack, memory.unpack),
+        (spec_bytes, specs),
+    )
+    for original, replaced in table:
+        places += [(module, name, replaced) for module, name in _users(original)]
     with ExitStack() as stack:
-        for name, replaced in (
-            ("verify", verify),
-            ("encode_map", memory.encode_map),
-            ("encode_ordered", memory.encode_ordered),
-            ("decode", memory.decode),
-            ("decode_map", memory.decode_map),
-        ):
-            stack.enter_context(patch.object(sealed, name, replaced))
+        for where, name, replaced in places:
+            stack.enter_context(patch.object(where, name, replaced))
         yield
+
+
+def _method(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method has no self to give: as a class's attribute it would miss the instance."""
+
+    def method(*args: Any) -> Any:
+        return call(*args)
+
+    return method
 
 
 class SmallRandom:

@@ -12,6 +12,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .liars import KINDS, lies_of
+
 if TYPE_CHECKING:
     from .mesh import Mesh, Site
 
@@ -39,6 +41,9 @@ class Plan:
     skew: bool = False  # every wall clock is off, by up to SKEW_MS_MAX
     submitters_crash: bool = False
     kill_share: float = 0.0  # of those that hold the rendezvous role, at once, in mid window
+    liars_share: float = 0.0  # of those, each with one of `liars.KINDS`
+    ground_keys: int = 0  # of one who wants every rendezvous of a cell, and drops what comes there
+    ground_networks: int = 1  # that they are in
 
     @property
     def bends(self) -> bool:
@@ -76,6 +81,8 @@ class Plan:
                 if at * 1e6 >= window_us[1]:
                     break
                 mesh.at_us(int(at * 1e6) - mesh.now_us, call)
+        if self.liars_share:
+            mesh.at_us(window_us[0] - mesh.now_us, breaks.lie)
         if self.kill_share:
             middle_us = sum(window_us) // 2
             mesh.at_us(middle_us - mesh.now_us, breaks.kill)
@@ -89,6 +96,8 @@ PLANS: Final[dict[str, Plan]] = {
     "drives": Plan(drives_s=1.0),
     "churn": Plan(drop=0.01, crashes_s=0.5, cuts_s=0.5, drives_s=1.0),
     "kill": Plan(kill_share=0.25),
+    "liars": Plan(liars_share=0.05),
+    "ground": Plan(ground_keys=1_000),
     "storm": Plan(
         drop=0.05,
         duplicate=0.05,
@@ -161,6 +170,15 @@ class _Breaks:
         for name in killed:
             self.mesh.crash(name)
             self._back(self.mesh.sites[name], known[name], KILLED_MS)
+
+    def lie(self) -> None:
+        """A share of all rendezvous lies from now on, each in its own way."""
+        holders = sorted(self.mesh.role_holders())
+        count = max(1, round(self.plan.liars_share * len(holders)))
+        for index, name in enumerate(self.rng.sample(holders, count)):
+            site, kind = self.mesh.sites[name], KINDS[index % len(KINDS)]
+            self._note(f"{name} lies: {kind}")
+            site.lie = lies_of(self.mesh, site, kind, random.Random(f"{self.mesh.seed} {name}"))
 
     def _may_crash(self, site: Site) -> bool:
         return self.plan.submitters_crash or bool(site.identity.roles & 1)

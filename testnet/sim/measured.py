@@ -47,12 +47,16 @@ class Measured:
     membership: str  # "adverts", "oracle" or "none"
     tasks: int
     started_us: list[int] = field(default_factory=list)  # submit to start, of those that started
+    hurt_us: list[int] = field(default_factory=list)  # of those that the fault plan is about
+    paid: int = 0  # units that submitters have accepted
+    paid_wrong: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # by reason
     frames: dict[str, int] = field(default_factory=dict)  # sent within the measured time, by type
     starts: int = 0  # within the measured time, of any task
     events: int = 0
     digest: str = ""
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     simulated_s: float = 0.0  # all of it
     cell_us: dict[str, list[int]] = field(default_factory=dict)  # started_us by submitter's cell
 
@@ -69,9 +73,9 @@ class Measured:
         per_task = self.per_task().items()
         return sum(count for kind, count in per_task if group_of(kind) == "placement")
 
-    def quantile_ms(self, share: float) -> float:
+    def quantile_ms(self, share: float, of_us: list[int] | None = None) -> float:
         """Nearest rank; 0 if nothing started."""
-        ordered = sorted(self.started_us)
+        ordered = sorted(self.started_us if of_us is None else of_us)
         if not ordered:
             return 0.0
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1000
@@ -100,12 +104,18 @@ class Measured:
             "started": len(self.started_us),
             "failed": dict(sorted(self.failed.items())),
             **{f"p{100 * share:.0f}_ms": round(self.quantile_ms(share), 3) for share in SHARES},
+            "hurt": len(self.hurt_us),
+            "hurt_p50_ms": round(self.quantile_ms(0.5, self.hurt_us), 3),
+            "hurt_p99_ms": round(self.quantile_ms(0.99, self.hurt_us), 3),
+            "paid": self.paid,
+            "paid_wrong": self.paid_wrong,
             "messages_per_task": round(self.messages_per_task(), 3),
             "messages": {kind: round(count, 3) for kind, count in self.per_task().items()},
             "other_messages": {group: round(count, 3) for group, count in groups.items()},
             "events": self.events,
             "simulated_s": round(self.simulated_s, 3),
             "wall_s": round(self.wall_s, 3),
+            "cpu_s": round(self.cpu_s, 3),
             "digest": self.digest,
         }
 

@@ -162,10 +162,12 @@ class Mesh(VirtualWorkers):
         network: NetworkId = NETWORK,
         cell: str = "cell",
         papers: Papers | None = None,
+        seed: int | None = None,
     ) -> Site:
         number = len(self.sites)
+        seed = number + 1 if seed is None else seed
         identity, signer = identity_of(
-            number + 1, roles, network=network, cell=cell, keys_of=self.keys_of, papers=papers
+            seed, roles, network=network, cell=cell, keys_of=self.keys_of, papers=papers
         )
         site = Site(name, identity, signer, self.limits, number, slots=slots)
         self.sites[name] = site
@@ -397,7 +399,17 @@ class Mesh(VirtualWorkers):
                 full = ev.SendFailed(effect.send_id, effect.peer, Reason.QUEUE_FULL)
                 self.at(0, lambda: self.feed_life(site, life, full))
                 return
-        for said in [effect] if site.lie is None else site.lie(effect):
+        if site.lie is None:
+            self._transmit(site, other, effect)
+            return
+        for said in site.lie(effect):
+            to = self.by_peer[said.peer]
+            if to.name in site.links:
+                self._transmit(site, to, said)
+
+    def send_late(self, site: Site, other: Site, said: fx.Send, life: int) -> None:
+        """What a liar held back, if both are still there."""
+        if site.life == life and other.name in site.links:
             self._transmit(site, other, said)
 
     def _transmit(self, site: Site, other: Site, said: fx.Send) -> None:

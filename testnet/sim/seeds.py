@@ -167,15 +167,10 @@ def _lie(mesh: Proof, site: Site, kind: str, rng: random.Random) -> Lie | None:
             return [effect, effect]
         if kind == "hold":
             life, other = site.life, mesh.by_peer[effect.peer]
-            mesh.at(rng.randint(1, 500), lambda: _late(mesh, site, other, effect, life))
+            mesh.at(rng.randint(1, 500), lambda: mesh.send_late(site, other, effect, life))
         return []
 
     return lie
-
-
-def _late(mesh: Proof, site: Site, other: Site, effect: fx.Send, life: int) -> None:
-    if site.life == life and other.name in site.links:
-        mesh._transmit(site, other, effect)
 
 
 def _why(mesh: Proof) -> str:

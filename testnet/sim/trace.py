@@ -10,6 +10,7 @@ import hashlib
 from meshnode.protocol import events as ev
 
 ROWS_MAX = 4096  # kept before they are hashed
+_TICK = repr(ev.Tick()).encode()
 
 
 class Trace:
@@ -23,6 +24,8 @@ class Trace:
         # A frame's repr costs ten times its hash.
         if type(event) is ev.FrameIn or type(event) is ev.GossipIn:
             body = event.frame
+        elif type(event) is ev.Tick:
+            body = _TICK
         else:
             body = repr(event).encode()
         rows = self._rows

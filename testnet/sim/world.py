@@ -13,6 +13,7 @@ minute.
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ from typing import Any, Final
 
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
-from meshnode.protocol.cell import Candidate, Posts, elect
+from meshnode.protocol import messages, sealed
+from meshnode.protocol.cell import Candidate, Posts, elect, epoch_of
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, ArraySpec, Limits, Peer, Rng
@@ -31,11 +33,13 @@ from . import parking
 from .counting import CountingSigner, SmallRandom, counted
 from .faults import GRACE_MS, Plan, Weather
 from .frames import gossip_frames, kind_of
+from .liars import best_keys, ground_seeds, lies_of
 from .measured import Measured, Setup
 from .mesh import ARTIFACT, GOSSIP_DEGREE, PROVIDE, REQUEST, Mesh, Site
 from .oracles import FRAMES, ORACLES, play
+from .payments import Payments
 from .roster import FleetRoster
-from .site import DAY_MS, EPOCH_MS, NETWORK, account_keys, papers_of
+from .site import DAY_MS, EPOCH_MS, NETWORK, Papers, account_keys, papers_of
 from .standing import Standing
 from .trace import Trace
 from .workload import FILL_S, SETTLE_S, TASK_US_MIN, Demand, Ground, Task, lay_out, tasks_of
@@ -50,6 +54,7 @@ DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
 PEERS_MAX: Final = 4_096  # a submitter of a fleet serves many; a car has 512
 PARKING_START_S: Final = 17 * 3_600.0
+AFTER_KILL_US: Final = 12_000_000  # of which the tasks are measured by themselves
 OUT: Final = ArraySpec("float32", (16,))
 
 
@@ -95,7 +100,8 @@ class World(Mesh):
         self.digest = Trace()
         self.counted_frames: Counter[str] = Counter()
         self.runs = [_Run(task) for task in tasks]
-        self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
+        if setup.is_full:  # else agreements stand
+            self.runs += [_Run(task, prime=True) for task in _primes(ground, len(tasks))]
         self.by_number: dict[int, Site] = {}
         self.peers: dict[int, Peer] = {}
         self.holders = FleetRoster(ground.network, self.peers, self._elect)
@@ -105,7 +111,14 @@ class World(Mesh):
             self.standing = Standing(NETWORK, account, EPOCH_MS + 6 * DAY_MS)
         self._by_job: dict[bytes, int] = {}  # job id -> task
         self._plan = Plan.named(setup.faults)
+        # Who waits for an announcement or breaks links needs them all to be there.
+        breaks = self._plan.cuts_s or self._plan.partitions_s
+        self.lazy = not setup.is_full and setup.policy == "tokens" and not breaks
+        self._ground_peers: list[Peer] = []  # of the one who wants the rendezvous of `_victim`
+        self._victim = max(ground.cars, key=lambda cell: len(ground.cars[cell]))
+        self._held: list[tuple[Site, ev.FrameIn]] | None = None  # frames that take no time
         self.began_us: list[int] = []  # every start of a unit
+        self.payments = Payments()
         self._absent: set[str] = set()  # cars that are on the road
 
     # ---- building
@@ -127,9 +140,28 @@ class World(Mesh):
                 self.peers[number] = site.identity.peer
             site.disk.keeps = self._plan.crashes or self.setup.parking
         self.now_us = 0
+        if self._plan.ground_keys:
+            self._ground(papers)
         self._connect_cells()
         if self.setup.parking:
             self._park()
+
+    def _ground(self, papers: Papers | None) -> None:
+        """Keys that rank first in the largest cell, and a car for each that is elected there: all
+        stand where the cell's first car does, and say nothing about placements."""
+        cell, keys = self._victim, self._plan.ground_keys
+        peers = {seed: self.keys_of(seed.to_bytes(32, "big")).peer for seed in ground_seeds(keys)}
+        cars = len(self.ground.cars[cell])
+        epoch = epoch_of(EPOCH_MS)
+        best = best_keys(cell, epoch, cars, self.limits.rendezvous_cars, peers, keys)
+        self._ground_peers = [peers[seed] for seed in best]
+        elected = {peer for ranks in self.holders.posts(cell, epoch) for peer in ranks}
+        for seed in best:
+            if peers[seed] in elected:
+                name = f"ground-{len(self.sites)}"
+                site = self.add(name, PROVIDE, cell=cell, papers=papers, seed=seed)
+                site.number = self.ground.cars[cell][0]
+                site.lie = lies_of(self, site, "drop", random.Random(0))
 
     def _park(self) -> None:
         """Cars come and go as traces say; the time begins on a Monday at `PARKING_START_S`. Those
@@ -152,7 +184,8 @@ class World(Mesh):
     def _arrive(self, name: str) -> None:
         self._absent.discard(name)
         self.boot(name)
-        for number in self.ground.submitters[self.sites[name].identity.cell]:
+        submitters = self.ground.submitters[self.sites[name].identity.cell]
+        for number in () if self.lazy else submitters:
             self.connect(self.by_number[number].name, name)
 
     def boot(self, name: str) -> None:
@@ -167,19 +200,40 @@ class World(Mesh):
         return site
 
     def _connect_cells(self) -> None:
-        """Warm links: each submitter to the cars of its cell. Rendezvous are found and dialled by
-        the machines."""
+        """Warm links: each submitter to the cars of its cell; cars dial their rendezvous.
+
+        A large fleet has eight of these links a car and uses two, so there they are made when they
+        are first used (`_warm`), and only those to the rendezvous beforehand."""
         links = [
-            (submitter, car)
+            (self.by_number[submitter].name, car)
             for cell in self.ground.cells
             for submitter in self.ground.submitters[cell]
-            for car in self.ground.cars[cell][: self.limits.peers_max]
+            for car in self._warm_cars(cell)
         ]
         first_us, last_us = BOOT_S * 1e6, CONNECTED_S * 1e6
-        for at, (submitter, car) in enumerate(links):
+        for at, (one, other) in enumerate(links):
             at_us = int(first_us + (last_us - first_us) * at / len(links))
-            one, other = self.by_number[submitter].name, self.by_number[car].name
             self.at_us(at_us, lambda one=one, other=other: self.connect(one, other))  # type: ignore[misc]
+
+    def _warm_cars(self, cell: str) -> list[str]:
+        if not self.lazy:
+            cars = self.ground.cars[cell][: self.limits.peers_max]
+            return [self.by_number[car].name for car in cars]
+        posts = self.holders.posts(cell, epoch_of(EPOCH_MS))
+        holders = dict.fromkeys(peer for ranks in posts for peer in ranks)
+        return [self.by_peer[peer].name for peer in holders]
+
+    def _warm(self, car: Site, offer: bytes) -> None:
+        """The link between a car and a submitter of its cell, as if it had been there for long: its
+        hellos take no time."""
+        submitter = self.by_peer[Peer(sealed.unseal(offer).kid)]
+        if submitter.name in car.links or submitter.identity.cell != car.identity.cell:
+            return
+        held = self._held = []
+        self.connect(submitter.name, car.name)
+        self._held = None
+        for site, frame in held:
+            self.feed(site, frame)
 
     def rng_of(self, site: Site) -> Rng:
         if site.identity.roles & REQUEST:
@@ -195,6 +249,14 @@ class World(Mesh):
         candidates = [
             Candidate(peer, places[by_peer[peer].number].last_mile_us) for peer in members
         ]
+        if cell == self._victim and self._ground_peers:
+            # They stand next door, say so, and have so many networks.
+            networks = self._plan.ground_networks
+            candidates += [
+                Candidate(peer, 1, f"net-{n % networks}")
+                for n, peer in enumerate(self._ground_peers)
+            ]
+            cars += len(self._ground_peers)
         return elect(cell, epoch, candidates, cars, self.limits.rendezvous_cars)
 
     # ---- the workload
@@ -226,8 +288,13 @@ class World(Mesh):
     def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
         number = self._by_job[effect.spec.job_digest[:16]]
         self.runs[number].starts[effect.run.attempt] = self.now_us
+        self.payments.ran.add((effect.spec.job_digest[:16], site.identity.peer))
         self.began_us.append(self.now_us)
         super()._execute(site, effect, life)
+
+    def stored(self, site: Site, record: fx.Record) -> None:
+        if isinstance(record, fx.SignedObject) and site.identity.roles & REQUEST:
+            self.payments.stored(record)
 
     def _notify(self, site: Site, effect: fx.Notify, life: int) -> None:
         kind = effect.notice.kind
@@ -255,7 +322,14 @@ class World(Mesh):
     # ---- counting
 
     def _send(self, site: Site, effect: fx.Send, life: int) -> None:
-        self.counted_frames[kind_of(effect.frame)] += 1
+        kind = kind_of(effect.frame)
+        self.counted_frames[kind] += 1
+        if self._held is not None:
+            frame = ev.FrameIn(site.identity.peer, effect.lane, effect.frame)
+            self._held.append((self.by_peer[effect.peer], frame))
+            return
+        if kind == "assign" and self.lazy:
+            self._warm(self.by_peer[effect.peer], messages.unpack(effect.frame).offer)
         super()._send(site, effect, life)
 
     def _publish(self, site: Site, effect: fx.Publish, life: int) -> None:
@@ -278,6 +352,7 @@ class World(Mesh):
         if self._plan.bends:
             self.weather = Weather(self._plan, self.setup.seed)
         self._plan.schedule(self, window_us)
+        kill_us = sum(window_us) // 2
         first, last = window_us
         self._advance(first, say)
         before = Counter(self.counted_frames)
@@ -302,11 +377,22 @@ class World(Mesh):
             start = run.started_us or min(run.starts.values(), default=None)
             if start is not None:
                 self._took(measured, run.task, start)
+                if self._hurt(run.task, kill_us):
+                    measured.hurt_us.append(start - run.task.at_us)
             elif run.failed is not None:
                 measured.failed[run.failed.name.lower()] += 1
         assert self.digest is not None
+        measured.paid, measured.paid_wrong = self.payments.units, self.payments.wrong
         measured.events, measured.digest = self.digest.events, self.digest.hexdigest()
         return measured
+
+    def _hurt(self, task: Task, kill_us: int) -> bool:
+        """Whether the fault plan is about this task."""
+        if self._plan.kill_share:
+            return kill_us <= task.at_us < kill_us + AFTER_KILL_US
+        if self._plan.ground_keys:
+            return self.ground.network.places[task.submitter].cell == self._victim
+        return self._plan != Plan()
 
     def _took(self, measured: Measured, task: Task, start_us: int) -> None:
         took_us = start_us - task.at_us
@@ -343,7 +429,7 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
         raise ValueError(f"{setup.policy!r} is no policy: choose one of {', '.join(POLICIES)}")
     if Plan.named(setup.faults).kill_share and setup.policy != "tokens":
         raise ValueError(f"the policy {setup.policy!r} has no rendezvous to kill")
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), time.process_time()
     ground = lay_out(setup.model, setup.cars, setup.seed)
     begins_s = 0.0 if setup.policy in ORACLES else READY_S
     demand = Demand(setup.load, setup.task_s, setup.seconds, setup.seed, begins_s)
@@ -356,7 +442,7 @@ def simulate(setup: Setup, say: Say = lambda _: None) -> Measured:
             world.build()
             say(f"{len(world.sites)} machines, {len(tasks)} tasks")
             measured = world.play(demand.window_us, say)
-    measured.wall_s = time.monotonic() - begun
+    measured.wall_s, measured.cpu_s = time.monotonic() - begun, time.process_time() - cpu
     return measured
 
 

@@ -38,18 +38,18 @@ def timed_calls(call: Callable[[], object], count: int, gap_s: float = 0.0) -> l
     return spent
 
 
-def sub_bench(module: str, *args: str) -> Figures:
+def sub_bench(module: str, *args: str, seconds_max: int = SUB_BENCH_S_MAX) -> Figures:
     """Run `python -m module args` and take its last line; a failure is said, never skipped."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", module, *args],
             stdout=subprocess.PIPE,
-            timeout=SUB_BENCH_S_MAX,
+            timeout=seconds_max,
             check=False,
             text=True,
         )
     except subprocess.TimeoutExpired:
-        return {"ok": False, "why": f"{module} took more than {SUB_BENCH_S_MAX} s"}
+        return {"ok": False, "why": f"{module} took more than {seconds_max} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         return {"ok": False, "why": f"{module} ended with {done.returncode}"}

@@ -67,6 +67,17 @@ def test_the_median_does_not_grow_up_to_a_million_cars() -> None:
     assert max(times) < 1.10 * min(times)
 
 
+@pytest.mark.long
+def test_the_median_of_the_protocols_own_code_does_not_grow() -> None:
+    """From few cars to five times as many, with room for what few tasks scatter: the whole
+    range, within 10 %, is `bench placement`'s `flat_p50`."""
+    times = []
+    for cars in (600, 3_000):
+        setup = Setup(cars=cars, seed=1, policy="tokens", model="continents", seconds=2)
+        times.append(world.simulate(setup).quantile_ms(0.5))
+    assert max(times) < 1.2 * min(times)
+
+
 def test_no_way_of_placing_is_faster_than_the_limit() -> None:
     network = draw("continents", 4_000, 1)
     tokens, limit = (simulate(network, 0.8, 5, 1, policy=p) for p in ("tokens", "limit"))
