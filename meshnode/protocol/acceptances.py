@@ -252,6 +252,12 @@ class AcceptanceDesk:
             if self._due_mono_ms is None:
                 self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
+    def unsaid_to(self) -> set[Peer]:
+        """Providers whose receipts were taken and are not answered yet."""
+        entries = (*self._pending.values(), *self._full, *(entry for entry, _ in self._storing))
+        channels = (*(entry.channel for entry in entries), *self._unsaid.values())
+        return {channel.agreement.provider for channel in channels}
+
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
 

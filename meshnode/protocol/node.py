@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..errors import MeshError
@@ -23,7 +23,8 @@ from .advert import AdvertBook, cell_topic
 from .agreement import Agreements, InForce
 from .cell import AdvertRoster, Roster
 from .channel import RequesterChannel, accepted_chain
-from .effects import Block, Dial, Effect, Join
+from .connections import Connections, PeerState
+from .effects import Block, Dial, Effect, Hangup, Join
 from .events import (
     AddrsKnown,
     Admitted,
@@ -60,7 +61,6 @@ from .explain import Explanation, Would, explain, would
 from .gateway import Gateway
 from .jobs import Jobs
 from .last_mile import last_mile_us
-from .messages import Hello
 from .objects import (
     T_ACCEPT,
     T_ADVERT,
@@ -76,6 +76,7 @@ from .objects import (
 )
 from .outbox import Identity, Outbox, Restored
 from .placement import Placement
+from .promises import Promises
 from .provider import Provider
 from .reasons import Reason
 from .rendezvous import Rendezvous
@@ -100,21 +101,6 @@ PARTING_MS = 500  # for our hello to arrive before we hang up on who belongs els
 EARLY_FRAMES_MAX = 256
 
 
-@dataclass(slots=True)
-class PeerState:
-    """A connected peer. `hello` None: it has not said who it is, and may say nothing else."""
-
-    peer: Peer
-    path: str
-    addrs: tuple[str, ...]
-    inbound: bool
-    since_mono_ms: int
-    hello: Hello | None = None
-    rtt_us: int = 0
-    skew_ms: int = 0
-    early: int = 0  # frames before its hello
-
-
 class Node:
     def __init__(
         self,
@@ -132,12 +118,13 @@ class Node:
         `standing`: agreements, where they are known otherwise than by making them."""
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
-        self.peers: dict[Peer, PeerState] = {}
+        self.connections = Connections(limits.peers_max)
+        self.peers = self.connections.peers
         self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
         self.agreements = Agreements(self._out, restored, standing)
-        known = roster or AdvertRoster(
+        self.roster = known = roster or AdvertRoster(
             self.book,
             limits.rendezvous_cars or 1,
             lambda: self._out.now.mono_ms,
@@ -163,6 +150,8 @@ class Node:
             self._reach,
             self.gateway.beyond,
         )
+        self.requester.fleet.has_room = self.connections.has_room
+        self.requester.fleet.came_back = self.connections.prove
         self.rendezvous = Rendezvous(self._out, self.book, known, self._rtt_us, self._reach)
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
@@ -292,6 +281,7 @@ class Node:
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
             self.book.deadline(self._out.now),
+            self.connections.deadline(),
             min(self._parting.values(), default=None),
         )
         return min((due for due in dues if due is not None), default=None)
@@ -316,12 +306,13 @@ class Node:
         return self._out.counters
 
     def _tick(self) -> None:
-        for peer in self.book.expire(self._out.now):
-            self._out.counters["adverts_expired"] += 1
-            del peer
+        self._out.counters["adverts_expired"] += len(self.book.expire(self._out.now))
         now_ms = self._out.now.mono_ms
         for peer in [peer for peer, at in self._parting.items() if at <= now_ms]:
             self._block(peer, Reason.OTHER_NETWORK)
+        if self.connections.due(now_ms):
+            for peer in self.connections.sweep(now_ms, Promises(self, self._out.now)):
+                self._hang_up(peer)
         self.provider.tick()
         self.requester.tick()
         self.acceptances.tick()
@@ -330,21 +321,24 @@ class Node:
     # ---- peers
 
     def _on_peer_up(self, event: PeerUp) -> None:
-        known = self.peers.get(event.peer)
-        if known is None and len(self.peers) >= self.limits.peers_max:
-            self._block(event.peer, Reason.BUSY)
-            return
-        if known is not None:
+        if event.peer in self.peers:
             self._gone(event.peer)
         now = self._out.now
-        self.peers[event.peer] = PeerState(
-            event.peer, event.path, event.addrs, event.inbound, now.mono_ms
+        if self.connections.full:
+            worth = Promises(self, now)
+            idle = self.connections.gives_way(event.peer, event.inbound, worth)
+            if idle is None:
+                self._block(event.peer, Reason.BUSY)
+                return
+            self._hang_up(idle)
+        self.connections.enter(
+            PeerState(event.peer, event.path, event.addrs, event.inbound, now.mono_ms)
         )
         classes = self.provider.owner.classes
         self._out.send(
             event.peer,
             Lane.URGENT,
-            Hello(
+            messages.Hello(
                 (PROTOCOL_VERSION,),
                 0,
                 self.identity.network,
@@ -355,7 +349,7 @@ class Node:
             ),
         )
 
-    def _on_hello(self, peer: Peer, hello: Hello) -> None:
+    def _on_hello(self, peer: Peer, hello: messages.Hello) -> None:
         state = self.peers[peer]
         if hello.network != self.identity.network:
             self._out.notify(b"", "other_network", peer=peer, network=hello.network)
@@ -387,7 +381,15 @@ class Node:
         self.agreements.forget(peer)
         self.provider.peer_down(peer)
         self.rendezvous.peer_down(peer)
+        self.requester.fleet.parted(peer)
         self.requester.peer_down(peer)
+
+    def _hang_up(self, peer: Peer) -> None:
+        """Nothing is under way over it, and another needs the room."""
+        self._out.counters["hung_up"] += 1
+        self._out.add(Hangup(peer))
+        self._gone(peer)
+        self._out.notify(b"", "peer_down", peer=peer, reason=int(Reason.BUSY))
 
     def _block(self, peer: Peer, reason: Reason) -> None:
         self._out.counters[f"blocked_{reason.name.lower()}"] += 1
@@ -398,8 +400,7 @@ class Node:
     def _on_rtt(self, event: RttMeasured) -> None:
         state = self.peers.get(event.peer)
         if state is not None:
-            old = state.rtt_us
-            state.rtt_us = event.us if old == 0 else (7 * old + event.us) // 8  # RFC 6298's 1/8
+            state.measured(event.us)
             if event.peer in self.requester.fleet.peers_up:
                 self.requester.fleet.peers_up[event.peer] = state.rtt_us
 
@@ -425,6 +426,8 @@ class Node:
                 self._early(state)
                 return
             sealed = unseal(frame)
+            if state is not None and sealed.typ != T_ADVERT:  # those come whatever happens
+                state.used_mono_ms = self._out.now.mono_ms
             on_object = self._objects.get(sealed.typ)
             if on_object is None:
                 self._out.counters["unknown_object"] += 1
@@ -434,9 +437,11 @@ class Node:
         message = messages.unpack(frame)
         if message is None:
             self._out.counters["unknown_message"] += 1
-        elif early and state is not None and type(message) is not Hello:
+        elif early and state is not None and type(message) is not messages.Hello:
             self._early(state)
         else:
+            if state is not None:
+                state.used_mono_ms = self._out.now.mono_ms
             self._messages[type(message)](peer, message)
 
     def _to_self(self) -> None:
@@ -511,7 +516,10 @@ class Node:
             self.requester.terms_refused(peer, decline.reason)
 
     def _on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
-        self.provider.on_settled(self.provider.receipts.on_acceptance(peer, sealed))
+        settled = self.provider.receipts.on_acceptance(peer, sealed)
+        if settled:
+            self.connections.prove(peer)
+        self.provider.on_settled(settled)
 
     def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
         del goodbye

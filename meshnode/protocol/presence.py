@@ -93,6 +93,10 @@ class Presence:
         now = self._out.now.mono_ms
         return sum(bid.until_mono_ms > now for bid in self._bids.values())
 
+    def bidden(self) -> set[Peer]:
+        """For whom a slot is held."""
+        return {bid.requester for bid in self._bids.values()}
+
     def slots_free(self) -> int:
         if self._owner.may_run() is not Reason.OK:
             return 0

@@ -294,6 +294,17 @@ class Provider:
         self._consider(requester, holder, sealed, offer, None, entered.digest)
         return Reason.OK
 
+    # ---- what is promised
+
+    def promised(self) -> set[Peer]:
+        """For whom something is under way here, and who looks after our idle slots."""
+        requesters = {granted.requester for granted in self.leases.values()}
+        return requesters | self.presence.bidden() | self.tokens.holders()
+
+    def owed(self) -> set[Peer]:
+        """Whose results or receipts are not settled."""
+        return {granted.requester for granted in self.ended.values()}
+
     # ---- inputs
 
     def _prepare(self, granted: Granted) -> None:

@@ -39,6 +39,7 @@ PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
 ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
+ANSWERS_MS: Final = 1_000  # so long a car that was assigned something may say no
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
 NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
@@ -164,6 +165,30 @@ class Rendezvous:
     @property
     def queued(self) -> int:
         return self._queued
+
+    # ---- who hangs on this role
+
+    def depositors(self) -> set[Peer]:
+        return set(self._by_car)
+
+    def tellers(self) -> set[Peer]:
+        """Other rendezvous that say what they have."""
+        return set(self._tallies)
+
+    def origins(self) -> set[Peer]:
+        """Who asked for a car here not long ago."""
+        return {placement.origin for placement in self._placed.values()}
+
+    def owed(self) -> set[Peer]:
+        """Who waits in line, and who was sent a placement a moment ago and may say no."""
+        waiting = {placement.origin for line in self._lines.values() for placement in line}
+        since_ms = self._out.now.mono_ms - ANSWERS_MS
+        for placement in reversed(self._placed.values()):
+            if placement.came_mono_ms < since_ms:
+                break
+            if placement.to is not None:
+                waiting |= {placement.to, placement.origin}
+        return waiting
 
     # ---- tokens
 

@@ -75,6 +75,9 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._deposits)
 
+    def holders(self) -> set[Peer]:
+        return {deposit.holder for deposit in self._deposits.values()}
+
     def changed(self) -> None:
         """A slot was taken or is free again, or somebody came into reach."""
         if not self._out.limits.rendezvous_cars or self._owner.classes is None:
