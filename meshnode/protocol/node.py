@@ -201,7 +201,7 @@ class Node:
             messages.Hello: self._on_hello,
             messages.Refuse: self._on_refuse,
             messages.Place: self.rendezvous.on_place,
-            messages.Queued: self.requester.placing.on_queued,
+            messages.Queued: self._on_queued,
             messages.Revoke: self.rendezvous.on_revoke,
             messages.Tally: self.rendezvous.on_tally,
             messages.Inputs: self.provider.on_inputs,
@@ -215,7 +215,7 @@ class Node:
             messages.Assign: self.provider.on_assign,
             messages.TermsRequest: self._on_terms_request,
             messages.Terms: self._on_terms,
-            messages.Goodbye: self._on_goodbye,
+            messages.Goodbye: lambda peer, _: self.book.drop(peer),
             messages.Decline: self._on_decline,
         }
 
@@ -461,6 +461,10 @@ class Node:
         if not self.rendezvous.on_refuse(peer, refuse):
             self.requester.on_refuse(peer, refuse)
 
+    def _on_queued(self, peer: Peer, queued: messages.Queued) -> None:
+        if not self.rendezvous.on_queued(peer, queued):
+            self.requester.placing.on_queued(peer, queued)
+
     def _on_cancel_task(self, peer: Peer, cancel: messages.CancelTask) -> None:
         self.rendezvous.on_cancel(peer, cancel.task_id, cancel.attempt)
         self.provider.on_cancel(peer, cancel)
@@ -520,10 +524,6 @@ class Node:
         if settled:
             self.connections.prove(peer)
         self.provider.on_settled(settled)
-
-    def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
-        del goodbye
-        self.book.drop(peer)
 
     def _on_advert(self, source: Peer, sealed: Sealed) -> None:
         """A car speaks for itself: whoever wants many cars in the book needs many connections."""

@@ -35,6 +35,7 @@ from .messages import (
     CancelTask,
     Heartbeat,
     Inputs,
+    Queued,
     Refuse,
 )
 from .objects import (
@@ -268,6 +269,9 @@ class Provider:
         if reason is not Reason.OK:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
             self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, reason))
+        elif requester not in self.presence.peers_up:
+            # A new connection takes longer than a requester waits for a word.
+            self._out.post(holder, Lane.CONTROL, Queued(task_id, offer.attempt, 0))
         self.tokens.changed()
 
     def _take_placed(

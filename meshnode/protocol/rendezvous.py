@@ -108,6 +108,7 @@ class Placement:
     stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
     refused_by: set[Peer] = field(default_factory=set)
+    slow: Peer | None = None  # whoever has it said that its word takes a while
 
     def move(self, stage: Stage, to: Peer | None = None) -> None:
         assert stage in EDGES[self.stage], f"placement: {self.stage.value} -> {stage.value}"
@@ -398,6 +399,16 @@ class Rendezvous:
             self._give_up(placement, refuse.reason)
         else:
             self._find(placement)
+        return True
+
+    def on_queued(self, peer: Peer, queued: Queued) -> bool:
+        """A car has taken it and is not connected to its submitter, who would give it up before
+        the lease comes; or a neighbour says so. Once: nobody holds a task up by saying it again."""
+        placement = self._placed.get((queued.task_id, queued.attempt))
+        if placement is None or placement.to != peer or placement.slow == peer:
+            return False
+        placement.slow = peer
+        self._say_queued(placement, 0)
         return True
 
     def on_cancel(self, peer: Peer, task_id: TaskId, attempt: int) -> None:

@@ -7,6 +7,7 @@ when the assignment comes. Join-Idle-Queue (Lu et al. 2011): an idle car says so
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ MOVE_MS: Final = 2_000  # within so long of a new epoch tokens are deposited ane
 SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is drawn around
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
+RANKS_MINE: Final = 2
+REACH_MS: Final = 10_000
 
 
 class End(Enum):
@@ -71,6 +74,7 @@ class Tokens:
         self._unspent: OrderedDict[Peer, int] = OrderedDict()  # tokens in a row that lapsed there
         self._spent: OrderedDict[Peer, int] = OrderedDict()  # when one was spent last
         self._shunned: OrderedDict[Peer, int] = OrderedDict()
+        self._reached: OrderedDict[Peer, int] = OrderedDict()  # while another was there
 
     def __len__(self) -> int:
         return len(self._deposits)
@@ -120,17 +124,23 @@ class Tokens:
     # ---- depositing
 
     def _drawn(self) -> Peer | None:
-        """One of our shard's rendezvous, among those in reach; the others are reached for."""
+        """One of two of our shard's rendezvous, which it is to be reached for. Each is then at the
+        end of some 500 connections, however large the shard; with all of the shard's cars at each,
+        a cell of 600 was more than a car can be connected to."""
         identity, now = self._out.identity, self._out.now
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         ranks = posts[shard_of(identity.peer, len(posts))]
         trusted = [p for p in ranks if self._shunned.get(p, 0) <= now.mono_ms] or list(ranks)
-        there = []
-        for peer in trusted:
-            if peer == identity.peer or peer in self._peers_up:
-                there.append(peer)
-            else:
-                self._reach(peer)
+        mine = sorted(trusted, key=lambda peer: hashlib.sha256(identity.peer + peer).digest())
+        there = [p for p in mine[:RANKS_MINE] if p == identity.peer or p in self._peers_up]
+        for peer in mine[: RANKS_MINE if there else None]:
+            if peer != identity.peer and peer not in self._peers_up:
+                # One that is full hangs up on whose token it has not: then the other will do.
+                since = self._reached.get(peer, -REACH_MS)
+                if not there or since + REACH_MS <= now.mono_ms:
+                    remember(self._reached, peer, now.mono_ms, POSTS_KNOWN_MAX)
+                    self._reach(peer)
+        there = there or [p for p in mine if p == identity.peer or p in self._peers_up]
         return there[self._out.rng.randrange(len(there))] if there else None
 
     def _deposit(self) -> Peer | None:
