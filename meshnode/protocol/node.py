@@ -22,7 +22,6 @@ from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
 from .agreement import Agreements, InForce
 from .cell import AdvertRoster, Roster
-from .channel import RequesterChannel, accepted_chain
 from .connections import Connections, PeerState
 from .effects import Block, Dial, Effect, Hangup, Join
 from .events import (
@@ -70,8 +69,6 @@ from .objects import (
     T_OFFER,
     T_RECEIPT,
     T_TOKEN,
-    Acceptance,
-    Receipt,
     Token,
 )
 from .outbox import Identity, Outbox, Restored
@@ -81,6 +78,7 @@ from .provider import Provider
 from .reasons import Reason
 from .rendezvous import Rendezvous
 from .requester import Requester
+from .restoring import restore_channels
 from .sealed import TAG_18, Sealed, unseal
 from .types import (
     CLOCK_SKEW_MS_MAX,
@@ -242,7 +240,13 @@ class Node:
         self._out.now = now
         self._out.add(Join(cell_topic(self.identity.network, self.identity.cell)))
         self.jobs.restore(self._restored)
-        self._restore_channels()
+        restore_channels(
+            self._restored,
+            self.agreements,
+            self.provider.receipts,
+            self.acceptances,
+            self.identity.peer,
+        )
         self.provider.restore(self._restored.held)
         self.requester.resume()
         self._restored = Restored()
@@ -571,34 +575,3 @@ class Node:
         self._out.counters["persist_failed"] += 1
         self._out.notify(b"", "persist_failed", reason=int(event.reason))
         self._out.persist_failed(event.seq)
-
-    def _restore_channels(self) -> None:
-        """Chains of both ends, from the signed objects in the order they were stored."""
-        receipts: dict[Digest, dict[Digest, tuple[Receipt, Sealed]]] = {}
-        accepts: dict[Digest, list[tuple[Acceptance, Sealed]]] = {}
-        for obj in self._restored.signed:
-            if obj.typ == T_RECEIPT:
-                sealed = unseal(obj.sealed)
-                receipt = sealed.open(Receipt, T_RECEIPT)
-                receipts.setdefault(receipt.channel, {})[sealed.digest] = (receipt, sealed)
-            elif obj.typ == T_ACCEPT:
-                sealed = unseal(obj.sealed)
-                acceptance = sealed.open(Acceptance, T_ACCEPT)
-                accepts.setdefault(acceptance.channel, []).append((acceptance, sealed))
-        for digest, entered in self.agreements.by_channel.items():
-            found = receipts.get(digest, {})
-            vouchers = sorted(accepts.get(digest, []), key=lambda pair: pair[0].seq)
-            if entered.agreement.provider == self.identity.peer:
-                chain = sorted(found.values(), key=lambda pair: pair[0].seq)
-                self.provider.receipts.restore(entered, chain, [a for a, _ in vouchers])
-            else:
-                chain = accepted_chain(found, vouchers[-1][0].receipt if vouchers else None)
-                channel = RequesterChannel(entered.agreement, entered.digest)
-                disputes = {
-                    d.seq: d for acceptance, _ in vouchers for d in acceptance.disputes or ()
-                }
-                for receipt, sealed in chain:
-                    dispute = disputes.get(receipt.seq)
-                    channel.take(receipt, sealed.digest, dispute.withheld_nano if dispute else 0)
-                    self.acceptances.mark_restored(receipt, dispute)
-                self.acceptances.restore(channel, vouchers[-1][1].wire if vouchers else None)

@@ -7,14 +7,13 @@ when the assignment comes. Join-Idle-Queue (Lu et al. 2011): an idle car says so
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from .cell import EPOCH_MS, Roster, epoch_of, shard_of
+from .cell import EPOCH_MS, Roster, epoch_of, served_by, shard_of
 from .messages import Revoke
 from .objects import T_TOKEN, Token
 from .outbox import Outbox, remember
@@ -27,8 +26,7 @@ MOVE_MS: Final = 2_000  # within so long of a new epoch tokens are deposited ane
 SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is drawn around
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
-RANKS_MINE: Final = 2
-REACH_MS: Final = 10_000
+REACH_MS: Final = 10_000  # between two dials of a rendezvous while another is there
 
 
 class End(Enum):
@@ -124,24 +122,25 @@ class Tokens:
     # ---- depositing
 
     def _drawn(self) -> Peer | None:
-        """One of two of our shard's rendezvous, which it is to be reached for. Each is then at the
-        end of some 500 connections, however large the shard; with all of the shard's cars at each,
-        a cell of 600 was more than a car can be connected to."""
+        """One of the two rendezvous that serve us, if it is in reach; it is reached for if not. If
+        neither is there or to be trusted, one of the others of our shard."""
         identity, now = self._out.identity, self._out.now
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         ranks = posts[shard_of(identity.peer, len(posts))]
         trusted = [p for p in ranks if self._shunned.get(p, 0) <= now.mono_ms] or list(ranks)
-        mine = sorted(trusted, key=lambda peer: hashlib.sha256(identity.peer + peer).digest())
-        there = [p for p in mine[:RANKS_MINE] if p == identity.peer or p in self._peers_up]
-        for peer in mine[: RANKS_MINE if there else None]:
-            if peer != identity.peer and peer not in self._peers_up:
-                # One that is full hangs up on whose token it has not: then the other will do.
-                since = self._reached.get(peer, -REACH_MS)
-                if not there or since + REACH_MS <= now.mono_ms:
-                    remember(self._reached, peer, now.mono_ms, POSTS_KNOWN_MAX)
-                    self._reach(peer)
-        there = there or [p for p in mine if p == identity.peer or p in self._peers_up]
+        mine = [p for p in served_by(identity.peer, posts) if p in trusted] or trusted
+        there = [p for p in mine if self._in_reach(p)]
+        for peer in mine if there else trusted:
+            # One that is full hangs up on whose token it has not: then the other will do.
+            since = self._reached.get(peer, -REACH_MS)
+            if not self._in_reach(peer) and (not there or since + REACH_MS <= now.mono_ms):
+                remember(self._reached, peer, now.mono_ms, POSTS_KNOWN_MAX)
+                self._reach(peer)
+        there = there or [p for p in trusted if self._in_reach(p)]
         return there[self._out.rng.randrange(len(there))] if there else None
+
+    def _in_reach(self, peer: Peer) -> bool:
+        return peer == self._out.identity.peer or peer in self._peers_up
 
     def _deposit(self) -> Peer | None:
         holder = self._drawn()
