@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from statistics import median_low
 from typing import Final, NamedTuple, Protocol
@@ -66,6 +67,7 @@ def shard_of(peer: Peer, shards: int) -> int:
     return int.from_bytes(hashlib.sha256(peer).digest()[:4], "big") % shards
 
 
+@lru_cache(maxsize=8_192)
 def served_by(car: Peer, posts: Posts) -> tuple[Peer, ...]:
     """The rendezvous of its shard that a car is connected to: two, drawn by hash, so that each has
     at most half the shard at its end. All at each would be 1,000 connections, twice what a car

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .agreement import ASK_TIMEOUT_MS
-from .cell import epoch_of
+from .cell import epoch_of, served_by
 from .connections import SETTLE_MS, Worth
 from .types import Now, Peer
 
@@ -31,10 +31,9 @@ class Promises:
         self._in_use = {*posted, *_in_use(node)}
         self._owed = {*node.provider.owed(), *node.rendezvous.owed()}
         self._tokens = node.rendezvous.depositors()
-        self._members = node.rendezvous.tellers()
-        if identity.peer in posted:
-            cars = node.book.cars.items()
-            self._members |= {peer for peer, car in cars if car.advert.cell == identity.cell}
+        self._tellers = node.rendezvous.tellers()
+        self._book, self._own, self._cell = node.book, identity.peer, identity.cell
+        self._posts = posts if identity.peer in posted else None
         self._asking = node.agreements.shown()
         self._known = node.rendezvous.origins()
 
@@ -50,7 +49,7 @@ class Promises:
             return Worth.OWED
         if peer in self._tokens:
             return Worth.TOKEN
-        if peer in self._members:
+        if peer in self._tellers or self._serves(peer):
             return Worth.MEMBER
         if proven:
             return Worth.PROVEN
@@ -59,6 +58,13 @@ class Promises:
         if peer in self._asking and quiet_ms < ASK_TIMEOUT_MS:
             return Worth.ASKING
         return Worth.STRANGER if state.inbound else Worth.CALLED
+
+    def _serves(self, peer: Peer) -> bool:
+        """Whether we hold the role for that car: it would come back with its next token."""
+        known = self._book.cars.get(peer)
+        if self._posts is None or known is None or known.advert.cell != self._cell:
+            return False
+        return self._own in served_by(peer, self._posts)
 
 
 def _in_use(node: Node) -> Iterator[Peer]:
