@@ -201,6 +201,11 @@ class Link:
                 if scope.cancelled_caught:
                     self.cut(Reason.QUEUE_FULL)
             if self.finishing:
+                # The other side reads to the end, then closes the connection. Closing it here
+                # would take what it has not read yet.
+                with trio.move_on_after(self._config.close_timeout_s):
+                    await self._stream.close()
+                    await trio.sleep_forever()
                 self.cut(Reason.PEER_DOWN)
 
     def _next_chunk(self) -> bytes:
