@@ -205,7 +205,7 @@ class Link:
                 # would take what it has not read yet.
                 with trio.move_on_after(self._config.close_timeout_s):
                     await self._stream.close()
-                    await trio.sleep_forever()
+                    await trio.sleep(math.inf)
                 self.cut(Reason.PEER_DOWN)
 
     def _next_chunk(self) -> bytes:
