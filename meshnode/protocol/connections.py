@@ -29,11 +29,11 @@ calls, and next to it the half second of a new connection is nothing."""
 QUIET_MS: Final = 30_000
 """Above the high mark only what has been quiet for so long is closed: a token's life, and many
 times a handshake."""
-SWEEP_MS: Final = 5_000
+SWEEP_MS: Final = 5_000  # how often a table above its marks is looked through
 SETTLE_MS: Final = 2_000
 """A proven peer is in use for so long after its last frame: receipts trail results by 250 ms and a
 commit, acceptances trail receipts as long."""
-PROVEN_MAX: Final = 4_096
+PROVEN_MAX: Final = 4_096  # peers remembered as having been of use
 
 
 class Worth(IntEnum):
