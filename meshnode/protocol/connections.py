@@ -30,6 +30,10 @@ QUIET_MS: Final = 30_000
 """Above the high mark only what has been quiet for so long is closed: a token's life, and many
 times a handshake."""
 SWEEP_MS: Final = 5_000  # how often a table above its marks is looked through
+FRESH_MS: Final = 1_000
+"""A new connection counts as one of use for so long: the car that a rendezvous has just found for us
+is a stranger until its lease comes, and was pushed out by the next before that. Whoever floods us
+with identities pushes out idle peers that were never of use, and itself after a second."""
 SETTLE_MS: Final = 2_000
 """A proven peer is in use for so long after its last frame: receipts trail results by 250 ms and a
 commit, acceptances trail receipts as long."""
@@ -42,7 +46,7 @@ class Worth(IntEnum):
     STRANGER = 0  # it called us, and nothing has come of it
     CALLED = 1  # we called it, and nothing has come of it
     ASKING = 2  # it asked for terms a moment ago
-    KNOWN = 3  # an agreement is in use, or it asked us for a car
+    KNOWN = 3  # an agreement is in use, or it asked us for a car, or it has just come
     PROVEN = 4  # a run of ours came back from it, or it has accepted one of ours
     MEMBER = 5  # a car of our cell, or another rendezvous, while we hold the role
     TOKEN = 6  # its idle slot is deposited here
@@ -65,6 +69,7 @@ class PeerState:
     path: str
     addrs: tuple[str, ...]
     inbound: bool
+    since_mono_ms: int
     used_mono_ms: int  # its last frame that was no advert
     hello: Hello | None = None
     rtt_us: int = 0

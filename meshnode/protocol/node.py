@@ -336,7 +336,7 @@ class Node:
                 return
             self._hang_up(idle)
         self.connections.enter(
-            PeerState(event.peer, event.path, event.addrs, event.inbound, now.mono_ms)
+            PeerState(event.peer, event.path, event.addrs, event.inbound, now.mono_ms, now.mono_ms)
         )
         classes = self.provider.owner.classes
         self._out.send(

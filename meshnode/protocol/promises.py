@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .agreement import ASK_TIMEOUT_MS
 from .cell import epoch_of, served_by
-from .connections import SETTLE_MS, Worth
+from .connections import FRESH_MS, SETTLE_MS, Worth
 from .types import Now, Peer
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class Promises:
 
     def __call__(self, peer: Peer) -> Worth:
         state = self._connections.peers[peer]
+        fresh = self._now_ms - state.since_mono_ms < FRESH_MS
         if state.hello is None:
-            return Worth.STRANGER
+            return Worth.KNOWN if fresh else Worth.STRANGER
         quiet_ms = self._now_ms - state.used_mono_ms
         proven = self._connections.is_proven(peer)
         if peer in self._in_use or (proven and quiet_ms < SETTLE_MS):
@@ -53,7 +54,7 @@ class Promises:
             return Worth.MEMBER
         if proven:
             return Worth.PROVEN
-        if peer in self._known or self._agreements.used_with(peer):
+        if fresh or peer in self._known or self._agreements.used_with(peer):
             return Worth.KNOWN
         if peer in self._asking and quiet_ms < ASK_TIMEOUT_MS:
             return Worth.ASKING

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
-from meshnode.protocol.connections import QUIET_MS, SWEEP_MS, Worth
+from meshnode.protocol.connections import FRESH_MS, QUIET_MS, SWEEP_MS, Worth
 from meshnode.protocol.job import JobState
 from meshnode.protocol.promises import Promises
 from meshnode.protocol.types import Limits
@@ -138,7 +138,9 @@ def test_who_asks_for_terms_again_and_again_is_not_in_use() -> None:
     car.limits = FEW
     mesh.crash("car")
     mesh.boot("car")
-    for rogue in strangers(mesh, car, 6):
+    found = strangers(mesh, car, 6)
+    mesh.rest(FRESH_MS)
+    for rogue in found:
         rogue.say(car, messages.TermsRequest(rogue.identity.mandate))
     mesh.rest(20)
     worth = Promises(node_of(car), mesh.now(car))

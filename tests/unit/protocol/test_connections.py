@@ -26,7 +26,7 @@ def table(worths: list[Worth], peers_max: int = 8) -> tuple[Connections, dict[Pe
     """Peer n has the n-th worth and was used at n ms."""
     connections = Connections(peers_max)
     for number, _ in enumerate(worths):
-        connections.enter(PeerState(peer(number), "lan", (), True, number))
+        connections.enter(PeerState(peer(number), "lan", (), True, 0, number))
     return connections, {peer(number): worth for number, worth in enumerate(worths)}
 
 
@@ -56,7 +56,7 @@ def test_strangers_push_out_strangers_and_not_the_half_that_has_proven_useful() 
         gone = found.gives_way(peer(number), True, worth.__getitem__)
         assert gone is not None and not found.is_proven(gone)
         del found.peers[gone]
-        found.enter(PeerState(peer(number), "lan", (), True, number))
+        found.enter(PeerState(peer(number), "lan", (), True, 0, number))
         worth[peer(number)] = Worth.STRANGER
     for number in range(1_000, 1_100):
         worth[peer(number)] = Worth.IN_USE
@@ -119,7 +119,7 @@ def test_nothing_in_use_goes_and_a_sweep_never_goes_too_far(
     found = Connections(peers_max)
     worth: dict[Peer, Worth] = {}
     for number, (value, used_ms, proven) in enumerate(rows[:peers_max]):
-        found.enter(PeerState(peer(number), "lan", (), True, used_ms))
+        found.enter(PeerState(peer(number), "lan", (), True, 0, used_ms))
         worth[peer(number)] = value
         if proven:
             found.prove(peer(number))
