@@ -31,9 +31,9 @@ QUIET_MS: Final = 30_000
 times a handshake."""
 SWEEP_MS: Final = 5_000  # how often a table above its marks is looked through
 FRESH_MS: Final = 1_000
-"""A new connection counts as one of use for so long: the car that a rendezvous has just found for us
-is a stranger until its lease comes, and was pushed out by the next before that. Whoever floods us
-with identities pushes out idle peers that were never of use, and itself after a second."""
+"""A new connection counts as one of use for so long: the car that a rendezvous has just found for
+us is a stranger until its lease comes, and was pushed out by the next before that. Whoever floods
+us with identities pushes out idle peers that were never of use, and itself after a second."""
 SETTLE_MS: Final = 2_000
 """A proven peer is in use for so long after its last frame: receipts trail results by 250 ms and a
 commit, acceptances trail receipts as long."""

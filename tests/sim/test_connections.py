@@ -8,17 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.connections import FRESH_MS, QUIET_MS, SWEEP_MS, Worth
 from meshnode.protocol.job import JobState
 from meshnode.protocol.promises import Promises
-from meshnode.protocol.types import Limits
-from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
+from meshnode.protocol.types import Limits, Now
+from testnet.sim.mesh import EPOCH_MS, PROVIDE, REQUEST, Mesh, Site
 
 from .rogue import Rogue
 from .test_mesh import accepted_units, assert_whole, ended, mesh_of, order, submit
-from .test_tokens import counted, node_of
+from .test_tokens import counted, node_of, rendezvous_of
 
 FEW = replace(Limits(), peers_max=6)
 
@@ -169,26 +170,19 @@ def test_both_ends_see_an_ordinary_end_and_neither_calls_back() -> None:
     assert ups(car) == 4
 
 
-def test_a_full_car_is_not_called_for_ever_by_a_job_that_it_does_not_take() -> None:
-    """Its adverts come on, and the submitter's job waits: each call that comes to nothing doubles
-    the wait for the next."""
-    mesh = mesh_of(1, 6)
-    node = node_of(mesh.sites["submitter"])
-    car = mesh.sites["car-0"]
-    mesh.rest(100)
-    submit(mesh, order(1, cars=(car.identity.peer,)))
-    mesh.unit_ms = 600_000
-    mesh.rest(200)
-    fleet = node.requester.fleet
-    begun = len([line for line in mesh.trace if " Dial(" in line])
-    fleet.mine.clear()
-    for _ in range(200):
-        mesh.rest(300)
-        if "car-0" in mesh.sites["submitter"].links:
-            mesh.cut("submitter", "car-0")
-            fleet.parted(car.identity.peer)
-    dials = len([line for line in mesh.trace if " Dial(" in line]) - begun
-    assert dials < 30, "60 s, a gap of a second"
+def test_who_hangs_up_again_and_again_is_called_ever_more_seldom() -> None:
+    """A job that waits looks at each car every 50 ms, and a full one hangs up on the idle."""
+    node = node_of(mesh_of(1, 6).sites["submitter"])
+    fleet, (car,) = node.requester.fleet, node.peers
+    dials = []
+    for at_ms in range(1_000, 31_000, 50):
+        node._out.now = Now(at_ms, EPOCH_MS + at_ms)
+        fleet.tick()
+        fleet._seek(car, ("/sim/car-0",))
+        if any(isinstance(effect, fx.Dial) for effect in node._out.take()):
+            dials.append(at_ms)
+            fleet.parted(car)  # it was up, and nothing came of it
+    assert dials == [1_000, 2_000, 4_000, 8_000, 16_000]
 
 
 @settings(
@@ -223,3 +217,27 @@ def test_whoever_comes_and_goes_every_job_ends_and_every_unit_is_accepted(
     for name in names[:2]:
         units = sum(job.spec.units for job in node_of(mesh.sites[name]).jobs.all.values())
         assert len(accepted_units(mesh.sites[name])) == units
+
+
+def test_a_car_that_dials_first_says_so_and_its_run_goes_to_nobody_else() -> None:
+    """Its lease comes after five ways of 33 ms, its word after four; the submitter waits 150 ms."""
+    mesh = mesh_of(5, 7, delay_ms=(33, 33))
+    mesh.rest(500)
+    submit(mesh, order(20, lease_units_max=1))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(21_000)
+    rendezvous = rendezvous_of(mesh)
+    for name in sorted(mesh.sites["submitter"].links):
+        if name != rendezvous.name:
+            mesh.cut("submitter", name)
+    before = counted(mesh, "assigned")
+    mesh.rest(2_000)
+    submit(mesh, order(4, nonce=1, policy="tokens", lease_units_max=1))
+    assert mesh.run(lambda: ended(mesh))
+    node = node_of(mesh.sites["submitter"])
+    (job,) = (job for job in node.jobs.all.values() if job.spec.nonce[-1] == 1)
+    assert job.state is JobState.DONE
+    mesh.rest(1_000)
+    assert counted(mesh, "assigned") - before == len(job.history) == 4
+    assert {past.how for past in job.history} == {"token"}
+    assert not node.counters["announced"]
