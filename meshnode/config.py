@@ -64,10 +64,9 @@ class OverlaySettings:
     dht_server: bool = True
     """Answer other nodes' DHT queries. A few messages a minute; a submitter behind NAT is of no
     use to others."""
-    peers_max: int = 512
-    """Peers with a control stream, about 40 kB each."""
     connections_max: int = 1024
-    """Sockets of libp2p; above, new ones are refused. Keep `ulimit -n` at twice this."""
+    """Sockets of libp2p; above, new ones are refused. Keep it at twice `limits.peers_max`, and
+    `ulimit -n` at twice this."""
     ping_interval_s: float = 5.0
     ping_timeout_s: float = 4.0
     """A silent peer is noticed within interval + timeout. A ping costs two frames."""

@@ -182,7 +182,7 @@ def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
         bootstrap=tuple(dict.fromkeys(bootstrap)),
         lock_dir=run_dir(home).parent / "ports",
         dht_server=settings.dht_server,
-        peers_max=settings.peers_max,
+        peers_max=config.limits.peers_max,
         connections_max=settings.connections_max,
         ping_interval_s=settings.ping_interval_s,
         ping_timeout_s=settings.ping_timeout_s,

@@ -32,6 +32,7 @@ from meshnode.protocol.effects import (
     Effect,
     FetchBlob,
     FindProviders,
+    Hangup,
     Join,
     Leave,
     Notify,
@@ -88,6 +89,7 @@ class OverlayPort(Protocol):
     def leave(self, topic: str) -> None: ...
     def dial(self, peer: Peer, addrs: Sequence[str]) -> None: ...
     def block(self, peer: Peer, until_mono_ms: int) -> None: ...
+    def hang_up(self, peer: Peer) -> None: ...
     def provide(self, key: Digest, ttl_s: int) -> None: ...
     def find_providers(self, query_id: int, key: Digest) -> None: ...
 
@@ -167,6 +169,7 @@ class Driver:
             Leave: lambda e: overlay.leave(e.topic),
             Dial: lambda e: overlay.dial(e.peer, e.addrs),
             Block: lambda e: overlay.block(e.peer, e.until_mono_ms),
+            Hangup: lambda e: overlay.hang_up(e.peer),
             Provide: lambda e: overlay.provide(e.key, e.ttl_s),
             FindProviders: lambda e: overlay.find_providers(e.query_id, e.key),
             FetchBlob: self._queue_fetch,

@@ -34,6 +34,7 @@ class OverlayConfig:
 
     # ---- peers and connections
     peers_max: int = 512
+    """As the machine's own limit; a few more are let in, so that it can choose who goes."""
     connections_max: int = 768
     connections_per_peer_max: int = 3
     """More than one while two peers dial each other at the same moment."""

@@ -1,8 +1,8 @@
 """The overlay as the driver sees it: calls that never wait, and facts that come back as events.
 
 `meshnode.node.driver` opens it, carries the machine's Send, Publish, Join, Leave, Dial, Block,
-Provide, FindProviders and FetchBlob out through it, and feeds `events` to the machine. Nothing
-outside this folder imports libp2p.
+Hangup, Provide, FindProviders and FetchBlob out through it, and feeds `events` to the machine.
+Nothing outside this folder imports libp2p.
 """
 
 from __future__ import annotations
@@ -128,6 +128,13 @@ class Overlay:
         self.links.cut(peer, Reason.BLOCKED)
         for conn in self._host.swarm.get_connections(id_of(peer)):
             self._spawn(contained(conn.close, self.counters, "close"))
+
+    def hang_up(self, peer: Peer) -> None:
+        """Close the connection once what is queued has gone out; either side may dial again."""
+        kept = self.links.hang_up(peer)
+        for conn in self._host.swarm.get_connections(id_of(peer)):
+            if conn is not kept:
+                self._spawn(contained(conn.close, self.counters, "close"))
 
     def provide(self, key: Digest, ttl_s: int) -> None:
         self.dht.provide(key, ttl_s)

@@ -37,6 +37,9 @@ READ_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 60 * 1024
 """Queued frames are joined up to about this size: one yamux frame, one or two Noise packets."""
 PONGS_MAX: Final = 16
+NEWCOMERS_MAX: Final = 16
+"""Links over `peers_max` that are let in all the same: the machine hangs up on somebody idle for
+each, or refuses it with a reason. An event takes a millisecond to it, a goodbye a few more."""
 LINKLESS_S: Final = 5.0
 REAP_S: Final = 2.0
 
@@ -73,6 +76,7 @@ class Link:
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
         self._reason = Reason.PEER_DOWN
+        self.finishing = False
         self._pongs: deque[bytes] = deque(maxlen=PONGS_MAX)
         self._ping: bytes | None = None  # token that still has to be written
         self._ping_token = b""
@@ -103,6 +107,11 @@ class Link:
     def cut(self, reason: Reason) -> None:
         self._reason = reason
         self._scope.cancel()
+
+    def finish(self) -> None:
+        """End once everything that is queued has been written."""
+        self.finishing = True
+        self._wake.set()
 
     async def probe(self) -> bool:
         """Whether the peer answers on this stream within the ping timeout."""
@@ -191,6 +200,13 @@ class Link:
                     await self._stream.write(chunk)
                 if scope.cancelled_caught:
                     self.cut(Reason.QUEUE_FULL)
+            if self.finishing:
+                # The other side reads to the end, then closes the connection. Closing it here
+                # would take what it has not read yet.
+                with trio.move_on_after(self._config.close_timeout_s):
+                    await self._stream.close()
+                    await trio.sleep(math.inf)
+                self.cut(Reason.PEER_DOWN)
 
     def _next_chunk(self) -> bytes:
         """Echoes first, then the lanes in order, joined into one write."""
@@ -261,7 +277,9 @@ class Links:
         host.set_stream_handler(CTL_PROTOCOL, self._on_stream)  # type: ignore[arg-type]
 
     def __contains__(self, peer: Peer) -> bool:
-        return peer in self._links
+        """Whether it is up, and not about to end."""
+        link = self._links.get(peer)
+        return link is not None and not link.finishing
 
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self._links)
@@ -277,6 +295,15 @@ class Links:
         if link is not None:
             link.cut(reason)
 
+    def hang_up(self, peer: Peer) -> MeshConn | None:
+        """End the peer's link in good order; its connection, which closes itself then."""
+        link = self._links.get(peer)
+        if link is None:
+            return None
+        link.conn.doomed = True  # a dial from now on makes a new one
+        link.finish()
+        return link.conn
+
     async def wait_up(self, peer: Peer, timeout_s: float, conn: MeshConn) -> bool:
         """Until the peer is up, the connection is closed or the time is over."""
         with trio.move_on_after(timeout_s):
@@ -287,10 +314,10 @@ class Links:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(closed)
-                while peer not in self._links:
+                while peer not in self:
                     await self._someone_up.wait()
                 nursery.cancel_scope.cancel()
-        return peer in self._links
+        return peer in self
 
     # ---- from libp2p
 
@@ -341,7 +368,7 @@ class Links:
             while (old := self._links.get(peer)) is not None:
                 old.cut(Reason.PEER_DOWN)
                 await old.done.wait()
-            if len(self._links) >= self._config.peers_max:
+            if len(self._links) >= self._config.peers_max + NEWCOMERS_MAX:
                 self._counters["peers_refused"] += 1
             else:
                 await self._run_link(

@@ -263,6 +263,12 @@ class AcceptanceDesk:
         if known is not None and event.reason is Reason.QUEUE_FULL:
             self._say_from(*known)
 
+    def unsaid_to(self) -> set[Peer]:
+        """Providers whose receipts were taken and are not answered yet."""
+        entries = (*self._pending.values(), *self._full, *(entry for entry, _, _ in self._storing))
+        channels = (*(e.channel for e in entries), *(self.channels[d] for d in self._unsaid))
+        return {channel.agreement.provider for channel in channels}
+
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
         self._out.send(peer, Lane.MONEY, Decline(about, reason))
 

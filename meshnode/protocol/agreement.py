@@ -142,6 +142,19 @@ class Agreements:
     def asking(self, peer: Peer) -> bool:
         return self._asked.get(peer, 0) > self._out.now.mono_ms
 
+    def asked(self) -> list[Peer]:
+        """Providers whose answer we wait for."""
+        return [peer for peer in self._asked if self.asking(peer)]
+
+    def shown(self) -> frozenset[Peer]:
+        """Requesters that asked for our terms and have not signed."""
+        return frozenset(self._shown)
+
+    def used_with(self, peer: Peer) -> bool:
+        """Whether an agreement with it is here that is more than signed: we may offer under it, or
+        something was leased to it. It may have lapsed; it says who has been of use."""
+        return peer in self._with_provider or peer in self._with_requester
+
     def answered(self, peer: Peer) -> bool:
         """Terms came: whether they were asked for. Each question takes one answer, because an
         answer is signed and stored."""

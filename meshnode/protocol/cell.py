@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from statistics import median_low
 from typing import Final, NamedTuple, Protocol
@@ -23,7 +24,8 @@ from .objects import Advert
 from .types import Peer
 
 EPOCH_MS: Final = 600_000  # how long an election of rendezvous holds
-RANKS_MAX: Final = 4  # rendezvous of one shard that are drawn among
+RANKS_MAX: Final = 4  # rendezvous of one shard
+SERVED_BY: Final = 2  # of those that a car is connected to, and draws among
 ALONE_CARS_MAX: Final = 16  # of so few cars one rendezvous serves all: tokens are not split
 CANDIDATES_MAX: Final = 32  # of a shard: the lowest of the hash
 NEAR_LEAST: Final = 8
@@ -63,6 +65,17 @@ def shape(cars: int, rendezvous_cars: int) -> tuple[int, int]:
 
 def shard_of(peer: Peer, shards: int) -> int:
     return int.from_bytes(hashlib.sha256(peer).digest()[:4], "big") % shards
+
+
+@lru_cache(maxsize=8_192)
+def served_by(car: Peer, posts: Posts) -> tuple[Peer, ...]:
+    """The rendezvous of its shard that a car is connected to: two, drawn by hash, so that each has
+    at most half the shard at its end. All at each would be 1,000 connections, twice what a car
+    bears."""
+    ranks = posts[shard_of(car, len(posts))]
+    return tuple(
+        sorted(ranks, key=lambda holder: hashlib.sha256(car + holder).digest())[:SERVED_BY]
+    )
 
 
 class Candidate(NamedTuple):
@@ -215,8 +228,10 @@ class AdvertRoster:
         mine = next((shard for shard, ranks in enumerate(posts) if holder in ranks), None)
         if mine is None:
             return None
-        of_shard = sum(shard_of(a.peer, len(posts)) == mine for a in self._members(cell))
-        cars = of_shard * len(posts)
+        # Of its shard it serves the same part as every other; those that gossip all hear.
+        served = sum(holder in served_by(a.peer, posts) for a in self._members(cell))
+        ranks = len(posts[mine])
+        cars = served * ranks // min(ranks, SERVED_BY) * len(posts)
         return cars if cars >= GOSSIP_CARS_MAX else None
 
     def neighbours(self, cell: str) -> Sequence[str]:

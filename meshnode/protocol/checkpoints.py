@@ -110,6 +110,11 @@ class Checkpoints:
                 self._fetch(job, task, newer)
         return job, task
 
+    def holders(self) -> set[Peer]:
+        """Cars that a checkpoint is being fetched from: after a hand-off nothing else is there."""
+        said = (fetch.said.peer for fetch in self._fetches.values())
+        return {peer for peer in said if peer is not None}
+
     def deadline(self) -> int | None:
         if not self._fetches:
             return None

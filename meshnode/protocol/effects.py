@@ -57,6 +57,14 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Hangup:
+    """End the connection in good order: what is queued goes out first. Nobody is refused for it:
+    either side may connect again. The machine has let go of the peer already."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
 class Provide:
     """Say in the DHT that this node holds `key` (a SHA-256)."""
 
@@ -255,6 +263,7 @@ Effect: TypeAlias = (
     | Leave
     | Dial
     | Block
+    | Hangup
     | Provide
     | FindProviders
     | FetchBlob

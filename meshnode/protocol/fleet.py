@@ -6,7 +6,7 @@ agreement) is started here, and the car is a candidate once it is gone.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from .attempt import Attempt, State
 from .effects import Dial
 from .job import Job, wanted
 from .objects import Advert
-from .outbox import Outbox
+from .outbox import Outbox, remember
 from .placement import Car, queued_runs
 from .reasons import Reason
 from .types import Peer
@@ -61,6 +61,8 @@ SHUNNED_MAX = 4096
 SHORT_UNIT_MS = 100
 FRESH_MS = 20  # for so long a car that ended a run of ours is asked again before anybody else
 DIALS_MAX = 64  # within `redial_gap_ms`
+PARTINGS_MAX = 4096
+PARTINGS_COUNTED_MAX = 6  # 64 times the gap
 
 
 class Fleet:
@@ -77,6 +79,9 @@ class Fleet:
         self._dialled: dict[Peer, int] = {}
         self.apart: Callable[[Peer], bool] = lambda _: False
         """Whether its clock is too far from ours: it would take no work, nor we its receipts."""
+        self._parted: OrderedDict[Peer, tuple[int, int]] = OrderedDict()  # car -> idle ends, last
+        self.has_room: Callable[[int], bool] = lambda _: True  # for a car that may be of use
+        self.came_back: Callable[[Peer], None] = lambda _: None  # a run, from that car
         self._in_vain: Reason | None = None  # how the newest attempt to meet anybody ended
 
     def met(self, peer: Peer) -> None:
@@ -147,6 +152,7 @@ class Fleet:
         """One more of our attempts is at its car; over its slots it waits for one before it."""
         peer = attempt.peer
         self.mine[peer] += 1
+        self._parted.pop(peer, None)
         known = self.book.cars.get(peer)
         if known is not None and self.mine[peer] > known.advert.slots:
             self._queued.setdefault(peer, deque()).append(attempt)
@@ -157,6 +163,7 @@ class Fleet:
         self.mine[peer] -= 1
         if attempt.state is State.RETURNED:
             self._fresh[peer] = self._out.now.mono_ms
+            self.came_back(peer)
         if self.mine[peer] <= 0:
             del self.mine[peer]
         queued = self._queued.get(peer)
@@ -205,7 +212,7 @@ class Fleet:
             if self.rests(peer):
                 continue
             if peer not in self.peers_up:
-                self.dial(peer, advert.addrs)
+                self._seek(peer, advert.addrs)
                 continue
             if self._agreements.with_provider(peer) is None:
                 self._agreements.ask(peer)
@@ -258,6 +265,21 @@ class Fleet:
             return Reason.LEASE_LENGTH
         fits = job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
         return Reason.OK if fits else Reason.MEMORY
+
+    def parted(self, peer: Peer) -> None:
+        """A connection is gone. One that nothing came of is not sought again at once, and each
+        time it takes twice as long: a full car that hangs up on the idle would be called for ever
+        by all whom its adverts reach."""
+        if not self.mine[peer]:
+            count = self._parted.get(peer, (0, 0))[0] + 1
+            remember(self._parted, peer, (count, self._out.now.mono_ms), PARTINGS_MAX)
+
+    def _seek(self, peer: Peer, addrs: tuple[str, ...]) -> None:
+        """For work that this car may take or not: only while there is room for it."""
+        count, since = self._parted.get(peer, (0, 0))
+        gap = self._out.limits.redial_gap_ms << min(count - 1, PARTINGS_COUNTED_MAX) if count else 0
+        if since + gap <= self._out.now.mono_ms and self.has_room(len(self._dialled)):
+            self.dial(peer, addrs)
 
     def dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         now = self._out.now.mono_ms

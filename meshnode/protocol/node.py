@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..errors import MeshError
@@ -24,7 +24,8 @@ from .agreement import Agreements, InForce
 from .books import reopen
 from .cell import AdvertRoster, Roster
 from .clocks import Clocks
-from .effects import Block, Dial, Effect, Join
+from .connections import Connections, PeerState
+from .effects import Block, Dial, Effect, Hangup, Join
 from .events import (
     AddrsKnown,
     Admitted,
@@ -61,7 +62,6 @@ from .explain import Explanation, Would, explain, would
 from .gateway import Gateway
 from .jobs import Jobs
 from .last_mile import last_mile_us
-from .messages import Hello
 from .objects import (
     T_ACCEPT,
     T_ADVERT,
@@ -71,11 +71,11 @@ from .objects import (
     T_OFFER,
     T_RECEIPT,
     T_TOKEN,
-    Announce,
     Token,
 )
 from .outbox import Identity, Outbox, Restored
 from .placement import Placement
+from .promises import Promises
 from .provider import Provider
 from .reasons import Reason
 from .rendezvous import Rendezvous
@@ -99,20 +99,6 @@ PARTING_MS = 500  # for our hello to arrive before we hang up on who belongs els
 EARLY_FRAMES_MAX = 256
 
 
-@dataclass(slots=True)
-class PeerState:
-    """A connected peer. `hello` None: it has not said who it is, and may say nothing else."""
-
-    peer: Peer
-    path: str
-    addrs: tuple[str, ...]
-    inbound: bool
-    since_mono_ms: int
-    hello: Hello | None = None
-    rtt_us: int = 0
-    early: int = 0  # frames before its hello
-
-
 class Node:
     def __init__(
         self,
@@ -130,13 +116,14 @@ class Node:
         `standing`: agreements, where they are known otherwise than by making them."""
         self.limits = limits
         self._out = Outbox(identity, limits, signer, rng)
-        self.peers: dict[Peer, PeerState] = {}
         self.clocks = Clocks(identity.peer)
+        self.connections = Connections(limits.peers_max)
+        self.peers = self.connections.peers
         self._parting: dict[Peer, int] = {}  # of another network -> when we hang up
         self.book = AdvertBook(limits, identity.network)
         self._restored = restored
         self.agreements = Agreements(self._out, restored, standing)
-        known = roster or AdvertRoster(
+        self.roster = known = roster or AdvertRoster(
             self.book,
             limits.rendezvous_cars or 1,
             lambda: self._out.now.mono_ms,
@@ -148,7 +135,9 @@ class Node:
         )
         self.jobs = Jobs(self._out)
         presence = self.provider.presence
-        self.gateway = Gateway(self._out, known, presence.peers_up, self._reach, self._on_announce)
+        self.gateway = Gateway(
+            self._out, known, presence.peers_up, self._reach, self.provider.on_announce
+        )
         presence.on_shown = self.gateway.shown
         self.requester = Requester(
             self._out,
@@ -160,6 +149,9 @@ class Node:
             self._reach,
             self.gateway.beyond,
         )
+        self.requester.fleet.has_room = self.connections.has_room
+        self.requester.fleet.came_back = self.connections.prove
+        self.provider.accepted_by = self.connections.prove
         self.rendezvous = Rendezvous(self._out, self.book, known, self._rtt_us, self._reach)
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
@@ -211,7 +203,7 @@ class Node:
             messages.Hello: self._on_hello,
             messages.Refuse: self._on_refuse,
             messages.Place: self.rendezvous.on_place,
-            messages.Queued: self.requester.placing.on_queued,
+            messages.Queued: self._on_queued,
             messages.Revoke: self.rendezvous.on_revoke,
             messages.Tally: self.rendezvous.on_tally,
             messages.Inputs: self.provider.on_inputs,
@@ -225,7 +217,7 @@ class Node:
             messages.Assign: self.provider.on_assign,
             messages.TermsRequest: self._on_terms_request,
             messages.Terms: self._on_terms,
-            messages.Goodbye: self._on_goodbye,
+            messages.Goodbye: lambda peer, _: self.book.drop(peer),
             messages.Decline: self._on_decline,
         }
 
@@ -300,6 +292,7 @@ class Node:
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
             self.book.deadline(self._out.now),
+            self.connections.deadline(),
             min(self._parting.values()) if self._parting else None,
         )
         dues = [due for due in every if due is not None]
@@ -325,12 +318,13 @@ class Node:
         return self._out.counters
 
     def _tick(self) -> None:
-        for peer in self.book.expire(self._out.now):
-            self._out.counters["adverts_expired"] += 1
-            del peer
+        self._out.counters["adverts_expired"] += len(self.book.expire(self._out.now))
         now_ms = self._out.now.mono_ms
         for peer in [peer for peer, at in self._parting.items() if at <= now_ms]:
             self._block(peer, Reason.OTHER_NETWORK)
+        if self.connections.due(now_ms):
+            for peer in self.connections.sweep(now_ms, Promises(self, self._out.now)):
+                self._hang_up(peer)
         self.provider.tick()
         self.requester.tick()
         self.acceptances.tick()
@@ -339,14 +333,18 @@ class Node:
     # ---- peers
 
     def _on_peer_up(self, event: PeerUp) -> None:
-        known = self.peers.get(event.peer)
-        if known is None and len(self.peers) >= self.limits.peers_max:
-            self._block(event.peer, Reason.BUSY)
-            return
-        if known is not None:
+        if event.peer in self.peers:
             self._gone(event.peer)
-        self.peers[event.peer] = PeerState(
-            event.peer, event.path, event.addrs, event.inbound, self._out.now.mono_ms
+        now = self._out.now
+        if self.connections.full:
+            worth = Promises(self, now)
+            idle = self.connections.gives_way(event.peer, event.inbound, worth)
+            if idle is None:
+                self._block(event.peer, Reason.BUSY)
+                return
+            self._hang_up(idle)
+        self.connections.enter(
+            PeerState(event.peer, event.path, event.addrs, event.inbound, now.mono_ms, now.mono_ms)
         )
         self._say_hello(event.peer)
 
@@ -355,7 +353,7 @@ class Node:
         self._out.send(
             peer,
             Lane.URGENT,
-            Hello(
+            messages.Hello(
                 (PROTOCOL_VERSION,),
                 0,
                 self.identity.network,
@@ -366,7 +364,7 @@ class Node:
             ),
         )
 
-    def _on_hello(self, peer: Peer, hello: Hello) -> None:
+    def _on_hello(self, peer: Peer, hello: messages.Hello) -> None:
         state = self.peers[peer]
         if hello.network != self.identity.network:
             self._out.notify(b"", "other_network", peer=peer, network=hello.network)
@@ -418,7 +416,15 @@ class Node:
         self.agreements.forget(peer)
         self.provider.peer_down(peer)
         self.rendezvous.peer_down(peer)
+        self.requester.fleet.parted(peer)
         self.requester.peer_down(peer)
+
+    def _hang_up(self, peer: Peer) -> None:
+        """Nothing is under way over it, and another needs the room."""
+        self._out.counters["hung_up"] += 1
+        self._out.add(Hangup(peer))
+        self._gone(peer)
+        self._out.notify(b"", "peer_down", peer=peer, reason=int(Reason.BUSY))
 
     def _block(self, peer: Peer, reason: Reason) -> None:
         self._out.counters[f"blocked_{reason.name.lower()}"] += 1
@@ -429,8 +435,7 @@ class Node:
     def _on_rtt(self, event: RttMeasured) -> None:
         state = self.peers.get(event.peer)
         if state is not None:
-            old = state.rtt_us
-            state.rtt_us = event.us if old == 0 else (7 * old + event.us) // 8  # RFC 6298's 1/8
+            state.measured(event.us)
             if event.peer in self.requester.fleet.peers_up:
                 self.requester.fleet.peers_up[event.peer] = state.rtt_us
 
@@ -456,6 +461,8 @@ class Node:
                 self._early(state)
                 return
             sealed = unseal(frame)
+            if state is not None and sealed.typ != T_ADVERT:  # those come whatever happens
+                state.used_mono_ms = self._out.now.mono_ms
             on_object = self._objects.get(sealed.typ)
             if on_object is None:
                 self._out.counters["unknown_object"] += 1
@@ -465,9 +472,11 @@ class Node:
         message = messages.unpack(frame)
         if message is None:
             self._out.counters["unknown_message"] += 1
-        elif early and state is not None and type(message) is not Hello:
+        elif early and state is not None and type(message) is not messages.Hello:
             self._early(state)
         else:
+            if state is not None:
+                state.used_mono_ms = self._out.now.mono_ms
             self._messages[type(message)](peer, message)
 
     def _to_self(self) -> None:
@@ -486,6 +495,10 @@ class Node:
     def _on_refuse(self, peer: Peer, refuse: messages.Refuse) -> None:
         if not self.rendezvous.on_refuse(peer, refuse):
             self.requester.on_refuse(peer, refuse)
+
+    def _on_queued(self, peer: Peer, queued: messages.Queued) -> None:
+        if not self.rendezvous.on_queued(peer, queued):
+            self.requester.placing.on_queued(peer, queued)
 
     def _on_cancel_task(self, peer: Peer, cancel: messages.CancelTask) -> None:
         self.rendezvous.on_cancel(peer, cancel.task_id, cancel.attempt)
@@ -544,10 +557,6 @@ class Node:
     def _on_acceptance(self, peer: Peer, sealed: Sealed) -> None:
         self.provider.receipts.on_acceptance(peer, sealed)
 
-    def _on_goodbye(self, peer: Peer, goodbye: messages.Goodbye) -> None:
-        del goodbye
-        self.book.drop(peer)
-
     def _on_advert(self, source: Peer, sealed: Sealed) -> None:
         """A car speaks for itself: whoever wants many cars in the book needs many connections."""
         if sealed.kid != source:
@@ -568,11 +577,6 @@ class Node:
                 self.gateway.on_announce(event.topic, event.source, sealed)
         except MeshError:
             self._out.counters["bad_gossip"] += 1
-
-    def _on_announce(self, announce: Announce) -> None:
-        """That is for us to bid on."""
-        if not self.clocks.apart(announce.requester):
-            self.provider.presence.on_announce(announce)
 
     # ---- own state
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .advert import bucket_lease_s, bucket_mwh, cell_topic
-from .cell import Roster, epoch_of, may_hold, shard_of
+from .cell import Roster, epoch_of, may_hold, served_by
 from .effects import Dial, Publish
 from .events import WorkerClass
 from .objects import (
@@ -94,6 +94,10 @@ class Presence:
             return 0
         now = self._out.now.mono_ms
         return sum(bid.until_mono_ms > now for bid in self._bids.values())
+
+    def bidden(self) -> set[Peer]:
+        """For whom a slot is held."""
+        return {bid.requester for bid in self._bids.values()}
 
     def slots_free(self) -> int:
         if self._owner.may_run() is not Reason.OK:
@@ -241,7 +245,7 @@ class Presence:
             self._out.add(Publish(cell_topic(identity.network, identity.cell), wire))
         else:
             posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
-            for holder in posts[shard_of(identity.peer, len(posts))]:
+            for holder in served_by(identity.peer, posts):
                 if holder not in self.peers_up:
                     self.reach(holder)  # and it hears when it is up
         assert self._owner.classes is not None

@@ -35,12 +35,14 @@ from .messages import (
     CancelTask,
     Heartbeat,
     Inputs,
+    Queued,
     Refuse,
 )
 from .objects import (
     T_LEASE,
     T_OFFER,
     T_TOKEN,
+    Announce,
     Lease,
     Offer,
 )
@@ -100,6 +102,7 @@ class Provider:
             outbox, self.delivery.up, self.delivery.unsent, self._on_settled
         )
         self.apart: Callable[[Peer], bool] = lambda _: False
+        self.accepted_by: Callable[[Peer], None] = lambda _: None
         """Whether a peer's clock is too far from ours to work for it."""
         self._ended_bytes = 0
         self._away: dict[Peer, int] = {}  # requester with ended leases here -> away since
@@ -274,6 +277,9 @@ class Provider:
         if reason is not Reason.OK:
             self._out.counters[f"refused_{reason.name.lower()}"] += 1
             self._out.post(holder, Lane.CONTROL, Refuse(task_id, offer.attempt, reason))
+        elif requester not in self.presence.peers_up:
+            # A new connection takes longer than a requester waits for a word.
+            self._out.post(holder, Lane.CONTROL, Queued(task_id, offer.attempt, 0))
         self.tokens.changed()
 
     def _take_placed(
@@ -299,6 +305,17 @@ class Provider:
             return Reason.BUSY  # nobody could tell it now
         self._consider(requester, holder, sealed, offer, None, entered.digest)
         return Reason.OK
+
+    # ---- what is promised
+
+    def promised(self) -> set[Peer]:
+        """For whom something is under way here, and who looks after our idle slots."""
+        requesters = {granted.requester for granted in self.leases.values()}
+        return requesters | self.presence.bidden() | self.tokens.holders()
+
+    def owed(self) -> set[Peer]:
+        """Whose results or receipts are not settled."""
+        return {granted.requester for granted in self.ended.values()}
 
     # ---- inputs
 
@@ -639,6 +656,7 @@ class Provider:
             if granted is None:
                 continue
             granted.unsettled -= 1
+            self.accepted_by(granted.requester)
             if granted.ended and granted.unsettled <= 0 and granted.receipted >= granted.done:
                 self._forget(granted)
 
@@ -665,6 +683,10 @@ class Provider:
             self._forget(next(iter(self.ended.values())))
 
     # ---- announcements and adverts
+
+    def on_announce(self, announce: Announce) -> None:
+        if not self.apart(announce.requester):
+            self.presence.on_announce(announce)
 
     def on_classes(self, event: WorkerClasses) -> None:
         self.owner.classes = event

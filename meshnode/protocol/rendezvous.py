@@ -39,6 +39,7 @@ PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
 ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
+ANSWERS_MS: Final = 1_000  # so long a car that was assigned something may say no
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
 NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
@@ -107,6 +108,7 @@ class Placement:
     stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
     refused_by: set[Peer] = field(default_factory=set)
+    slow: Peer | None = None  # whoever has it said that its word takes a while
 
     def move(self, stage: Stage, to: Peer | None = None) -> None:
         assert stage in EDGES[self.stage], f"placement: {self.stage.value} -> {stage.value}"
@@ -166,6 +168,30 @@ class Rendezvous:
     @property
     def queued(self) -> int:
         return self._queued
+
+    # ---- who hangs on this role
+
+    def depositors(self) -> set[Peer]:
+        return set(self._by_car)
+
+    def tellers(self) -> set[Peer]:
+        """Other rendezvous that say what they have."""
+        return set(self._tallies)
+
+    def origins(self) -> set[Peer]:
+        """Who asked for a car here not long ago."""
+        return {placement.origin for placement in self._placed.values()}
+
+    def owed(self) -> set[Peer]:
+        """Who waits in line, and who was sent a placement a moment ago and may say no."""
+        waiting = {placement.origin for line in self._lines.values() for placement in line}
+        since_ms = self._out.now.mono_ms - ANSWERS_MS
+        for placement in reversed(self._placed.values()):
+            if placement.came_mono_ms < since_ms:
+                break
+            if placement.to is not None:
+                waiting |= {placement.to, placement.origin}
+        return waiting
 
     # ---- tokens
 
@@ -377,6 +403,16 @@ class Rendezvous:
             self._give_up(placement, refuse.reason)
         else:
             self._find(placement)
+        return True
+
+    def on_queued(self, peer: Peer, queued: Queued) -> bool:
+        """A car has taken it and is not connected to its submitter, who would give it up before
+        the lease comes; or a neighbour says so. Once: nobody holds a task up by saying it again."""
+        placement = self._placed.get((queued.task_id, queued.attempt))
+        if placement is None or placement.to != peer or placement.slow == peer:
+            return False
+        placement.slow = peer
+        self._say_queued(placement, 0)
         return True
 
     def on_cancel(self, peer: Peer, task_id: TaskId, attempt: int) -> None:

@@ -296,6 +296,9 @@ class Requester:
                     del job.unsuited[advert.peer]
         self.pump_all()
 
+    def fetching_from(self) -> set[Peer]:
+        return self._checkpoints.holders()
+
     # ---- what cars answer
 
     def on_lease(self, peer: Peer, sealed: Sealed) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from .cell import EPOCH_MS, Roster, epoch_of, shard_of
+from .cell import EPOCH_MS, Roster, epoch_of, served_by, shard_of
 from .messages import Revoke
 from .objects import T_TOKEN, Token
 from .outbox import Outbox, remember
@@ -26,6 +26,7 @@ MOVE_MS: Final = 2_000  # within so long of a new epoch tokens are deposited ane
 SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is drawn around
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
+REACH_MS: Final = 10_000  # between two dials of a rendezvous while another is there
 
 
 class End(Enum):
@@ -71,9 +72,13 @@ class Tokens:
         self._unspent: OrderedDict[Peer, int] = OrderedDict()  # tokens in a row that lapsed there
         self._spent: OrderedDict[Peer, int] = OrderedDict()  # when one was spent last
         self._shunned: OrderedDict[Peer, int] = OrderedDict()
+        self._reached: OrderedDict[Peer, int] = OrderedDict()  # while another was there
 
     def __len__(self) -> int:
         return len(self._deposits)
+
+    def holders(self) -> set[Peer]:
+        return {deposit.holder for deposit in self._deposits.values()}
 
     def changed(self) -> None:
         """A slot was taken or is free again, or somebody came into reach."""
@@ -117,18 +122,25 @@ class Tokens:
     # ---- depositing
 
     def _drawn(self) -> Peer | None:
-        """One of our shard's rendezvous, among those in reach; the others are reached for."""
+        """One of the two rendezvous that serve us, if it is in reach; it is reached for if not. If
+        neither is there or to be trusted, one of the others of our shard."""
         identity, now = self._out.identity, self._out.now
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         ranks = posts[shard_of(identity.peer, len(posts))]
         trusted = [p for p in ranks if self._shunned.get(p, 0) <= now.mono_ms] or list(ranks)
-        there = []
-        for peer in trusted:
-            if peer == identity.peer or peer in self._peers_up:
-                there.append(peer)
-            else:
+        mine = [p for p in served_by(identity.peer, posts) if p in trusted] or trusted
+        there = [p for p in mine if self._in_reach(p)]
+        for peer in mine if there else trusted:
+            # One that is full hangs up on whose token it has not: then the other will do.
+            since = self._reached.get(peer, -REACH_MS)
+            if not self._in_reach(peer) and (not there or since + REACH_MS <= now.mono_ms):
+                remember(self._reached, peer, now.mono_ms, POSTS_KNOWN_MAX)
                 self._reach(peer)
+        there = there or [p for p in trusted if self._in_reach(p)]
         return there[self._out.rng.randrange(len(there))] if there else None
+
+    def _in_reach(self, peer: Peer) -> bool:
+        return peer == self._out.identity.peer or peer in self._peers_up
 
     def _deposit(self) -> Peer | None:
         holder = self._drawn()

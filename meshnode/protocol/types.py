@@ -167,7 +167,8 @@ class Limits:
     """What an operator may tune. One frozen value, made by `meshnode.config`, handed in whole."""
 
     peers_max: int = 512
-    """Peers the machine keeps state for; more are refused with BUSY."""
+    """Peers with a control stream, about 40 kB each. At the bound the idlest is hung up on for a
+    new one, which is refused with BUSY only if all are in use."""
     adverts_max: int = 4096
     """Adverts kept; at the bound the one that expires first goes."""
     jobs_max: int = 256

@@ -126,6 +126,7 @@ class Mesh(VirtualWorkers):
         self.no_blobs = False  # no holder ever answers
         self.lost: set[Digest] = set()  # blobs that nobody has any more
         self.partitioned: set[frozenset[str]] = set()
+        self._closing: set[frozenset[str]] = set()  # hung up on, and not yet gone
         self._doers: dict[type, Callable[[Site, Any, int], None]] = {
             fx.Send: self._send,
             fx.Publish: self._publish,
@@ -138,6 +139,7 @@ class Mesh(VirtualWorkers):
             fx.Leave: self._leave,
             fx.Dial: self._dial,
             fx.Block: self._block,
+            fx.Hangup: self._hang_up,
             fx.Pin: self._pin,
             fx.Unpin: self._unpin,
             fx.FetchBlob: self._fetch,
@@ -210,6 +212,8 @@ class Mesh(VirtualWorkers):
 
     def connect(self, one: str, other: str) -> None:
         a, b = self.sites[one], self.sites[other]
+        if frozenset((one, other)) in self._closing:
+            self.cut(one, other)  # a new connection takes the place of the one that is ending
         if other in a.links or a.node is None or b.node is None or self._split(a, b):
             return
         a.links.add(other)
@@ -229,6 +233,7 @@ class Mesh(VirtualWorkers):
 
     def cut(self, one: str, other: str) -> None:
         a, b = self.sites[one], self.sites[other]
+        self._closing.discard(frozenset((one, other)))
         if other not in a.links:
             return
         a.links.discard(other)
@@ -241,6 +246,7 @@ class Mesh(VirtualWorkers):
         site = self.sites[name]
         site.life += 1
         site.node = None
+        self._closing = {pair for pair in self._closing if name not in pair}
         for other in sorted(site.links):
             self.sites[other].links.discard(name)
             self.feed(self.sites[other], ev.PeerDown(site.identity.peer, Reason.PEER_DOWN))
@@ -379,6 +385,19 @@ class Mesh(VirtualWorkers):
     def _block(self, site: Site, effect: fx.Block, life: int) -> None:
         other = self.by_peer[effect.peer]
         self.at(1, lambda: self.cut(site.name, other.name))
+
+    def _hang_up(self, site: Site, effect: fx.Hangup, life: int) -> None:
+        """What is under way to the other side arrives; then both see the end."""
+        other = self.by_peer[effect.peer]
+        pair = frozenset((site.name, other.name))
+        self._closing.add(pair)
+
+        def end() -> None:
+            if pair in self._closing:
+                self.cut(site.name, other.name)
+
+        after_us = self._lane_clock.get((site.number, other.number), 0) - self.now_us
+        self.at_us(max(self._one_way_us(site, other), after_us), end)
 
     def _one_way_us(self, site: Site, other: Site) -> int:
         return self.links.one_way_us(site.number, other.number, self.rng)

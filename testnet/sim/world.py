@@ -52,7 +52,6 @@ READY_S: Final = 4.0
 DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
-PEERS_MAX: Final = 4_096  # a submitter of a fleet serves many; a car has 512
 PARKING_START_S: Final = 17 * 3_600.0
 AFTER_KILL_US: Final = 12_000_000  # of which the tasks are measured by themselves
 OUT: Final = ArraySpec("float32", (16,))
@@ -85,9 +84,7 @@ def _primes(ground: Ground, first: int) -> list[Task]:
 
 class World(Mesh):
     def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
-        limits = replace(
-            Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS, peers_max=PEERS_MAX
-        )
+        limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
         super().__init__(
             setup.seed,
             links=ground.network,

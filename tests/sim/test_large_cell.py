@@ -61,6 +61,9 @@ def test_few_gossip_and_all_know_how_many_there_are(mesh: Counting) -> None:
     assert counts.most_common(1)[0][0] in range(int(0.8 * CARS), int(1.2 * CARS))
     heard = {peer for peer in node_of(mesh.sites["submitter"]).book.cars}
     assert len(heard) < 0.7 * CARS
+    holders = [site for site in cars_of(mesh) if node_of(site).rendezvous.tokens]
+    most = max(len(node_of(site).rendezvous.depositors()) for site in holders)
+    assert most < CARS // 2, "each serves a part of its shard"
 
 
 def test_work_comes_to_cars_that_its_submitter_never_heard_of(mesh: Counting) -> None:

@@ -127,7 +127,10 @@ def test_a_rendezvous_counts_its_shard_and_the_others_take_the_middle_of_what_th
     cars = [advert(n) for n in range(600)]
     roster = roster_of(*cars)
     ((*holders,),) = roster.posts("c", 1)
-    assert roster.cars("c") == 600 == roster.counted("c", 1, holders[0])
+    assert roster.cars("c") == 600
+    counts = [roster.counted("c", 1, holder) or 0 for holder in holders]
+    assert all(abs(count - 600) < 60 for count in counts), "each serves two of three"
+    assert 1_794 <= sum(counts) <= 1_800, "each car is served by two, rounded down at each"
     outsider = next(each.peer for each in cars if each.peer not in holders)
     assert roster.counted("c", 1, outsider) is None
     assert roster_of(*cars[:20]).counted("c", 1, cars[0].peer) is None, "all hear all"
