@@ -325,9 +325,8 @@ class Node:
         return self._out.counters
 
     def _tick(self) -> None:
-        for peer in self.book.expire(self._out.now):
+        for _ in self.book.expire(self._out.now):
             self._out.counters["adverts_expired"] += 1
-            del peer
         now_ms = self._out.now.mono_ms
         for peer in [peer for peer, at in self._parting.items() if at <= now_ms]:
             self._block(peer, Reason.OTHER_NETWORK)
