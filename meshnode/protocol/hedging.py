@@ -31,6 +31,7 @@ GAIN: Final = 1.5  # what is left must be so many times a fresh run, which costs
 RUN_MS_MAX: Final = 60_000  # a longer run is no matter of latency
 HEDGES_MAX: Final = 3  # of one task, those included that found no car
 LOOK_MS_LEAST: Final = 250
+LOOK_MS_SOON: Final = 20
 SAVED_MS_MAX: Final = 60_000.0  # of computing that a quiet time may save up for hedges
 
 
@@ -67,7 +68,8 @@ class Hedging:
         earned_ms = spent_ms * self._out.limits.hedge_permille / 1000
         self._saved_ms = min(SAVED_MS_MAX, self._saved_ms + earned_ms)
         self._pace.returned(job, attempt)
-        self._out.counters["hedges_won"] += attempt.late is not None
+        if attempt.late is not None:
+            self._out.counters["hedges_won"] += 1
         self.relieve(job, task, attempt)
 
     def relieve(self, job: Job, task: Task, by: Attempt) -> None:
@@ -76,8 +78,6 @@ class Hedging:
             if other is not by and task.missing >= other.end:
                 if by.late is not None and other.state is State.LEASED:
                     self._pace.outrun(job, other)
-                    # Frozen or only slow, nobody knows: others first, for a moment.
-                    self._fleet.leave_alone(other.peer, 4 * self._out.limits.backoff_ms)
                 self._attempts.stop(job, other, Reason.SUPERSEDED)
 
     def look(self, job: Job, task: Task, attempt: Attempt) -> None:
@@ -89,12 +89,13 @@ class Hedging:
             return
         spent_ms = now_ms - attempt.started_mono_ms
         times = self._pace.times(job)
-        if times is None or self._fleet.queued(attempt):
+        if times is None:
             self._look_again(job, attempt, spent_ms)
             return
         allowed_ms = self._allowed_ms(attempt, times)
-        if spent_ms < allowed_ms:
-            self._look_again(job, attempt, allowed_ms - spent_ms)
+        if spent_ms < allowed_ms or self._fleet.queued(attempt):
+            wait_ms = allowed_ms - spent_ms if spent_ms < allowed_ms else allowed_ms
+            self._look_again(job, attempt, wait_ms, LOOK_MS_SOON)
             return
         cost_ms = times.mean() * (attempt.end - task.missing)
         if len(task.going) > 1 or job.to_place() or not self._helps(attempt, times, cost_ms):
@@ -109,9 +110,12 @@ class Hedging:
         on = self._out.limits.hedge_permille > 0
         return on and job.spec.steps is None and job.order.policy != "gossip"
 
-    def _look_again(self, job: Job, attempt: Attempt, wait_ms: float) -> None:
-        """Ever more seldom, so that a run of hours is not looked at each second."""
-        attempt.look_mono_ms = self._out.now.mono_ms + max(LOOK_MS_LEAST, int(wait_ms) + 1)
+    def _look_again(
+        self, job: Job, attempt: Attempt, wait_ms: float, least_ms: int = LOOK_MS_LEAST
+    ) -> None:
+        """A wait is no shorter than what has passed or is allowed, or about half of it: a run of
+        hours is not looked at each second."""
+        attempt.look_mono_ms = self._out.now.mono_ms + max(least_ms, int(wait_ms) + 1)
         self._attempts.touch(job)
 
     def _allowed_ms(self, attempt: Attempt, times: Durations) -> float:

@@ -23,6 +23,7 @@ SLOW_RUNS: Final = 3  # in a row
 SLOW_TIMES: Final = 3  # the median
 SLOW_MS_LEAST: Final = 100  # above it: what a far car's round trips make of a short run
 SLOW_FOR_MS: Final = 60_000  # then it is tried again
+OUTRUN_FOR_MS: Final = 10_000  # or it would have the next run as soon as the hedge has freed it
 UNIT_MS_LEAST: Final = 0.05
 
 
@@ -61,10 +62,13 @@ class Pace:
             job.times.add(unit_ms)
 
     def outrun(self, job: Job, attempt: Attempt) -> None:
-        """Another was faster: this one would have taken longer than it has."""
+        """Another was faster: this one would have taken longer than it has. Frozen or only slow,
+        nobody knows: others come first for a while."""
         units = attempt.next_unit - attempt.first + 1
         spent_ms = self._out.now.mono_ms - attempt.started_mono_ms
-        self._judge(self._past(job), attempt.peer, spent_ms / units, units)
+        past = self._past(job)
+        if not self._judge(past, attempt.peer, spent_ms / units, units):
+            self._mark(past, attempt.peer, OUTRUN_FOR_MS)
 
     def slow(self, job: Job, peer: Peer) -> bool:
         """Its last runs of this kind took far longer than others' do. It is tried again later."""
@@ -81,8 +85,7 @@ class Pace:
         return past
 
     def _judge(self, past: _Past, peer: Peer, unit_ms: float, units: int) -> bool:
-        """One more run of the car; True if it is slow now. Never most of the cars: then it is the
-        work that has changed."""
+        """One more run of the car; True if it is slow now."""
         if len(past.times) < KNOWN_LEAST:
             return False
         now_ms = self._out.now.mono_ms
@@ -94,7 +97,12 @@ class Pace:
         if not runs[-1]:
             past.slow.pop(peer, None)
         elif len(runs) == SLOW_RUNS and all(runs):
-            past.slow = {p: until for p, until in past.slow.items() if until > now_ms}
-            if peer in past.slow or 2 * (len(past.slow) + 1) <= len(past.behind):
-                past.slow[peer] = now_ms + SLOW_FOR_MS
+            self._mark(past, peer, SLOW_FOR_MS)
         return past.slow.get(peer, 0) > now_ms
+
+    def _mark(self, past: _Past, peer: Peer, for_ms: int) -> None:
+        """Never most of the cars: then it is the work that has changed."""
+        now_ms = self._out.now.mono_ms
+        past.slow = {p: until for p, until in past.slow.items() if until > now_ms}
+        if peer in past.slow or 2 * (len(past.slow) + 1) <= len(past.behind):
+            past.slow[peer] = now_ms + for_ms
