@@ -26,13 +26,13 @@ from .placement import AdvertPlacement, Choice
 from .placing import Placing
 from .reasons import Reason
 
-LATE_PERMILLE: Final = 950
+LATE_PERMILLE: Final = 950  # of the runs of a kind: one is late when it has taken longer
 GAIN: Final = 1.5  # what is left must be so many times a fresh run, which costs a start as well
-RUN_MS_MAX: Final = 60_000  # a longer run is no matter of latency
+RUN_MS_MAX: Final = 60_000  # a hedge is expected to take no longer: then it is no matter of latency
 HEDGES_MAX: Final = 3  # of one task, those included that found no car
-LOOK_MS_LEAST: Final = 250
-LOOK_MS_SOON: Final = 20
-SAVED_MS_MAX: Final = 60_000.0  # of computing that a quiet time may save up for hedges
+LOOK_MS_LEAST: Final = 250  # before a run is looked at again that no hedge would help
+LOOK_MS_SOON: Final = 20  # the same, where it is not late yet
+SAVED_MS_MAX: Final = 60_000  # of computing that a quiet time may save up for hedges
 
 
 class Hedging:

@@ -19,12 +19,12 @@ from .types import Peer
 KNOWN_LEAST: Final = 8  # runs, before anything is said of the next
 KINDS_MAX: Final = 64
 CARS_MAX: Final = 1024  # of a kind, whose last runs are remembered
-SLOW_RUNS: Final = 3  # in a row
-SLOW_TIMES: Final = 3  # the median
-SLOW_MS_LEAST: Final = 100  # above it: what a far car's round trips make of a short run
-SLOW_FOR_MS: Final = 60_000  # then it is tried again
-OUTRUN_FOR_MS: Final = 10_000  # or it would have the next run as soon as the hedge has freed it
-UNIT_MS_LEAST: Final = 0.05
+SLOW_RUNS: Final = 3  # in a row, after which a car is slow
+SLOW_TIMES: Final = 3  # the median of its kind: so long a run of a slow car takes at the least
+SLOW_MS_LEAST: Final = 100  # and so long over it: a far car's short runs are mostly round trips
+SLOW_FOR_MS: Final = 60_000  # a slow car comes last; then it is tried again
+OUTRUN_FOR_MS: Final = 10_000  # the same, of one that a hedge has outrun, and so set free
+UNIT_MS_LEAST: Final = 0.05  # of a run shorter than the clock can tell
 
 
 @dataclass(slots=True)
