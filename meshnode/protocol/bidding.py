@@ -75,7 +75,7 @@ class Bidding:
     def _on_assigned(self, peer: Peer, job: Job, task: Task, token: Token, sealed: Sealed) -> None:
         """A car that we have no agreement with was assigned our task, and holds a slot for us."""
         attempt = next(one for one in task.going if one.holder is not None)
-        if peer in job.unsuited or any(one.peer == peer for one in task.going):
+        if peer in job.unsuited or task.elsewhere(attempt, peer):
             return
         if self._agreements.with_provider(peer) is None:
             self._attempts.touch(job)

@@ -218,6 +218,10 @@ class Task:
             return ()
         return (self.live,) if self.hedge is None else (self.live, self.hedge)
 
+    def elsewhere(self, attempt: Attempt, peer: Peer) -> bool:
+        """Whether the car has the task already, as another attempt of it."""
+        return any(one.peer == peer for one in self.going if one is not attempt)
+
 
 @dataclass(slots=True)
 class Past:

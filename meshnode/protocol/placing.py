@@ -180,7 +180,7 @@ class Placing:
             job is None
             or task is None
             or attempt is None
-            or any(one.peer == peer for one in going if one is not attempt)
+            or task.elsewhere(attempt, peer)
             or attempt.state is not State.OFFERED
             or attempt.number != lease.attempt
             or attempt.offer != lease.offer
