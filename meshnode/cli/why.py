@@ -37,7 +37,9 @@ def explain(job_id: str, home: Path) -> None:
     Counts the cars that this node knows or has asked by their reasons, with up to three examples
     in the cars' own words; nobody is asked for it. Each run is shown with what its car was chosen
     by: an idle car before a busy one, one that holds the code and constants already (warm) unless
-    it is much farther away, then the nearer, then the faster one.
+    it is much farther away, then the nearer, then the faster one; one that was far slower than
+    others comes last. A run that takes longer than 95 of 100 such runs is started once more on an
+    idle car, and says so; the first whole result counts.
 
     JOB is the job's id or its first characters, of a job that runs or has ended.
     """
@@ -100,6 +102,10 @@ def _run(run: dict[str, Any]) -> tuple[object, ...]:
 
 def _chosen(run: dict[str, Any]) -> str:
     car, how = run["chosen"], _HOW.get(run["how"], str(run["how"]))
+    late = run["late"]
+    if late is not None:  # a hedge
+        spent, usual = _ms(late["spent_ms"]), _ms(late["usual_ms"])
+        how = f"attempt {late['attempt']} was late ({spent}, 95 in 100 take {usual}); {how}"
     if car is None:
         return how
     return f"{how} of {run['among']} with room: {_traits(car)}"

@@ -8,6 +8,7 @@ taken while it is LEASED; whatever is missing when it is LOST goes out again und
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -43,6 +44,15 @@ TRANSITIONS: Final[dict[State, dict[Step, State]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Why a run was started once more while the first went on."""
+
+    attempt: int  # the first one's number
+    spent_ms: int  # that it had taken then
+    usual_ms: int  # that 95 of 100 such runs take at the most
+
+
 class Attempt:
     """`next_unit` is the first unit that has not come; parts come in order within a lease."""
 
@@ -55,7 +65,9 @@ class Attempt:
         "frames",
         "from_step",
         "holder",
+        "late",
         "lease_id",
+        "look_mono_ms",
         "lost_since_mono_ms",
         "next_unit",
         "number",
@@ -100,6 +112,8 @@ class Attempt:
             None  # the rendezvous that looks for a car; `peer` is it till then
         )
         self.asked_mono_ms: int | None = None  # when the last was, while it has not answered
+        self.late: Late | None = None  # what it hedges against; None: it is no hedge
+        self.look_mono_ms: int | None = None  # when to look whether it is late
         self.asked = 0  # rendezvous that were asked
         self.offer: Digest | None = None  # what a lease must cite, if any car may grant it
         self.from_step = 0  # of the checkpoint that it goes on from

@@ -14,10 +14,11 @@ from .dues import Dues
 from .fleet import Fleet
 from .job import Job, JobState, Past, Task
 from .jobs import Jobs
+from .messages import CancelTask
 from .outbox import Outbox
 from .reasons import Reason
 from .shelf import Shelf
-from .types import LeaseId, Peer, TaskId
+from .types import Lane, LeaseId, Peer, TaskId
 
 ATTEMPTS_MAX = 65_000  # the attempt's number has 16 bits on the wire
 KERNEL_FAILURES_MAX = 2  # a kernel that fails on two cars fails by itself
@@ -61,7 +62,10 @@ class Attempts:
         )
         self._dues.touch(job)
         attempt.from_step = task.step or 0
-        task.live = attempt
+        if task.live is None:
+            task.live = attempt
+        else:
+            task.hedge = attempt
         job.live.add(task.task_id)
         job.history.append(Past(attempt, task))
         job.attempts[task.task_id, task.attempt] = attempt
@@ -84,17 +88,13 @@ class Attempts:
     def find(self, peer: Peer, task_id: TaskId, number: int) -> tuple[Job, Task, Attempt] | None:
         job = self._jobs.by_task.get(task_id)
         task = job.tasks.get(task_id) if job else None
-        attempt = task.live if task else None
-        if (
-            job is None
-            or task is None
-            or attempt is None
-            or attempt.peer != peer
-            or attempt.number != number
-        ):
+        if job is None or task is None:
             return None
-        self._dues.touch(job)
-        return job, task, attempt
+        for attempt in task.going:
+            if attempt.peer == peer and attempt.number == number:
+                self._dues.touch(job)
+                return job, task, attempt
+        return None
 
     def leased(
         self, peer: Peer, lease_id: LeaseId, *, live: bool = True
@@ -113,12 +113,16 @@ class Attempts:
         job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
         task = job.tasks[attempt.task_id]
         if task.live is attempt:
-            task.live = None
+            task.live, task.hedge = task.hedge, None  # which goes on by itself
+        elif task.hedge is attempt:
+            task.hedge = None
+        if task.live is None:
             job.live.discard(task.task_id)
         attempt.frames = attempt.sends = ()
         if attempt.holder is None:
             self._fleet.release(attempt)
-        job.placed.discard(task.task_id)
+        else:
+            job.placed.discard(task.task_id)
         spoilt = attempt.reason in SPOILT and task.step == attempt.from_step
         if attempt.state is State.RETURNED or spoilt:
             self._checkpoints.drop(task)
@@ -143,10 +147,18 @@ class Attempts:
             return
         self.again(job, task)
 
+    def stop(self, job: Job, attempt: Attempt, said: Reason, reason: Reason | None = None) -> None:
+        """We need it no more; its car, or its rendezvous, is told `said`."""
+        if attempt.peer in self._fleet.peers_up:
+            cancel = CancelTask(attempt.task_id, attempt.number, said)
+            self._out.send(attempt.peer, Lane.URGENT, cancel)
+        self.lose(job, attempt, reason or said, again=False)
+
     def again(self, job: Job, task: Task) -> bool:
-        """The task waits to be offered again, unless its checkpoint is on its way here."""
+        """The task waits to be offered again, unless another attempt of it goes on, or its
+        checkpoint is on its way here."""
         waits = job.state is not JobState.RUNNING or task.missing >= task.end
-        if waits or self._checkpoints.fetching(task) or task in job.retry:
+        if waits or task.live is not None or self._checkpoints.fetching(task) or task in job.retry:
             return False
         job.retry.append(task)
         return True

@@ -74,9 +74,8 @@ class Bidding:
 
     def _on_assigned(self, peer: Peer, job: Job, task: Task, token: Token, sealed: Sealed) -> None:
         """A car that we have no agreement with was assigned our task, and holds a slot for us."""
-        attempt = task.live
-        assert attempt is not None
-        if peer in job.unsuited:
+        attempt = next(one for one in task.going if one.holder is not None)
+        if peer in job.unsuited or task.elsewhere(attempt, peer):
             return
         if self._agreements.with_provider(peer) is None:
             self._attempts.touch(job)
@@ -84,12 +83,12 @@ class Bidding:
             self._bids[peer] = (job, token, sealed)
             self._agreements.ask(peer)
             return
-        if attempt.holder is not None:
-            self._placing.served(job, attempt.holder)
+        assert attempt.holder is not None
+        self._placing.served(job, attempt.holder)
         self._attempts.lose(job, attempt, Reason.SUPERSEDED, again=False)
         if task.missing >= task.end:
             return  # a run that was given up has brought the rest meanwhile
-        self._offers.offer(job, peer, task, sealed, None)
+        self._offers.offer(job, peer, task, sealed, None, attempt.late)
         job.history[-1].how = "token"
 
     def _award(self, job: Job, peer: Peer, sealed: Sealed) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from .last_mile import last_mile_us
 from .messages import Hello
 from .outbox import remember
 from .types import Peer
@@ -110,6 +111,9 @@ class Connections:
         """Whether to call somebody only because its advert is here. Below the low mark: what a
         sweep has closed is not called again."""
         return len(self.peers) + under_way < self._low
+
+    def last_mile_us(self) -> int | None:
+        return last_mile_us(state.rtt_us for state in self.peers.values())
 
     # ---- who goes
 

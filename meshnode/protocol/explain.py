@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from .agreement import Agreements
-from .attempt import Attempt, State
+from .attempt import Attempt, Late, State
 from .codec import digest
 from .events import JobOrder
 from .fleet import Fleet
@@ -102,6 +102,7 @@ class Run:
     reason: Reason
     from_step: int
     how: str  # "offer", "bid", "token" of a rendezvous, or "" for one of before a restart
+    late: Late | None  # the attempt that it was to overtake; None: it is no hedge
     among: int | None  # cars that had room then; this and the next are None where none was compared
     chosen: Car | None
 
@@ -213,7 +214,8 @@ def explain(
     also which of the others would not take it now either."""
     sight = Sight(job, fleet, agreements, identity.peer, now)
     known, free, stands = _stands(job, sight)
-    in_work = sum(a.end - a.next_unit for a in _live(job) if a.state is State.LEASED)
+    first = (job.tasks[task_id].live for task_id in job.live)  # a hedge brings the same units
+    in_work = sum(a.end - a.next_unit for a in first if a is not None and a.state is State.LEASED)
     waits = tuple(_waits(job, stands, free, now)) if job.state is JobState.RUNNING else ()
     left_out = max(0, len(job.history) - RUNS_MAX)
     return Explanation(
@@ -345,8 +347,8 @@ class _Counted:
 
 
 def _live(job: Job) -> list[Attempt]:
-    tasks = (job.tasks[task_id] for task_id in job.live)
-    return [task.live for task in tasks if task.live is not None]
+    """All attempts that go on; a task's hedge stands beside its first."""
+    return [attempt for task_id in job.live for attempt in job.tasks[task_id].going]
 
 
 def _figures(reason: Reason, advert: Advert) -> str:
@@ -371,6 +373,7 @@ def _run(past: Past) -> Run:
         attempt.reason,
         attempt.from_step,
         past.how,
+        attempt.late,
         None if choice is None else choice.among,
         None if choice is None else choice.car,
     )
@@ -378,7 +381,8 @@ def _run(past: Past) -> Run:
 
 def _waits(job: Job, stands: tuple[Stand, ...], free: int, now: Now) -> Iterator[Wait]:
     """What the units that nobody works on wait for now."""
-    open_ = [attempt for attempt in _live(job) if attempt.state is State.OFFERED]
+    first = (job.tasks[task_id].live for task_id in job.live)
+    open_ = [one for one in first if one is not None and one.state is State.OFFERED]
     for reason, offered in (
         (Reason.WAITS_ANSWER, [attempt for attempt in open_ if attempt.holder is None]),
         (Reason.WAITS_TOKEN, [attempt for attempt in open_ if attempt.holder is not None]),

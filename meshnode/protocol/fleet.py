@@ -17,6 +17,7 @@ from .effects import Dial
 from .job import Job, wanted
 from .objects import Advert
 from .outbox import Outbox, remember
+from .pace import Pace
 from .placement import Car, queued_runs
 from .reasons import Reason
 from .types import Peer
@@ -66,8 +67,11 @@ PARTINGS_COUNTED_MAX = 6  # 64 times the gap
 
 
 class Fleet:
-    def __init__(self, outbox: Outbox, agreements: Agreements, book: AdvertBook) -> None:
+    def __init__(
+        self, outbox: Outbox, agreements: Agreements, book: AdvertBook, pace: Pace
+    ) -> None:
         self._out = outbox
+        self._pace = pace
         self._agreements = agreements
         self.book = book
         self.peers_up: dict[Peer, int] = {}  # -> rtt us, 0 if not yet measured
@@ -142,6 +146,9 @@ class Fleet:
         self.shun(attempt.peer, 10 * self._out.limits.backoff_ms)
         return False
 
+    def slow_cars(self, job: Job) -> list[Peer]:
+        return self._pace.slow_cars(job)
+
     def rests(self, peer: Peer) -> bool:
         return self.rests_until(peer) > self._out.now.mono_ms
 
@@ -176,6 +183,10 @@ class Fleet:
         if not queued:
             del self._queued[peer]
 
+    def queued(self, attempt: Attempt) -> bool:
+        """It waits at its car for a slot, behind another run of ours."""
+        return attempt in self._queued.get(attempt.peer, ())
+
     def tick(self) -> None:
         if not (self.backoff or self._shunned or self._fresh or self._dialled):
             return
@@ -189,8 +200,8 @@ class Fleet:
     def ours(self, job: Job) -> set[Peer]:
         """Cars that work for this job; for short units also those that have ended a run of ours a
         moment ago and got no other: a way round a hop that would be much of the whole call."""
-        live = (job.tasks[task_id].live for task_id in job.live)
-        busy = {attempt.peer for attempt in live if attempt is not None and attempt.holder is None}
+        live = (attempt for task_id in job.live for attempt in job.tasks[task_id].going)
+        busy = {attempt.peer for attempt in live if attempt.holder is None}
         if job.unit_ms > SHORT_UNIT_MS:
             return busy
         since = self._out.now.mono_ms - FRESH_MS
@@ -234,6 +245,7 @@ class Fleet:
             max((c.rate_mflops for c in advert.classes), default=0),
             all(prefix in advert.cached for prefix in consts),
             advert.budget.spendable_mwh,
+            slow=self._pace.slow(job, peer),
         )
 
     def named(self, job: Job, peer: Peer) -> bool:

@@ -12,11 +12,15 @@ import hashlib
 from .attempt import Attempt
 from .job import Job
 from .messages import Part
+from .outbox import Outbox
 from .reasons import Reason
 from .types import array_bytes
 
 
 class Intake:
+    def __init__(self, outbox: Outbox) -> None:
+        self._out = outbox
+
     def take(
         self, job: Job, attempt: Attempt, part: Part
     ) -> list[tuple[int, list[bytes]]] | Reason:
@@ -65,6 +69,7 @@ class Intake:
         for index, output in enumerate(outputs):
             unit = first + index
             if not job.take(unit, hashlib.sha256(output).digest(), attempt.source):
+                self._out.counters["units_twice"] += 1  # computed, that is: by two cars
                 continue
             if runs and runs[-1][0] + len(runs[-1][1]) == unit:
                 runs[-1][1].append(output)

@@ -18,6 +18,7 @@ from functools import lru_cache
 from ..errors import MeshError
 from .attempt import Attempt
 from .codec import decode, digest_of, encode_ordered
+from .durations import Durations
 from .events import JobOrder
 from .objects import JobArg, JobSpec, JobSteps, Span
 from .placement import Choice
@@ -129,6 +130,15 @@ def wanted(spec: JobSpec) -> tuple[bytes, ...]:
     return tuple(blobs)
 
 
+Kind = tuple[object, ...]
+
+
+def kind_of(spec: JobSpec) -> Kind:
+    """Units of one kind take about as long: the same program, constants, and shapes."""
+    args = tuple((arg.spec, arg.mapped or arg.ident) for arg in spec.args)
+    return (spec.kernel, spec.artifact, args)
+
+
 def state_bytes(spec: JobSpec) -> int:
     """Of a stepped unit: its mapped arrays, one after the other."""
     return sum(array_bytes(arg.spec) for arg in spec.args if arg.mapped)
@@ -191,6 +201,8 @@ class Task:
     tries: int = 0  # refusals and silences in a row
     failures: int = 0  # runs in a row that ended without a unit
     live: Attempt | None = None
+    hedge: Attempt | None = None  # the same units once more, elsewhere; only beside `live`
+    hedges: int = 0  # that were tried
     state: BlobRef | None = None  # newest checkpoint; it is here, whole
     step: int | None = None  # how many steps are in it
     watched: int = 0  # steps that the client has seen
@@ -198,6 +210,17 @@ class Task:
     @property
     def end(self) -> int:
         return self.first + self.count
+
+    @property
+    def going(self) -> tuple[Attempt, ...]:
+        """The live attempt, and its hedge if it has one."""
+        if self.live is None:
+            return ()
+        return (self.live,) if self.hedge is None else (self.live, self.hedge)
+
+    def elsewhere(self, attempt: Attempt, peer: Peer) -> bool:
+        """Whether the car has the task already, as another attempt of it."""
+        return any(one.peer == peer for one in self.going if one is not attempt)
 
 
 @dataclass(slots=True)
@@ -255,6 +278,8 @@ class Job:
     refusals: Counter[Reason] = field(default_factory=Counter)
     answers: dict[Peer, Answer] = field(default_factory=dict)
     unit_ms: float = 0.0
+    kind: Kind = ()
+    times: Durations | None = None  # ms a unit of its own runs
     last_sign_mono_ms: int = 0  # when a car last took or returned work
     waiting: Waiting = field(default_factory=Waiting)
     placed: set[TaskId] = field(default_factory=set)  # tasks that a rendezvous looks for a car for
@@ -268,6 +293,7 @@ class Job:
         self.digests = bytearray(32 * self.spec.units)
         self.accepted = bytearray(self.spec.units)
         self.unit_ms = self.order.unit_ms_hint
+        self.kind = kind_of(self.spec)
 
     def to_place(self) -> bool:
         if self.asked:

@@ -145,13 +145,12 @@ class Jobs:
         """How a run ended, or why it never began, in the car's own words."""
         self._out.notify(job.job_id, "ended", reason=int(reason), text=text, peer=peer)
 
-    def live_at(self, peer: Peer) -> list[tuple[Job, Task]]:
-        found: list[tuple[Job, Task]] = []
+    def live_at(self, peer: Peer) -> list[tuple[Job, Task, Attempt]]:
+        found: list[tuple[Job, Task, Attempt]] = []
         for job in self.running.values():
             for task_id in sorted(job.live) if len(job.live) > 1 else job.live:
                 task = job.tasks[task_id]
-                if task.live is not None and task.live.peer == peer:
-                    found.append((job, task))
+                found += [(job, task, one) for one in task.going if one.peer == peer]
         return found
 
     def restore(self, restored: Restored) -> None:

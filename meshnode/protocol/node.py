@@ -61,7 +61,6 @@ from .events import (
 from .explain import Explanation, Would, explain, would
 from .gateway import Gateway
 from .jobs import Jobs
-from .last_mile import last_mile_us
 from .objects import (
     T_ACCEPT,
     T_ADVERT,
@@ -130,11 +129,9 @@ class Node:
             lambda: self.provider.presence.advert,
         )
         self.provider = Provider(self._out, self.agreements, self.book, known, self._reach)
-        self.provider.presence.last_mile_us = lambda: last_mile_us(
-            state.rtt_us for state in self.peers.values()
-        )
         self.jobs = Jobs(self._out)
         presence = self.provider.presence
+        presence.last_mile_us = self.connections.last_mile_us
         self.gateway = Gateway(
             self._out, known, presence.peers_up, self._reach, self.provider.on_announce
         )
@@ -309,9 +306,8 @@ class Node:
 
     def would(self, order: JobOrder, kflop_per_unit: int, now: Now) -> Would | tuple[Reason, str]:
         """What submitting the order would do now, or why it would be refused. A pure read."""
-        fleet, identity = self.requester.fleet, self.identity
-        placement = self._placement
-        return would(order, kflop_per_unit, fleet, self.agreements, identity, placement, now)
+        fleet, agreements, placement = self.requester.fleet, self.agreements, self._placement
+        return would(order, kflop_per_unit, fleet, agreements, self.identity, placement, now)
 
     @property
     def counters(self) -> Counter[str]:
@@ -389,9 +385,8 @@ class Node:
     def _clock_of(self, peer: Peer) -> None:
         """Its clock is too far from ours, or no longer."""
         if self.clocks.apart(peer):
-            ours = self.clocks.standing().ours_is_off
             skew_ms = self.clocks.skew_ms(peer)
-            whose = "ours" if ours else "its"
+            whose = "ours" if self.clocks.standing().ours_is_off else "its"
             self._out.notify(b"", "clock_skew", peer=peer, skew_ms=skew_ms, wrong=whose)
         self.provider.clock_of(peer)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .agreement import Agreements
+from .attempt import Late
 from .attempts import Attempts
 from .fleet import Fleet
 from .job import Job, Task, input_root, run_inline
@@ -18,6 +19,12 @@ from .sealed import Sealed
 from .types import Digest, Lane, Peer
 
 DEADLINE_UNIX_MS = 600_000  # an offer's own expiry, far above its time-out: clocks differ
+
+
+def _kind(task: Task) -> OfferKind:
+    if task.live is not None:
+        return OfferKind.HEDGE
+    return OfferKind.RETRY if task.attempt else OfferKind.FIRST
 
 
 def seal_offer(
@@ -46,7 +53,7 @@ def seal_offer(
         Span(first, count),
         input_root(job.spec, job.digest, inline, first, count),
         0,
-        OfferKind.RETRY if task.attempt else OfferKind.FIRST,
+        _kind(task),
         channel,
         outbox.limits.lease_ms,
         now.unix_ms + DEADLINE_UNIX_MS,
@@ -96,7 +103,13 @@ class Offers:
         return self._jobs.cut(job, run_units(need))
 
     def offer(
-        self, job: Job, peer: Peer, task: Task, token: Sealed | None, choice: Choice | None
+        self,
+        job: Job,
+        peer: Peer,
+        task: Task,
+        token: Sealed | None,
+        choice: Choice | None,
+        late: Late | None = None,
     ) -> None:
         """One attempt, to one car. The attempt's number is stored before the offer leaves."""
         entered = self._agreements.with_provider(peer)
@@ -107,6 +120,7 @@ class Offers:
         inline = run_inline(job.spec, job.order.inline, first, count)
         sealed = seal_offer(self._out, job, task, peer, entered.digest, count, inline, token)
         attempt = self._attempts.begin(job, task, peer, count, self._out.limits.offer_timeout_ms)
+        attempt.late = late
         past = job.history[-1]
         past.choice, past.how = choice, "offer" if token is None else "bid"
         after = self._attempts.keep(job, task, attempt)

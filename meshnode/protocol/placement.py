@@ -29,6 +29,7 @@ class Car:
     rate_mflops: int
     warm: bool  # holds the artifact and constants already
     spendable_mwh: int
+    slow: bool = False  # its last runs of this work took far longer than others'
     ours: bool = False  # it works for this very job, or has just ended a run of ours
 
     def taken(self) -> Car:
@@ -72,17 +73,18 @@ class Placement(Protocol):
 
 
 class AdvertPlacement:
-    """Idle before busy, warm before cold unless it is much farther, then fast, then near."""
+    """Idle before busy, warm before cold unless it is much farther, then fast, then near; one that
+    is far behind the others only where nobody else has room."""
 
     FARTHER_US = 50_000  # a warm car may be so much farther than a cold one
 
     def choose(self, cars: Sequence[Car], rng: Rng) -> Peer | None:
-        best: tuple[tuple[bool, int, int, float], Peer] | None = None
+        best: tuple[tuple[bool, bool, int, int, float], Peer] | None = None
         for car in cars:
             if car.capacity <= 0:
                 continue
             reach_us = car.rtt_us + (0 if car.warm else self.FARTHER_US)
-            key = (not car.idle, reach_us // 10_000, -car.rate_mflops, rng.random())
+            key = (car.slow, not car.idle, reach_us // 10_000, -car.rate_mflops, rng.random())
             if best is None or key < best[0]:
                 best = (key, car.peer)
         return None if best is None else best[1]
@@ -96,7 +98,7 @@ class TokenPlacement(AdvertPlacement):
     rendezvous knows."""
 
     def choose(self, cars: Sequence[Car], rng: Rng) -> Peer | None:
-        return super().choose([car for car in cars if car.ours], rng)
+        return super().choose([car for car in cars if car.ours and not car.slow], rng)
 
 
 class GossipPlacement:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .agreement import Agreements
-from .attempt import Attempt, State
+from .attempt import Attempt, Late, State
 from .attempts import Attempts
 from .cell import Roster, epoch_of
 from .fleet import Fleet
@@ -88,11 +88,14 @@ class Placing:
         good = [p for p in there if self._shunned.get(p, 0) <= now.mono_ms and p != but] or there
         return good[self._out.rng.randrange(len(good))] if good else None
 
-    def message(self, job: Job, offer: Sealed) -> Place:
-        avoid = tuple(sorted(job.unsuited))[:AVOID_MAX]
+    def message(self, job: Job, offer: Sealed, but: tuple[Peer, ...], wait_ms: int) -> Place:
+        """`but`: cars that must not get it. Those that are far behind the others wait as long as
+        there is other work for them: else the last run of a job would be theirs."""
+        slow = () if job.to_place() else self._fleet.slow_cars(job)
+        avoid = tuple(dict.fromkeys((*but, *sorted(job.unsuited), *slow)))[:AVOID_MAX]
         return Place(
             offer.wire,
-            self._out.limits.queue_ms_max,
+            wait_ms,
             0,
             self.addrs,
             int(job.unit_ms),
@@ -130,23 +133,32 @@ class Placing:
             holder = self.draw()
             if holder is None:
                 return False
-            self._place(job, self._offers.next_run(job, []), holder)
+            run = self._offers.next_run(job, [])
+            self._place(job, run, holder, self._out.limits.queue_ms_max)
         return True
 
-    def _place(self, job: Job, task: Task, holder: Peer) -> None:
+    def _place(
+        self, job: Job, task: Task, holder: Peer, wait_ms: int, late: Late | None = None
+    ) -> None:
         """One attempt, to whichever idle car a rendezvous has."""
+        but = tuple(attempt.peer for attempt in task.going)
         task.attempt += 1
         first, count = task.missing, task.end - task.missing
         inline = run_inline(job.spec, job.order.inline, first, count)
         sealed = seal_offer(self._out, job, task, None, None, count, inline, None)
         attempt = self._attempts.begin(job, task, holder, count, self.timeout_ms(holder))
         attempt.holder, attempt.asked, attempt.offer = holder, 1, sealed.digest
+        attempt.late = late
         job.history[-1].how = "token"
-        attempt.frames = (pack(self.message(job, sealed)),)
+        attempt.frames = (pack(self.message(job, sealed, but, wait_ms)),)
         job.placed.add(task.task_id)
         after = self._attempts.keep(job, task, attempt)
         self._ask(attempt, after)
         self._jobs.note(job, attempt)
+
+    def hedge(self, job: Job, task: Task, holder: Peer, late: Late) -> None:
+        """The task's units once more, to another car that is idle now, or to none."""
+        self._place(job, task, holder, 0, late)
 
     def _ask(self, attempt: Attempt, after: int | None = None) -> None:
         frame = attempt.frames[0]
@@ -161,13 +173,14 @@ class Placing:
         """The attempt that a rendezvous found this car for: one that no car has yet."""
         job = self._jobs.by_task.get(lease.task_id)
         task = job.tasks.get(lease.task_id) if job else None
-        attempt = task.live if task else None
+        going = task.going if task else ()
+        attempt = next((one for one in going if one.holder is not None), None)
         entered = self._agreements.with_provider(peer)
         if (
             job is None
             or task is None
             or attempt is None
-            or attempt.holder is None
+            or task.elsewhere(attempt, peer)
             or attempt.state is not State.OFFERED
             or attempt.number != lease.attempt
             or attempt.offer != lease.offer
@@ -208,12 +221,16 @@ class Placing:
             job, _, attempt = found
             attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
             attempt.asked_mono_ms = None  # what comes now has waited in a line
-            job.place_window = 1
+            if attempt.late is None:
+                job.place_window = 1
             job.last_sign_mono_ms = self._out.now.mono_ms
 
     def not_placed(self, job: Job, task: Task, attempt: Attempt, reason: Reason) -> bool:
         """A rendezvous has nobody for it: another is asked once; True if then the cell is to be."""
         assert attempt.holder is not None
+        if task.hedge is attempt:  # the first goes on, and another time may be better
+            self._attempts.lose(job, attempt, reason)
+            return False
         other = self.draw(but=attempt.holder)
         if attempt.asked < PLACES_MAX and other is not None and task.live is attempt:
             attempt.asked += 1

@@ -73,8 +73,7 @@ def _in_use(node: Node) -> Iterator[Peer]:
     scarce, or began with us: a stranger cannot make itself in use by asking."""
     for job in node.jobs.running.values():
         for task_id in job.live:
-            attempt = job.tasks[task_id].live
-            if attempt is not None:
+            for attempt in job.tasks[task_id].going:
                 yield attempt.peer  # the rendezvous that was asked, until a car is found
     yield from node.requester.fetching_from()
     yield from node.agreements.asked()

@@ -23,6 +23,7 @@ from .codec import digest
 from .dues import Dues
 from .events import SendFailed, Submit
 from .fleet import TOO_MUCH, UNSUITED, Fleet
+from .hedging import Hedging
 from .job import (
     Job,
     JobState,
@@ -44,6 +45,7 @@ from .objects import (
 )
 from .offering import Offers
 from .outbox import Outbox
+from .pace import Pace
 from .placement import GossipPlacement, Placement
 from .placing import Placing
 from .reasons import Reason
@@ -77,7 +79,8 @@ class Requester:
         self.jobs = jobs
         self._announcer = Announcer(outbox, roster, jobs, beyond)
         self._agreements = agreements
-        self.fleet = Fleet(outbox, agreements, book)
+        pace = Pace(outbox)
+        self.fleet = Fleet(outbox, agreements, book, pace)
         self._placement = placement
         self._gossip = GossipPlacement()
         self.shelf = Shelf(outbox)
@@ -107,6 +110,9 @@ class Requester:
             self._offers,
             self.placing,
         )
+        self._hedging = Hedging(
+            outbox, self.fleet, pace, self._attempts, self._offers, self.placing
+        )
         self.returns = Returns(
             outbox,
             jobs,
@@ -114,6 +120,7 @@ class Requester:
             self.shelf,
             self._checkpoints,
             self._attempts,
+            self._hedging,
             self.pump,
             self._finish,
         )
@@ -178,12 +185,8 @@ class Requester:
     def _finish(self, job: Job, state: JobState, reason: Reason) -> None:
         self._dues.touch(job)
         for task_id in list(job.live):
-            task = job.tasks[task_id]
-            if task.live is not None:
-                cancel = CancelTask(task_id, task.live.number, Reason.STOPPED_BY_REQUESTER)
-                if task.live.peer in self.fleet.peers_up:
-                    self._out.send(task.live.peer, Lane.URGENT, cancel)
-                self._attempts.lose(job, task.live, reason, again=False)
+            for attempt in job.tasks[task_id].going:
+                self._attempts.stop(job, attempt, Reason.STOPPED_BY_REQUESTER, reason)
         self._checkpoints.forget(job)
         self.jobs.end(job, state, reason)
         if job.order.durable:
@@ -233,13 +236,12 @@ class Requester:
 
     def peer_ready(self, peer: Peer) -> None:
         self.fleet.met(peer)
-        for job, task in self.jobs.live_at(peer):
+        for job, _, attempt in self.jobs.live_at(peer):
             self._dues.touch(job)
-            assert task.live is not None
             # The car may have restarted and know nothing, or have finished and said it to nobody:
             # the same offer again makes it grant anew, or say again what it has.
-            task.live.lost_since_mono_ms = None
-            for frame in task.live.frames:
+            attempt.lost_since_mono_ms = None
+            for frame in attempt.frames:
                 self._out.send(peer, Lane.CONTROL, frame)
         self.pump_all()
 
@@ -247,10 +249,8 @@ class Requester:
         self.fleet.peers_up.pop(peer, None)
         self.bidding.peer_down(peer)
         now = self._out.now.mono_ms
-        for job, task in self.jobs.live_at(peer):
+        for job, _, attempt in self.jobs.live_at(peer):
             self._dues.touch(job)
-            attempt = task.live
-            assert attempt is not None
             if attempt.state is State.OFFERED:
                 self._attempts.lose(job, attempt, Reason.PEER_DOWN)
             else:
@@ -263,9 +263,9 @@ class Requester:
         """Nobody answers at its address: what it held is lost now, not after the grace."""
         self.fleet.met_nobody(Reason.UNREACHABLE)
         self.fleet.leave_alone(peer, self._out.limits.backoff_ms)
-        for job, task in self.jobs.live_at(peer):
-            if task.live is not None and task.live.lost_since_mono_ms is not None:
-                self._attempts.lose(job, task.live, Reason.PEER_DOWN)
+        for job, _, attempt in self.jobs.live_at(peer):
+            if attempt.lost_since_mono_ms is not None:
+                self._attempts.lose(job, attempt, Reason.PEER_DOWN)
         if not self.fleet.mine[peer]:
             self.fleet.book.drop(peer)
         self.pump_all()
@@ -320,7 +320,10 @@ class Requester:
             return
         if attempt.holder is not None:
             self.placing.settle(job, task, attempt, peer)
+        first_time = attempt.state is State.OFFERED
         attempt.step(Step.GRANTED)
+        if first_time:
+            self._hedging.begun(job, attempt)
         job.answers.pop(peer, None)
         silence_ms = min(lease.lease_ms, self._out.limits.lease_ms)
         attempt.expires_mono_ms = self._out.now.mono_ms + silence_ms
@@ -340,15 +343,10 @@ class Requester:
 
     def on_send_failed(self, event: SendFailed) -> None:
         """An offer never left: the task goes elsewhere at once."""
-        for job, task in self.jobs.live_at(event.peer):
-            attempt = task.live
-            if (
-                attempt is not None
-                and attempt.state is State.OFFERED
-                and event.send_id in attempt.sends
-            ):
+        for job, task, attempt in self.jobs.live_at(event.peer):
+            if attempt.state is State.OFFERED and event.send_id in attempt.sends:
                 self.fleet.leave_alone(event.peer, self._out.limits.backoff_ms)
-                task.tries += 1
+                task.tries += attempt.late is None
                 self._attempts.lose(job, attempt, event.reason)
 
     def on_refuse(self, peer: Peer, refuse: Refuse) -> None:
@@ -365,7 +363,7 @@ class Requester:
             self.jobs.say_ended(job, peer, refuse.reason, refuse.text)
         job.heard(peer, refuse.reason, refuse.text or "")
         halved = self.fleet.halved(job, attempt, refuse.reason)
-        task.tries += not halved
+        task.tries += not halved and attempt.late is None
         if not halved and refuse.reason in UNSUITED:
             job.unsuited[peer] = refuse.reason
         elif not halved:
@@ -389,9 +387,10 @@ class Requester:
             return None
         dues = [job.deadline_mono_ms]
         for task_id in job.live:
-            attempt = job.tasks[task_id].live
-            if attempt is not None:
+            for attempt in job.tasks[task_id].going:
                 dues.append(self._attempts.expiry(attempt))
+                if attempt.look_mono_ms is not None:
+                    dues.append(attempt.look_mono_ms)
         if job.to_place():
             dues.append(job.pump_mono_ms)
             if not job.live:
@@ -414,9 +413,12 @@ class Requester:
             self._finish(job, JobState.FAILED, Reason.DEADLINE)
             return
         for task_id in sorted(job.live):
-            attempt = job.tasks[task_id].live
-            if attempt is not None and self._attempts.expiry(attempt) <= now:
-                self._expire(job, job.tasks[task_id], attempt)
+            task = job.tasks[task_id]
+            for attempt in task.going:
+                if self._attempts.expiry(attempt) <= now:
+                    self._expire(job, task, attempt)
+                elif attempt.look_mono_ms is not None and attempt.look_mono_ms <= now:
+                    self._hedging.look(job, task, attempt)
         if job.job_id not in self.jobs.running:
             return
         nobody = job.last_sign_mono_ms + self._out.limits.nobody_ms <= now
@@ -436,7 +438,7 @@ class Requester:
             return
         if attempt.state is State.OFFERED:
             reason = Reason.NO_ANSWER
-            task.tries += 1
+            task.tries += attempt.late is None
         elif attempt.lost_since_mono_ms is not None:
             reason = Reason.PEER_DOWN
         else:

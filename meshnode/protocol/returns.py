@@ -13,6 +13,7 @@ from .attempts import Attempts
 from .checkpoints import FETCH_MS_MAX, PARTING_MS, Checkpoints, Said
 from .effects import ResultRecord
 from .fleet import BLAMELESS, TOO_MUCH, UNSUITED, Fleet
+from .hedging import Hedging
 from .intake import Intake
 from .job import Job, JobState, Task, watch_bytes
 from .jobs import Jobs
@@ -34,6 +35,7 @@ class Returns:
         shelf: Shelf,
         checkpoints: Checkpoints,
         attempts: Attempts,
+        hedging: Hedging,
         pump: Callable[[Job], None],
         finish: Callable[[Job, JobState, Reason], None],
     ) -> None:
@@ -43,9 +45,10 @@ class Returns:
         self._shelf = shelf
         self._checkpoints = checkpoints
         self._attempts = attempts
+        self._hedging = hedging
         self._pump = pump
         self._finish = finish
-        self._intake = Intake()
+        self._intake = Intake(outbox)
 
     def on_part(self, peer: Peer, part: Part) -> None:
         # Units of a run that was given up count as well, if nobody brought them before: they are
@@ -74,7 +77,10 @@ class Returns:
             attempt.step(Step.RETURNED)
             self._attempts.leave(job, attempt)
             self._jobs.note(job, attempt)
+            self._hedging.returned(job, task, attempt)
             self._attempts.again(job, task)
+        else:
+            self._hedging.relieve(job, task, attempt)
         for first, taken in outputs:
             self._taken(job, attempt, first, taken)
         if not attempt.live:

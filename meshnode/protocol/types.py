@@ -202,6 +202,11 @@ class Limits:
     asked; four round trips where those take longer."""
     queue_ms_max: int = 10_000
     """How long a placement waits in a rendezvous's queue before it goes elsewhere."""
+    hedge_permille: int = 50
+    """Runs that are late are started once more elsewhere, for at most this share of what all runs
+    compute, in thousandths; 0 switches that off."""
+    hedge_ms_least: int = 100
+    """A run is not late before so long over what 95 of 100 runs of its kind take."""
     lease_ms: int = 30_000
     """Longest silence of a lease: no heartbeat and no part for so long, and the lease is lost."""
     heartbeat_ms: int = 2_000
