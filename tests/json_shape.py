@@ -21,7 +21,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 _KNOWN = {"$schema", "title", "type", "const", "enum", "pattern", "required", "properties"}
-_KNOWN |= {"additionalProperties", "items"}
+_KNOWN |= {"additionalProperties", "items", "description"}
 
 
 def schema_of(verb: str) -> dict[str, Any]:
@@ -74,5 +74,6 @@ def _object(value: dict[str, Any], schema: dict[str, Any], where: str) -> list[s
 def check(verb: str, text: str) -> dict[str, Any]:
     """The one JSON object in `text`, which must be what the schema of `verb` says."""
     value: dict[str, Any] = json.loads(text)
-    assert problems(value, schema_of(verb)) == []
+    found = problems(value, schema_of(verb))
+    assert not found, found[:5]
     return value

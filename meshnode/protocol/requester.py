@@ -154,6 +154,7 @@ class Requester:
         if known is not None or not order.durable:  # same order, same nonce: the same job
             self._entered(job)
             return
+        self._dues.touch(job)
         record = self.jobs.record(job)
         self._out.persist(
             (record,),

@@ -189,7 +189,7 @@ def test_a_silent_car_is_waited_for_and_then_left_alone_for_a_moment() -> None:
     submit(mesh, order(4))
     assert mesh.run(lambda: ended(mesh))
     mesh.sites["car-0"].node = None
-    mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(4, nonce=1)))
+    submit(mesh, order(4, nonce=1), 2)
     node = mesh.sites["submitter"].node
     assert node is not None
     second = list(node.jobs.all)[1]
@@ -246,7 +246,7 @@ def test_a_car_that_refuses_by_itself_says_why_too() -> None:
     submit(mesh, order(1))
     assert mesh.run(lambda: ended(mesh))
     budget(mesh, "car-0", spendable_mwh=50)
-    mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(1, nonce=1)))
+    submit(mesh, order(1, nonce=1), 2)
     node = mesh.sites["submitter"].node
     assert node is not None
     job = list(node.jobs.all.values())[1]
@@ -306,7 +306,7 @@ def test_the_first_of_a_dry_run_is_whom_placement_takes() -> None:
         mesh.feed(mesh.sites["submitter"], ev.RttMeasured(car, rtt_us))
     found = asked(mesh, order(1, nonce=5))
     assert found.asked[0].peer == near and found.asked[0].reason is Reason.OK
-    mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(1, nonce=5)))
+    submit(mesh, order(1, nonce=5), 2)
     node = mesh.sites["submitter"].node
     assert node is not None
     run = list(node.jobs.all.values())[1].history[0]
