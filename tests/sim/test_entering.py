@@ -8,9 +8,14 @@ from meshnode.protocol import events as ev
 from meshnode.protocol.reasons import Reason
 from testnet.sim.mesh import Mesh
 
-from .test_mesh import ended, mesh_of, order, submit
+from .test_mesh import ended, mesh_of, order
 
 FRAMES = ("offer", "announce", "place")
+
+
+def say(mesh: Mesh, the_order: ev.JobOrder) -> None:
+    """Without waiting until it is stored."""
+    mesh.feed(mesh.sites["submitter"], ev.Submit(1, the_order))
 
 
 def told(mesh: Mesh, kind: str) -> list[dict[str, object]]:
@@ -27,7 +32,7 @@ def kinds(mesh: Mesh) -> list[str]:
 def test_a_durable_job_is_told_once_it_is_stored_and_before_all_else(policy: str) -> None:
     mesh = mesh_of(2, 1)
     mesh.rest(2_000)  # so that cars are at hand
-    submit(mesh, order(20, policy=policy))
+    say(mesh, order(20, policy=policy))
     assert not told(mesh, "submitted")
     disk = mesh.sites["submitter"].disk
     assert mesh.run(lambda: bool(told(mesh, "submitted")))
@@ -40,7 +45,7 @@ def test_who_dies_before_that_has_promised_nothing() -> None:
     mesh = mesh_of(2, 1)
     mesh.rest(2_000)
     before = len(mesh.trace)
-    submit(mesh, order(20))
+    say(mesh, order(20))
     mesh.crash("submitter")
     mesh.boot("submitter")
     mesh.connect_all()
@@ -57,7 +62,7 @@ def test_a_full_disk_is_a_refusal_and_no_job() -> None:
     mesh.rest(2_000)
     disk = mesh.sites["submitter"].disk
     disk.full = True
-    submit(mesh, order(20))
+    say(mesh, order(20))
     mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(20)))
     mesh.rest(1_000)
     assert [(said["request_id"], said["reason"]) for said in told(mesh, "refused")] == [
@@ -70,13 +75,13 @@ def test_a_full_disk_is_a_refusal_and_no_job() -> None:
     assert not node.jobs.all
     assert not node.jobs.running
     disk.full = False
-    submit(mesh, order(20))
+    say(mesh, order(20))
     assert mesh.run(lambda: ended(mesh) and bool(told(mesh, "submitted")))
 
 
 def test_an_order_that_comes_twice_meanwhile_is_one_job_and_told_to_both() -> None:
     mesh = mesh_of(1, 1)
-    submit(mesh, order(20))
+    say(mesh, order(20))
     mesh.feed(mesh.sites["submitter"], ev.Submit(2, order(20)))
     assert mesh.run(lambda: ended(mesh))
     assert [said["request_id"] for said in told(mesh, "submitted")] == [1, 2]
@@ -84,5 +89,5 @@ def test_an_order_that_comes_twice_meanwhile_is_one_job_and_told_to_both() -> No
 
 def test_a_call_is_told_at_once() -> None:
     mesh = mesh_of(1, 1)
-    submit(mesh, order(1, durable=False))
+    say(mesh, order(1, durable=False))
     assert told(mesh, "submitted")

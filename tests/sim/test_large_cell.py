@@ -33,8 +33,7 @@ class Counting(Mesh):
         super()._publish(site, effect, life)
 
 
-@pytest.fixture
-def mesh(monkeypatch: pytest.MonkeyPatch) -> Counting:
+def mesh_of_a_city(monkeypatch: pytest.MonkeyPatch) -> Counting:
     """The proportions of a cell of 1,000, at a size that a test can afford."""
     monkeypatch.setattr(cell, "GOSSIP_CARS_MAX", 12)
     monkeypatch.setattr(cell, "HEARD_CARS", 12)
@@ -50,7 +49,10 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> Counting:
     return mesh
 
 
-def test_few_gossip_and_all_know_how_many_there_are(mesh: Counting) -> None:
+def test_few_gossip_all_know_how_many_and_work_comes_to_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mesh = mesh_of_a_city(monkeypatch)
     assert len(mesh.gossiped) < CARS // 2 and mesh.gossiped.total() < CARS
     posts, counts = Counter[object](), Counter[int]()
     for car in cars_of(mesh):
@@ -59,15 +61,12 @@ def test_few_gossip_and_all_know_how_many_there_are(mesh: Counting) -> None:
         counts[roster.cars("cell")] += 1
     assert posts.most_common(1)[0][1] > 0.8 * CARS, "they agree whom to ask"
     assert counts.most_common(1)[0][0] in range(int(0.8 * CARS), int(1.2 * CARS))
-    heard = {peer for peer in node_of(mesh.sites["submitter"]).book.cars}
+    heard = set(node_of(mesh.sites["submitter"]).book.cars)
     assert len(heard) < 0.7 * CARS
     holders = [site for site in cars_of(mesh) if node_of(site).rendezvous.tokens]
     most = max(len(node_of(site).rendezvous.depositors()) for site in holders)
     assert most < CARS // 2, "each serves a part of its shard"
 
-
-def test_work_comes_to_cars_that_its_submitter_never_heard_of(mesh: Counting) -> None:
-    heard = set(node_of(mesh.sites["submitter"]).book.cars)
     submit(mesh, order(900, policy="tokens"))
     assert mesh.run(lambda: ended(mesh))
     mesh.rest(3_000)

@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_digest_in_any_process() -> None:
     assert said[0]["p99_ms"] == said[1]["p99_ms"]
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_digest(small: Measured) -> None:
     assert simulate(replace(SMALL, seed=2)).digest != small.digest
 
@@ -75,6 +76,7 @@ def test_a_change_in_protocol_changes_the_run(
     assert simulate(SMALL).digest != small.digest
 
 
+@pytest.mark.long
 def test_gossip_places_by_announcement() -> None:
     measured = simulate(replace(SMALL, policy="gossip"))
     assert len(measured.started_us) == measured.tasks
@@ -88,6 +90,7 @@ def test_a_large_fleet_counts_signatures_and_knows_its_members() -> None:
     assert len(measured.started_us) == measured.tasks
 
 
+@pytest.mark.long
 def test_in_a_storm_every_task_starts_or_fails_with_a_reason(small: Measured) -> None:
     stormy = simulate(replace(SMALL, faults="storm"))
     assert stormy.digest != small.digest
