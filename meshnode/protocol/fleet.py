@@ -60,7 +60,7 @@ BLAMELESS = frozenset(
 
 SHUNNED_MAX = 4096
 SHORT_UNIT_MS = 100
-FRESH_MS = 20  # for so long a car that ended a run of ours is asked again before anybody else
+FRESH_MS = 1_000  # for so long a car that ended a run of short units of ours is asked again first
 DIALS_MAX = 64  # within `redial_gap_ms`
 PARTINGS_MAX = 4096
 PARTINGS_COUNTED_MAX = 6  # 64 times the gap

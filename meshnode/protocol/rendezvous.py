@@ -31,6 +31,7 @@ from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, Peer, TaskId
 TOKENS_PER_CAR_MAX: Final = 8  # held of one car, whatever its advert says
 ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
+LATE_MAX: Final = 16  # the same, where a run of another way came first: BUSY, EXPIRED
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
 TALLY_MS: Final = 2_000  # how often other rendezvous hear what can be spared here
@@ -46,6 +47,8 @@ NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears
 NEW_CELLS: Final = 2  # of them are not yet known to be near
 CELLS_MEASURED_MAX: Final = 64
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
+
+TOO_LATE: Final = frozenset({Reason.BUSY, Reason.EXPIRED})
 
 Key = tuple[TaskId, int]
 
@@ -108,6 +111,7 @@ class Placement:
     stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
     refused_by: set[Peer] = field(default_factory=set)
+    late: int = 0  # cars that had taken something else when it came
     slow: Peer | None = None  # whoever has it said that its word takes a while
 
     def move(self, stage: Stage, to: Peer | None = None) -> None:
@@ -394,12 +398,18 @@ class Rendezvous:
         placement = self._placed.get((refuse.task_id, refuse.attempt))
         if placement is None or placement.to != peer:
             return False
+        sent_on = placement.stage is Stage.SENT_ON
         placement.move(Stage.SOUGHT)
-        placement.refused_by.add(peer)
+        if refuse.reason in TOO_LATE and not sent_on:
+            # Its next token says that it is idle again. Left out, the only two cars of a mesh had
+            # run this one's neighbours, and it waited its ten seconds.
+            placement.late += 1
+        else:
+            placement.refused_by.add(peer)
         known = self._tallies.get(peer)
-        if known is not None:
+        if sent_on and known is not None:
             known.tokens = 0  # it had fewer than it said
-        if len(placement.refused_by) >= TRIES_MAX:
+        if len(placement.refused_by) >= TRIES_MAX or placement.late >= LATE_MAX:
             self._give_up(placement, refuse.reason)
         else:
             self._find(placement)

@@ -16,6 +16,7 @@ from meshnode.protocol.cell import Candidate, elect, epoch_of, shape
 from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_TOKEN, Token
+from meshnode.protocol.reasons import Reason
 from meshnode.protocol.rendezvous import Stage
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import Lane, Limits, NetworkId, Peer
@@ -107,6 +108,31 @@ def test_a_first_meeting_costs_two_round_trips_after_the_dial() -> None:
 
     took_ms = first(" car-0 Admit(") - first(" car-0 Send(")
     assert 400 <= took_ms < 500, "the rest is storing what is signed"
+
+
+def test_a_car_that_was_busy_gets_the_run_with_its_next_token() -> None:
+    """Runs that come another way take the slot behind a token that is out already."""
+    mesh = settled(2)
+    for car in cars_of(mesh):
+        provider = node_of(car).provider
+        provider._take_placed = _busy_once(provider)  # type: ignore[method-assign]
+    begun_ms = mesh.now_ms
+    submit(mesh, order(1, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    assert counted(mesh, "refused_busy") == 2 and mesh.now_ms - begun_ms < 1_000
+
+
+def _busy_once(provider: Any) -> Any:
+    take = provider._take_placed
+    said: list[bool] = []
+
+    def taken(holder: Peer, sealed: Any, offer: Any, token: Any, *more: Any) -> Reason:
+        if said:
+            return take(holder, sealed, offer, token, *more)  # type: ignore[no-any-return]
+        said.append(provider.tokens.spend(token, holder))
+        return Reason.BUSY
+
+    return taken
 
 
 @pytest.mark.parametrize("seed", range(4))
