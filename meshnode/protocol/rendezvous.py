@@ -401,9 +401,7 @@ class Rendezvous:
         sent_on = placement.stage is Stage.SENT_ON
         placement.move(Stage.SOUGHT)
         if refuse.reason in TOO_LATE and not sent_on:
-            # Its next token says that it is idle again. Left out, the only two cars of a mesh had
-            # run this one's neighbours, and it waited its ten seconds.
-            placement.late += 1
+            placement.late += 1  # its next token says that it is idle again
         else:
             placement.refused_by.add(peer)
         known = self._tallies.get(peer)
