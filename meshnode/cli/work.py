@@ -40,7 +40,7 @@ def work_options(command: F) -> F:
         click.option(
             "--policy",
             type=click.Choice(["adverts", "tokens", "gossip"]),
-            default="tokens",
+            default="adverts",
             show_default=True,
             help="Offer to known cars, ask the cell's rendezvous for idle ones, or announce.",
         ),

@@ -47,7 +47,7 @@ LONG_WALL_S: Final = 6 * 3600.0
 class Terms:
     """How a job is to be run; everything has a default."""
 
-    policy: str = "tokens"
+    policy: str = "adverts"
     """`adverts`: point-to-point offers first. `gossip`: always announce in the cell."""
     cars: tuple[Peer, ...] = ()
     """Only these cars, or those of `owners`; both empty means any that may."""

@@ -34,6 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "out"
 
 
+@pytest.mark.long
 def test_another_folder_builds_the_committed_bytes(built: Path) -> None:
     committed = registry.artifact_folder()
     for name in [registry.DIGESTS_FILE, *(f"{spec}.bin" for spec in registry.KERNELS)]:
@@ -45,6 +46,7 @@ def test_check_passes_on_what_is_committed() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.long
 def test_check_sees_a_changed_byte(built: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "artifacts"))
     target = folder / "bench.noop@1.bin"

@@ -236,6 +236,7 @@ def test_long_units_get_no_loop(house: House) -> None:
     with_executor(house, body)
 
 
+@pytest.mark.long
 def test_a_loop_with_other_bits_is_never_used(house: House) -> None:
     """The machine code of another kernel in the loop's place: x - 1 instead of x + 1."""
 

@@ -117,6 +117,7 @@ def test_a_bootstrap_address_where_nobody_answers(tmp_path: Path) -> None:
     assert Reason.UNREACHABLE.text in one_line(err)
 
 
+@pytest.mark.long
 def test_no_consent_no_work_and_the_submitter_hears_it(tmp_path: Path) -> None:
     """The car joins, is seen and computes nothing."""
 

@@ -97,6 +97,7 @@ def refused(outcome: str) -> bool:
     )
 
 
+@pytest.mark.long
 def test_every_act_works_without_the_sandbox(found: Outcomes) -> None:
     assert {name: found["bare"][name] for name in ACTS} == dict.fromkeys(ACTS, "done")
 

@@ -20,6 +20,7 @@ from tests.sim.agreement import disagreements, quantile_us
 from tests.sim.placement_heap import exact
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["metro", "continents"])
 def test_agrees_with_the_exact_event_model(model: str) -> None:
     networks = [(draw(model, 2_000, seed), seed) for seed in range(1, 6)]
