@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 
 from meshnode.overlay import Overlay, mono_ms, open_overlay
@@ -28,20 +29,21 @@ from .overlay_kit import MemoryChunks, config, connect, frame, frames, next_even
 FEW = 8
 
 
-def test_what_is_queued_goes_out_first_and_both_may_dial_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_is_queued_goes_out_first_and_both_may_dial_again(tmp_path: Path, first: int) -> None:
     async def main() -> None:
-        async with overlays("ab", tmp_path) as (a, b):
-            for one, other in ((a, b), (b, a)):  # whichever opens the stream
-                await connect(one, other)
-                said = [b"%d" % number + b"." * 10_000 for number in range(100)]
-                for each in said:
-                    one.send(frame(other.peer, each))
-                one.hang_up(other.peer)
-                assert other.peer not in one.links, "a dial from now on is a new one"
-                assert await frames(other, 100) == said
-                for overlay, peer in ((one, other.peer), (other, one.peer)):
-                    assert (await next_event(overlay, PeerDown)).reason is Reason.PEER_DOWN
-                    assert peer not in overlay.links
+        async with overlays("ab", tmp_path) as pair:
+            one, other = pair[first], pair[1 - first]  # whichever opens the stream
+            await connect(one, other)
+            said = [b"%d" % number + b"." * 10_000 for number in range(100)]
+            for each in said:
+                one.send(frame(other.peer, each))
+            one.hang_up(other.peer)
+            assert other.peer not in one.links, "a dial from now on is a new one"
+            assert await frames(other, 100) == said
+            for overlay, peer in ((one, other.peer), (other, one.peer)):
+                assert (await next_event(overlay, PeerDown)).reason is Reason.PEER_DOWN
+                assert peer not in overlay.links
 
     trio.run(main)
 
