@@ -191,18 +191,20 @@ class Overlay:
         return peer is None or self._is_blocked(peer)
 
     async def _dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
+        up = False
         try:
             usable = _multiaddrs(addrs)
             if usable:
                 self._host.get_peerstore().add_addrs(id_of(peer), usable, ADDRESS_TTL_S)
             conn = await self._host.swarm.dial_fresh(id_of(peer), usable)
-            if not await self.links.wait_up(peer, self._config.link_timeout_s, conn):
+            up = await self.links.wait_up(peer, self._config.link_timeout_s, conn)
+            if not up:
                 await conn.close()
         except Exception as error:  # noqa: BLE001 - becomes DialFailed
             log.debug("dial: %r", error)
         finally:
             self._dialling.discard(peer)
-        if peer not in self.links:
+        if not up and peer not in self.links:
             reason = Reason.BLOCKED if self._is_blocked(peer) else Reason.UNREACHABLE
             self._sink.emit_now(DialFailed(peer, reason))
 

@@ -314,10 +314,12 @@ class Links:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(closed)
-                while peer not in self:
+                # One that is hung up on already was up: the dial has done its part, and its
+                # connection is not the dial's to close.
+                while peer not in self._links:
                     await self._someone_up.wait()
                 nursery.cancel_scope.cancel()
-        return peer in self
+        return peer in self._links
 
     # ---- from libp2p
 
