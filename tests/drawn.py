@@ -83,7 +83,7 @@ COUNTS: Final = {
     "messages": ("HOPS_MAX", "AVOID_MAX"),
     "placing": ("PLACES_MAX",),
     "presence": ("MOMENTS_CARS_MAX",),
-    "provider": ("ENDED_KEYS_MAX",),
+    "keeping": ("ENDED_KEYS_MAX",),
     "rendezvous": (
         "TOKENS_PER_CAR_MAX",
         "TRIES_MAX",

@@ -153,7 +153,7 @@ class Node:
         self.acceptances = AcceptanceDesk(
             self._out, self.agreements, audit, self.jobs, self.requester.shelf
         )
-        self.provider.apart = self.requester.fleet.apart = self.clocks.apart
+        self.provider.admission.apart = self.requester.fleet.apart = self.clocks.apart
         self.rendezvous.in_step = self.clocks.in_step
         self._placement = placement
         self._looked_mono_ms = 0
@@ -249,7 +249,7 @@ class Node:
             self.provider.receipts,
             self.acceptances,
         )
-        self.provider.restore(self._restored.held)
+        self.provider.keeping.restore(self._restored.held)
         self.requester.resume()
         self._restored = Restored()
         self._looked_mono_ms = now.mono_ms

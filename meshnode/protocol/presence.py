@@ -45,15 +45,11 @@ class Bid:
 
 
 class Presence:
-    """`working` counts the leases that have not ended."""
-
-    def __init__(
-        self, outbox: Outbox, owner: Owner, roster: Roster, working: Callable[[], int]
-    ) -> None:
+    def __init__(self, outbox: Outbox, owner: Owner, roster: Roster) -> None:
         self._out = outbox
         self._owner = owner
         self._roster = roster
-        self._working = working
+        self.working: Callable[[], int] = lambda: 0  # leases with units to do
         self.peers_up: set[Peer] = set()
         self.addrs: tuple[str, ...] = ()
         self.blobs: tuple[Digest, ...] = ()
@@ -102,7 +98,7 @@ class Presence:
     def slots_free(self) -> int:
         if self._owner.may_run() is not Reason.OK:
             return 0
-        return max(0, self._owner.slots - self._working() - self.held())
+        return max(0, self._owner.slots - self.working() - self.held())
 
     def on_announce(self, announce: Announce) -> None:
         """Bid for an announced job if sortition picks us and a slot is idle."""

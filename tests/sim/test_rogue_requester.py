@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
+from meshnode.protocol.admission import HEARTBEAT_MS_MIN
 from meshnode.protocol.lease import FETCH_MS_MAX, INPUTS_MS_MAX
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_ANNOUNCE, Announce, Span
-from meshnode.protocol.provider import HEARTBEAT_MS_MIN
 from meshnode.protocol.reasons import Reason
 from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 
@@ -138,7 +138,7 @@ def test_requesters_that_come_and_go_leave_nothing_behind() -> None:
     mesh.rest(60_000)
     assert not node_of(car).provider.leases
     assert node_of(car).deadline_mono_ms() is not None
-    assert not node_of(car).provider._away
+    assert not node_of(car).provider.keeping._away
 
 
 def test_a_car_does_not_dial_wherever_announcements_say() -> None:

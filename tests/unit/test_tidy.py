@@ -23,7 +23,6 @@ README_LINES_MAX = 120
 # path, or path:function -> why it is longer than a reader likes
 LONG: dict[str, str] = {
     "meshnode/protocol/objects.py": "one dataclass per CDDL rule, read beside the CDDL",
-    "meshnode/protocol/provider.py": "one role, one state: every way a lease can go",
     "tests/processes/test_executor.py": "one real executor, every way a run on it can end",
     "tests/unit/protocol/story.py:run": "one exchange from hello to acceptance, told in order",
 }
