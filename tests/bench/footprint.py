@@ -130,9 +130,7 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
         figures["cpu_percent_node_quiet"] = await cpu_percent(pid, seconds)
         nursery.start_soon(chatter, feeders, network, done)
         known = partial(heard, folder / "car-0", [signer.peer for _, signer in feeders])
-        with trio.fail_after(READY_S_MAX):
-            while not await trio.to_thread.run_sync(known):  # noqa: ASYNC110 - as `until`
-                await trio.sleep(PERIOD_S / CARS)  # the next advert
+        await until(lambda: trio.to_thread.run_sync(known), READY_S_MAX)
         figures["cpu_percent_node"] = await cpu_percent(pid, seconds)
         figures["rss_mb_node"] = round(memory_mb(pid, "Rss"), 1)
         both = [pid, *descendants(pid)]

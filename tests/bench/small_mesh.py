@@ -95,9 +95,12 @@ def usable_cars(own: RunningNode) -> list[bytes]:
     return [car.peer for car in own.view().cars if car.may_run]
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float) -> None:
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - nobody wakes a bench
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
             await trio.sleep(0.02)
 
 

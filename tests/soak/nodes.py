@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -40,7 +40,7 @@ PACE_UNITS_PER_CAR: Final = 16
 DONE_LEAST: Final = 0.05
 DONE_MOST: Final = 0.9
 """Share of the units between which cars are killed."""
-PAUSE_S_MAX: Final = 5.0
+AWAY_MOST: Final = 0.05  # of the job is done by the others until it is back
 PATIENCE: Final = 10.0
 """A job may last so many times as long as in peace, and a minute more, before it counts as hung."""
 
@@ -133,7 +133,7 @@ async def peace(net: Testnet, terms: Terms, outcome: Shaken, patience_s: float) 
 async def shake(
     net: Testnet, job: Sent, rng: random.Random, outcome: Shaken, patience_s: float
 ) -> None:
-    """Each victim dies once, when the job is at its share, and is back after a drawn pause."""
+    """Each victim dies once, at its share of the job, and is back when some more of it is done."""
     victims = rng.sample(net.cars, max(1, round(len(net.cars) * KILLED_PER_CENT / 100)))
     shares = sorted(rng.uniform(DONE_LEAST, DONE_MOST) for _ in victims)
     async with trio.open_nursery() as nursery:
@@ -142,7 +142,8 @@ async def shake(
             done = await net.wait(partial(reached, net, job, least), patience_s, "units come")
             await net.kill(victim)
             outcome.killed[victim] = done
-            nursery.start_soon(back, net, victim, rng.uniform(0.0, PAUSE_S_MAX))
+            away = min(outcome.units, done + int(rng.uniform(0.0, AWAY_MOST) * outcome.units))
+            nursery.start_soon(back, net, victim, partial(reached, net, job, away), patience_s)
 
 
 async def reached(net: Testnet, job: Sent, least: int) -> int:
@@ -152,6 +153,8 @@ async def reached(net: Testnet, job: Sent, least: int) -> int:
     return done if done >= max(1, least) else 0
 
 
-async def back(net: Testnet, name: str, pause_s: float) -> None:
-    await trio.sleep(pause_s)
+async def back(
+    net: Testnet, name: str, due: Callable[[], Awaitable[int]], patience_s: float
+) -> None:
+    await net.wait(due, patience_s, f"so much is done that {name} is back")
     await net.restart(name)
