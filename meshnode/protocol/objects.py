@@ -3,6 +3,8 @@
 Key 0 is the schema version, 1 the network, 4 the object's own name where the typ alone could be
 mistaken. Money is in 1e-9 of the agreement's currency, times in unix milliseconds, energy in mWh.
 The `T_*` constants are the COSE `typ` values: one per kind of object, the domain separators.
+
+In one file, and in the grammar's order, because the two are read side by side.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from meshnode.protocol.events import Admitted, WorkerClasses
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
 
-from .test_executor import (
+from .executor_kit import (
     FolderBlobs,
     House,
     MadeArtifacts,

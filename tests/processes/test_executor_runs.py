@@ -21,7 +21,7 @@ from meshnode.protocol.events import Event, ExecEnded
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
 
-from .test_executor import (
+from .executor_kit import (
     TEST_S_MAX,
     FolderBlobs,
     House,

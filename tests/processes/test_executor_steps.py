@@ -46,7 +46,7 @@ from meshnode.protocol.types import (
     UnitRun,
 )
 
-from .test_executor import worker_processes
+from .executor_kit import worker_processes
 from .test_executor_runs import OwnArtifacts
 
 TEST_S_MAX = 90

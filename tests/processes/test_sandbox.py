@@ -33,18 +33,16 @@ from meshnode.worker import landlock, profile, seccomp
 from meshnode.worker.cgroup import Group
 from meshnode.worker.privileges import NOBODY
 
-from .inside import ACTS, FEW
-from .test_executor import (
+from .executor_kit import (
     House,
     complete,
-    house,
-    made,
     true,
     until,
     until_end,
     with_executor,
     worker_processes,
 )
+from .inside import ACTS, FEW
 
 __all__ = ["house", "made"]  # fixtures
 

@@ -23,8 +23,6 @@ README_LINES_MAX = 120
 # path, or path:function -> why it is longer than a reader likes
 LONG: dict[str, str] = {
     "meshnode/protocol/objects.py": "one dataclass per CDDL rule, read beside the CDDL",
-    "tests/processes/test_executor.py": "one real executor, every way a run on it can end",
-    "tests/unit/protocol/story.py:run": "one exchange from hello to acceptance, told in order",
 }
 
 # Names that say nothing about what is inside.

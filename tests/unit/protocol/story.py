@@ -122,7 +122,8 @@ class Story:
         again = self._sealed(self.car, objects.T_AGREEMENT, self.agreement)
         assert again.digest == self.channel
 
-    def run(self) -> None:
+    def ask(self) -> None:
+        """The job, its one run, and the offer of it."""
         spec = ArraySpec("int32", (2,))
         inline = b"".join(i.to_bytes(4, "little") for i in range(2 * UNITS))
         self.inline = inline
@@ -144,9 +145,9 @@ class Story:
         self.job_digest = Digest(hashlib.sha256(encode(encode_map(self.job))).digest())
         self.task_digest = digest_of([self.job_digest, 0, UNITS, 0])
         self.input_root = Digest(hashlib.sha256(inline).digest())
-        task_id = TaskId(self.task_digest[:16])
-        span = objects.Span(0, UNITS)
-        offer = self._sealed(
+        self.task_id = TaskId(self.task_digest[:16])
+        self.span = span = objects.Span(0, UNITS)
+        self.offer = self._sealed(
             self.laptop,
             objects.T_OFFER,
             objects.Offer(
@@ -168,7 +169,10 @@ class Story:
                 10**6,
             ),
         )
-        self._frame("laptop", messages.Inputs(task_id, 0, inline))
+        self._frame("laptop", messages.Inputs(self.task_id, 0, inline))
+
+    def run(self) -> None:
+        """The lease, and what comes of it."""
         self.lease_id = LeaseId(sha("lease")[:16])
         self._sealed(
             self.car,
@@ -180,10 +184,10 @@ class Story:
                 self.laptop.peer,
                 "lease",
                 self.lease_id,
-                task_id,
+                self.task_id,
                 0,
-                span,
-                offer.digest,
+                self.span,
+                self.offer.digest,
                 30_000,
                 2_000,
                 0,
@@ -267,6 +271,7 @@ def story(
 ) -> dict[str, Any]:
     told = Story()
     told.agree()
+    told.ask()
     told.run()
     told.settle()
     return {
