@@ -44,8 +44,6 @@ from .executor_kit import (
 )
 from .inside import ACTS, FEW
 
-__all__ = ["house", "made"]  # fixtures
-
 INSIDE_S_MAX = 180
 UNKNOWN = 1 << 15  # a bit that no layer has
 REFUSED = {"EPERM", "EACCES", "ENOMEM"}
