@@ -251,11 +251,20 @@ class Testnet:
         return await trio.to_thread.run_sync(called)
 
     async def all_met(self) -> bool:
-        """Does the submitter hold an advert of every car that runs, ready to work?"""
-        found = await self.call(lambda mesh: mesh.peers())
-        ready = {p["peer"] for p in found if p["up"] and p.get("car") and p["car"]["may_run"]}
+        """Is the submitter connected to every car that runs, and has its advert, ready to work?"""
+        ready = {row["peer"] for row in await self._ready() if row["up"]}
         wanted = [name for name in self.cars if self.nodes[name]["state"] == "ready"]
         return all(self.peer(name) in ready for name in wanted)
+
+    async def all_known(self) -> bool:
+        """Has the submitter an advert of every car, ready to work? It dials when it has work."""
+        ready = {row["peer"] for row in await self._ready()}
+        return all(self.peer(name) in ready for name in self.cars)
+
+    async def _ready(self) -> list[dict[str, Any]]:
+        """What the submitter knows of cars that may run, connected or not."""
+        found = await self.call(lambda mesh: mesh.peers())
+        return [row for row in found if row.get("car") and row["car"]["may_run"]]
 
     async def wait(
         self,

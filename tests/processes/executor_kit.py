@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -22,6 +22,8 @@ from meshnode.executor import (
     ExecutorConfig,
     open_executor,
 )
+from meshnode.executor.artifacts import ArtifactSource
+from meshnode.executor.bounds import BlobFiles
 from meshnode.protocol.effects import ArgSource, ExecSpec, StartExec
 from meshnode.protocol.events import (
     Event,
@@ -216,7 +218,18 @@ def worker_processes() -> list[psutil.Process]:
     return [p for zygote in psutil.Process().children() for p in descendants(zygote.pid)]
 
 
-def with_executor(house: House, body: Callable[[Executor], Awaitable[None]]) -> None:
+class Premises(Protocol):
+    """A house, whatever else it has."""
+
+    @property
+    def config(self) -> ExecutorConfig: ...
+    @property
+    def artifacts(self) -> ArtifactSource: ...
+    @property
+    def blobs(self) -> BlobFiles: ...
+
+
+def with_executor(house: Premises, body: Callable[[Executor], Awaitable[None]]) -> None:
     async def main() -> None:
         with trio.fail_after(TEST_S_MAX):
             async with open_executor(house.config, house.blobs, house.artifacts) as executor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import psutil
 import pytest
 import trio
 
-from meshnode.executor import Artifact, Executor, ExecutorConfig, open_executor, wire
+from meshnode.executor import Artifact, Executor, ExecutorConfig, wire
 from meshnode.executor.cache import MAGIC
 from meshnode.protocol.effects import Admit, ArgSource, ExecSpec, StartExec, StopExec
 from meshnode.protocol.events import Event, ExecEnded
@@ -22,7 +22,6 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import ArraySpec, BlobRef, Digest, Peer
 
 from .executor_kit import (
-    TEST_S_MAX,
     FolderBlobs,
     House,
     MadeArtifacts,
@@ -30,6 +29,7 @@ from .executor_kit import (
     gone,
     true,
     until_end,
+    with_executor,
     worker_processes,
 )
 
@@ -88,15 +88,6 @@ def house(tmp_path: Path, artifacts: OwnArtifacts) -> House:
     (tmp_path / "blobs").mkdir()
     config = ExecutorConfig(run_dir=tmp_path, executable_cache=tmp_path / "executables")
     return House(config, artifacts, FolderBlobs(tmp_path / "blobs"))
-
-
-def with_executor(house: House, body: Callable[[Executor], Awaitable[None]]) -> None:
-    async def main() -> None:
-        with trio.fail_after(TEST_S_MAX):
-            async with open_executor(house.config, house.blobs, house.artifacts) as executor:
-                await body(executor)
-
-    trio.run(main)
 
 
 def kept(house: House) -> list[Path]:

@@ -7,7 +7,7 @@ import itertools
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from meshnode.protocol.types import (
     UnitRun,
 )
 
-from .executor_kit import worker_processes
+from .executor_kit import with_executor, worker_processes
 from .test_executor_runs import OwnArtifacts
 
 TEST_S_MAX = 90
@@ -130,15 +130,6 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> OwnArtifacts:
 def house(tmp_path: Path, artifacts: OwnArtifacts) -> House:
     config = ExecutorConfig(run_dir=tmp_path, executable_cache=tmp_path / "executables")
     return House(config, artifacts, BlobStore(tmp_path / "blobs"))
-
-
-def with_executor(house: House, body: Callable[[Executor], Awaitable[None]]) -> None:
-    async def main() -> None:
-        with trio.fail_after(TEST_S_MAX):
-            async with open_executor(house.config, house.blobs, house.artifacts) as executor:
-                await body(executor)
-
-    trio.run(main)
 
 
 async def told(

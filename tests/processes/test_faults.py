@@ -379,7 +379,7 @@ def test_a_full_disk_under_blobs_of_a_car() -> None:
             await net.kill("car-0", signal.SIGTERM)
             with small_disk(net.home("car-0") / "blobs", 1):
                 await net.restart("car-0")
-                await net.wait(partial(all_known, net), RUN_S_MAX, "both cars are back")
+                await net.wait(net.all_known, RUN_S_MAX, "both cars are back")
                 x = np.arange((1 << 17) * 16, dtype=np.float32).reshape(-1, 16)
                 noop = registry.get("bench.noop@1")
                 prepared = host.prepare(noop.spec, x)
@@ -401,7 +401,7 @@ def test_a_full_disk_under_the_ledger(name: str) -> None:
             await net.kill(name, signal.SIGTERM)
             with small_disk(net.home(name), 8):
                 await net.restart(name)
-                await net.wait(partial(all_known, net), RUN_S_MAX, "everybody is back")
+                await net.wait(net.all_known, RUN_S_MAX, "everybody is back")
                 await a_job_runs(net)
                 ballast = fill(net.home(name))
                 # inline, as blobs have a test of their own
@@ -422,12 +422,12 @@ def test_a_full_disk_under_the_ledger(name: str) -> None:
                 status = await net.call(lambda mesh: mesh.status(), name)
                 assert status["counters"]["persist_failed"] > 0, "the disk was full"
                 ballast.unlink()
-                await net.wait(partial(all_known, net), RUN_S_MAX, "everybody is still there")
+                await net.wait(net.all_known, RUN_S_MAX, "everybody is still there")
                 await a_job_runs(net)
                 await net.wait(lambda: settled(net), RUN_S_MAX, "all receipts are accepted")
                 await net.kill(name)
                 await net.restart(name)
-                await net.wait(partial(all_known, net), RUN_S_MAX, "everybody is back")
+                await net.wait(net.all_known, RUN_S_MAX, "everybody is back")
                 await a_job_runs(net)
                 await net.wait(lambda: settled(net), RUN_S_MAX, "all receipts are accepted")
                 for other in net.nodes:
@@ -436,16 +436,6 @@ def test_a_full_disk_under_the_ledger(name: str) -> None:
                 await net.kill(name, signal.SIGTERM)
 
     trio.run(main)
-
-
-async def all_known(net: Testnet) -> bool:
-    """Does the submitter know every car as one that may work? It dials them when it has work."""
-    ready = {
-        row["peer"]
-        for row in await net.call(lambda mesh: mesh.peers())
-        if row.get("car") and row["car"]["may_run"]
-    }
-    return all(net.peer(name) in ready for name in net.cars)
 
 
 async def a_job_runs(net: Testnet) -> None:

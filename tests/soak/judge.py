@@ -81,16 +81,6 @@ class Sent:
     want: np.ndarray[Any, Any]
 
 
-async def all_known(net: Testnet) -> bool:
-    """Has the submitter an advert of every car, ready to work? It dials them when it has work."""
-    ready = {
-        row["peer"]
-        for row in await net.call(lambda mesh: mesh.peers())
-        if row.get("car") and row["car"]["may_run"]
-    }
-    return all(net.peer(name) in ready for name in net.cars)
-
-
 # ---- the jobs
 
 

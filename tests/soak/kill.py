@@ -27,7 +27,6 @@ from .judge import (
     RESULT_S_MAX,
     Outcome,
     Sent,
-    all_known,
     check_ledgers,
     keep,
     right_units,
@@ -91,7 +90,7 @@ async def one_seed(net: Testnet, role: str, seed: int) -> Killed:
     pause_s = rng.uniform(0.0, PAUSE_S_MAX)
     began_s = time.monotonic()
     try:
-        await net.wait(partial(all_known, net), RESULT_S_MAX, "the submitter knows every car")
+        await net.wait(net.all_known, RESULT_S_MAX, "the submitter knows every car")
         sent = await net.call(partial(submit, seed))
         outcome.units = sum(len(job.want) for job in sent)
         await trio.sleep(outcome.kill_s)

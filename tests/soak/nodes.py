@@ -26,7 +26,7 @@ from meshnode.errors import MeshError
 from meshnode.protocol.reasons import Reason
 from testnet.testnet import Testnet
 
-from .judge import Outcome, Sent, all_known, check_ledgers, keep, right_units, send_spins
+from .judge import Outcome, Sent, check_ledgers, keep, right_units, send_spins
 
 POLICIES: Final = ("tokens", "adverts", "gossip")
 CARS: Final = 16
@@ -94,7 +94,7 @@ async def one_seed(net: Testnet, policy: str, seed: int, job_s: float) -> Shaken
     try:
         terms = Terms(label=f"seed {seed}", policy=policy, lease_units_max=LEASE_UNITS)
         patience_s = PATIENCE * job_s + 60
-        await net.wait(partial(all_known, net), patience_s, "the submitter knows every car")
+        await net.wait(net.all_known, patience_s, "the submitter knows every car")
         await peace(net, terms, outcome, patience_s)
         units = max(len(net.cars) * LEASE_UNITS, int(outcome.peace_units_per_s * job_s))
         job_began_s = time.monotonic()
