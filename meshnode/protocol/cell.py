@@ -35,6 +35,7 @@ NEAR_PART: Final = 4  # one in so many of the candidates, if that is more than `
 GOSSIP_CARS_MAX: Final = 32  # in a cell of so many and more not every car gossips its advert
 HEARD_CARS: Final = 48  # of a shard gossip their adverts, so that the 32 lowest are surely heard
 NEXT_EPOCH_MS: Final = 150_000  # before it begins its candidates are heard too: an advert's life
+ADDRS_KNOWN_MAX: Final = 4_096  # whose network need not be read again at each election
 LAST_MILE_UNKNOWN_US: Final = 20_000  # what an advert without one is taken for
 STAYS_S_LEAST: Final = 900  # a car that leaves sooner holds no role, if others stay
 CELLS_KNOWN_MAX: Final = 64
@@ -84,7 +85,8 @@ class Candidate(NamedTuple):
     where: str = ""  # the network it is in, as far as its address says so
 
 
-def network_of(addrs: Sequence[str]) -> str:
+@lru_cache(ADDRS_KNOWN_MAX)
+def network_of(addrs: tuple[str, ...]) -> str:
     """The /24, or /48 of IPv6, of the first address; else that address itself."""
     for addr in addrs:
         parts = addr.split("/", 3)

@@ -176,7 +176,13 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_return() -> None:
     command = [sys.executable, "-m", "meshnode.cli.mesh", "map", "bench.spin@1", "4000"]
     command += ["--set", "ms=20", "--testnet", NAME]
     child = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=link.environment(), start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=link.environment(),
+        start_new_session=True,
+        # As a terminal has it: what a shell runs in the background inherits that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stderr is not None
     line = child.stderr.readline()
