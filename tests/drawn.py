@@ -88,9 +88,8 @@ COUNTS: Final = {
         "TOKENS_PER_CAR_MAX",
         "TRIES_MAX",
         "SPARE_TOKENS",
-        "NEIGHBOUR_CELLS",
-        "NEW_CELLS",
     ),
+    "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS"),
     "token": ("UNSPENT_MAX",),
 }
 """Bounds that are no times and that a peer meets, beside those of types.py."""

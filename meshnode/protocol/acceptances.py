@@ -8,7 +8,7 @@ before the acceptance leaves, in groups, like the provider's.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from .agreement import Agreements
 from .channel import RequesterChannel
 from .effects import SignedObject
 from .events import SendFailed
-from .job import Job, spans
+from .job import Job, JobState, spans
 from .jobs import Jobs
 from .merkle import root
 from .messages import Decline
@@ -31,6 +31,8 @@ DISPUTE_RUNS_MAX = 64  # runs of units that one dispute names
 SENDS_KNOWN_MAX = 4096
 PENDING_MAX = 64  # receipts, and disputes, of one acceptance
 STORE_AGAIN_MS = 1_000  # after a full disk
+EARLY_MS = 10_000  # a receipt waits for its units: who has crashed may have to ask for them again
+EARLY_MAX = 64  # of one channel; then the first is judged by what is here
 
 
 def _range(receipt: Receipt) -> tuple[int, int]:
@@ -80,6 +82,8 @@ class AcceptanceDesk:
         # From which receipt on what was accepted is to be said again.
         self._unsaid: dict[Digest, int] = {}
         self._full: list[Pending] = []
+        # In the order of their channel, the first before its units: what judging waits for.
+        self._early: dict[Digest, deque[tuple[Peer, Sealed, Receipt, int]]] = {}
         # Signed and not durable yet: one group at a time, so that no acceptance is on the disk
         # before the receipts that an earlier one covers.
         self._storing: list[tuple[Pending, Acceptance, Sealed]] = []
@@ -123,6 +127,57 @@ class AcceptanceDesk:
             channel = self.channels[receipt.channel] = RequesterChannel(
                 entered.agreement, entered.digest
             )
+        early = self._early.get(receipt.channel)
+        if early is not None:
+            if any(each.digest == sealed.digest for _, each, _, _ in early):
+                return
+            twice = any(each.seq == receipt.seq for _, _, each, _ in early)
+            if not twice and len(early) < EARLY_MAX:
+                early.append((peer, sealed, receipt, self._out.now.mono_ms + EARLY_MS))
+                return
+            self._judge_early(receipt.channel, EARLY_MAX)
+        if not self._comes_early(peer, channel, receipt, sealed):
+            self._judge(peer, channel, receipt, sealed)
+
+    def _comes_early(
+        self, peer: Peer, channel: RequesterChannel, receipt: Receipt, sealed: Sealed
+    ) -> bool:
+        """Its units are not here, and may still come: its job goes on."""
+        if receipt.seq != channel.next_seq or not self._incomplete(receipt):
+            return False
+        until_mono_ms = self._out.now.mono_ms + EARLY_MS
+        self._early[channel.digest] = deque([(peer, sealed, receipt, until_mono_ms)])
+        self._due_soon()
+        return True
+
+    def _incomplete(self, receipt: Receipt) -> bool:
+        job = self._jobs.all.get(receipt.work.job_id)
+        first, end = _range(receipt)
+        if job is None or job.state is not JobState.RUNNING or end > job.spec.units:
+            return False
+        return any(not job.source_of[unit] for unit in range(first, end))
+
+    def _judge_early(self, digest: Digest, least: int = 0) -> None:
+        """Those whose units have come or whose time is over; `least` of them in any case."""
+        early, channel = self._early.pop(digest), self.channels[digest]
+        while early:
+            peer, sealed, receipt, until_mono_ms = early[0]
+            waits = self._incomplete(receipt) and until_mono_ms > self._out.now.mono_ms
+            if waits and least <= 0:
+                self._early[digest] = early
+                self._due_soon()
+                return
+            least -= 1
+            early.popleft()
+            self._judge(peer, channel, receipt, sealed)
+
+    def _due_soon(self) -> None:
+        if self._due_mono_ms is None:
+            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+
+    def _judge(
+        self, peer: Peer, channel: RequesterChannel, receipt: Receipt, sealed: Sealed
+    ) -> None:
         reason = channel.check(receipt, sealed.digest, self._out.now.unix_ms)
         if reason is Reason.DUPLICATE:
             self._say_from(channel, receipt.seq)  # it is not accepted there: ours was lost
@@ -167,8 +222,7 @@ class AcceptanceDesk:
         channel.take(receipt, digest, withheld_nano)
         pending.total_nano = channel.total_nano - channel.withheld_nano
         self._out.counters["receipts_taken"] += 1
-        if self._due_mono_ms is None:
-            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+        self._due_soon()
         if len(pending.rows) >= PENDING_MAX or len(pending.disputes) >= PENDING_MAX:
             self._full.append(self._pending.pop(channel.digest))
             self.flush()
@@ -197,6 +251,8 @@ class AcceptanceDesk:
     def flush(self) -> None:
         """Accept what was taken; its results are stored first, by order of the persists."""
         self._due_mono_ms = None
+        if self._early:
+            self._due_soon()
         if self._storing:
             return  # the rest goes with the next group
         self._shelf.flush()
@@ -254,8 +310,7 @@ class AcceptanceDesk:
     def _say_from(self, channel: RequesterChannel, seq: int) -> None:
         """Once for all that are asked for in the same moment."""
         self._unsaid[channel.digest] = min(seq, self._unsaid.get(channel.digest, seq))
-        if self._due_mono_ms is None:
-            self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
+        self._due_soon()
 
     def on_send_failed(self, event: SendFailed) -> None:
         """The newest stands for all before it without disputes, but nothing else would bring it."""
@@ -266,7 +321,8 @@ class AcceptanceDesk:
     def unsaid_to(self) -> set[Peer]:
         """Providers whose receipts were taken and are not answered yet."""
         entries = (*self._pending.values(), *self._full, *(entry for entry, _, _ in self._storing))
-        channels = (*(e.channel for e in entries), *(self.channels[d] for d in self._unsaid))
+        waiting = (self.channels[digest] for digest in (*self._unsaid, *self._early))
+        channels = (*(e.channel for e in entries), *waiting)
         return {channel.agreement.provider for channel in channels}
 
     def _decline(self, peer: Peer, about: Digest, reason: Reason) -> None:
@@ -283,6 +339,8 @@ class AcceptanceDesk:
         if self._store_again_mono_ms is not None and self._store_again_mono_ms <= now:
             self._store()
         if self._due_mono_ms is not None and self._due_mono_ms <= now:
+            for digest in list(self._early):
+                self._judge_early(digest)
             unsaid, self._unsaid = self._unsaid, {}
             for digest, seq in unsaid.items():
                 channel = self.channels[digest]

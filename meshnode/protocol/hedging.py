@@ -101,8 +101,9 @@ class Hedging:
         if len(task.going) > 1 or job.to_place() or not self._helps(attempt, times, cost_ms):
             self._look_again(job, attempt, spent_ms // 2)
             return
-        if not self._affords(cost_ms) or not self._start(job, task, attempt, times, cost_ms):
-            self._look_again(job, attempt, spent_ms // 2)
+        if self._affords(cost_ms):
+            self._start(job, task, attempt, times, cost_ms)
+        self._look_again(job, attempt, spent_ms // 2)  # nobody may have taken it
 
     def _serves(self, job: Job) -> bool:
         """Not a long job, and not one that only asks the whole cell: an announcement is answered by
@@ -148,7 +149,7 @@ class Hedging:
 
     def _start(
         self, job: Job, task: Task, attempt: Attempt, times: Durations, cost_ms: float
-    ) -> bool:
+    ) -> None:
         """To a car that says it is idle, or that a rendezvous knows to be."""
         spent_ms = self._out.now.mono_ms - attempt.started_mono_ms
         usual_ms = times.quantile(LATE_PERMILLE) * attempt.count
@@ -160,11 +161,10 @@ class Hedging:
             cars = [car for car in self._fleet.cars(job) if car.idle and not car.slow]
             peer = self._idle.choose([c for c in cars if c.peer != attempt.peer], self._out.rng)
             if peer is None:
-                return False
+                return
             self._offers.offer(job, peer, task, None, Choice.of(cars, peer), late)
         assert task.hedge is not None
         task.hedges += 1
         self._saved_ms -= cost_ms
         self._asked.append((task.hedge, cost_ms))
         self._out.counters["hedges"] += 1
-        return True

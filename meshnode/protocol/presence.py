@@ -77,7 +77,8 @@ class Presence:
             self._out.send(peer, Lane.CONTROL, self._advert_wire)
         for bid in self._bids.values():
             if bid.requester == peer and not bid.sent:
-                bid.sent = True
+                bid.sent = True  # its hold begins for both sides now: the way here took its time
+                bid.until_mono_ms = self._out.now.mono_ms + (bid.token.hold_ms or 0)
                 self._say_bid(peer, bid.wire)
 
     def spend(self, token: Digest, peer: Peer) -> bool:

@@ -11,13 +11,13 @@ Place -> Assign (to the car) | Place (on, one hop more) | Queued | Refuse
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
 from .advert import AdvertBook
-from .cell import Roster, epoch_of, shard_of
+from .cell import Roster
 from .codec import digest
 from .job import spec_bytes, task_digest, wanted
 from .messages import Assign, Place, Queued, Refuse, Revoke, Tally
@@ -26,6 +26,7 @@ from .outbox import Outbox, remember
 from .placement import AdvertPlacement
 from .reasons import Reason
 from .sealed import Sealed, unseal
+from .tallies import Tallies
 from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, Peer, TaskId
 
 TOKENS_PER_CAR_MAX: Final = 8  # held of one car, whatever its advert says
@@ -33,19 +34,13 @@ ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
 LATE_MAX: Final = 16  # the same, where a run of another way came first: BUSY, EXPIRED
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
-SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own
+SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own cell
 TALLY_MS: Final = 2_000  # how often other rendezvous hear what can be spared here
 FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
-ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
 ANSWERS_MS: Final = 1_000  # so long a car that was assigned something may say no
-TALLIES_MAX: Final = 64
-TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
-NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
-NEW_CELLS: Final = 2  # of them are not yet known to be near
-CELLS_MEASURED_MAX: Final = 64
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
 
 TOO_LATE: Final = frozenset({Reason.BUSY, Reason.EXPIRED})
@@ -124,16 +119,6 @@ class Placement:
         return self.offer.requester
 
 
-@dataclass(slots=True)
-class Known:
-    """What another rendezvous said it has."""
-
-    tokens: int
-    queued: int
-    until_mono_ms: int
-    answered_mono_ms: int  # when it was last told what we have, out of turn
-
-
 class Rendezvous:
     """`rtt_us` of a connected peer, None if it is not connected; `reach` connects to one."""
 
@@ -157,13 +142,11 @@ class Rendezvous:
         self._lines: OrderedDict[Peer, deque[Placement]] = OrderedDict()  # submitter -> waiting
         self._queued = 0
         self._placed: OrderedDict[Key, Placement] = OrderedDict()
-        self._tallies: dict[Peer, Known] = {}
+        self._tallies = Tallies(outbox, roster, rtt_us)
         self._tally_mono_ms = 0
         self._push_mono_ms = 0
         self._dry_mono_ms = -DRY_MS  # when we last said so
         self._told: tuple[int, int] = (0, 0)
-        self._ways_us: OrderedDict[str, int] = OrderedDict()  # cell -> shortest round trip there
-        self._ours = False  # whether hashing elected us, when we looked last
 
     @property
     def tokens(self) -> int:
@@ -180,7 +163,7 @@ class Rendezvous:
 
     def tellers(self) -> set[Peer]:
         """Other rendezvous that say what they have."""
-        return set(self._tallies)
+        return self._tallies.tellers()
 
     def origins(self) -> set[Peer]:
         """Who asked for a car here not long ago."""
@@ -249,7 +232,7 @@ class Rendezvous:
     def peer_down(self, peer: Peer) -> None:
         for token in list(self._by_car.get(peer, ())):
             self._drop(token)
-        self._tallies.pop(peer, None)
+        self._tallies.forget(peer)
         for waiting in list(self._lines.get(peer, ())):
             self._unqueue(waiting)
             self._end(waiting)
@@ -314,7 +297,10 @@ class Rendezvous:
         return Reason.OK
 
     def _find(self, placement: Placement) -> None:
-        held = self._best(placement)
+        # What another cell sends is served from the surplus, however old the tally that it heard:
+        # else a full network takes the long ways, and is fuller by them (trunk reservation).
+        near = not placement.place.hops or self._spare(placement.origin)
+        held = self._best(placement) if near else None
         if held is not None:
             self._drop(held.sealed.digest)
             self._assign(placement, held)
@@ -373,17 +359,9 @@ class Rendezvous:
         """To a neighbour that says it has tokens to spare: the nearest of them."""
         if placement.place.hops > 0:
             return False  # one hop: what was sent on comes back with a no
-        having = [
-            (self._rtt_us(peer) or 0, peer)
-            for peer, known in self._tallies.items()
-            if known.tokens > 0
-            and peer not in placement.refused_by
-            and self._rtt_us(peer) is not None
-        ]
-        if not having:
+        peer = self._tallies.take_one(placement.refused_by)
+        if peer is None:
             return False
-        _, peer = min(having)
-        self._tallies[peer].tokens -= 1
         placement.move(Stage.SENT_ON, peer)
         placement.came_mono_ms = self._out.now.mono_ms
         on = replace(placement.place, hops=1, wait_ms=0)
@@ -404,9 +382,8 @@ class Rendezvous:
             placement.late += 1  # its next token says that it is idle again
         else:
             placement.refused_by.add(peer)
-        known = self._tallies.get(peer)
-        if sent_on and known is not None:
-            known.tokens = 0  # it had fewer than it said
+        if sent_on:
+            self._tallies.had_none(peer)
         if len(placement.refused_by) >= TRIES_MAX or placement.late >= LATE_MAX:
             self._give_up(placement, refuse.reason)
         else:
@@ -436,6 +413,7 @@ class Rendezvous:
         line = self._lines.setdefault(placement.submitter, deque())
         if (
             placement.until_mono_ms <= self._out.now.mono_ms
+            or not self._tallies.elected()
             or self._queued >= limits.placements_queued_max
             or len(line) >= limits.placements_queued_per_submitter_max
         ):
@@ -466,6 +444,12 @@ class Rendezvous:
             if not line:
                 del self._lines[placement.submitter]
 
+    def _give_up_all(self) -> None:
+        for line in list(self._lines.values()):
+            for placement in list(line):
+                self._unqueue(placement)
+                self._give_up(placement, Reason.NO_TOKEN)
+
     def _next_for(self, held: Held) -> Placement | None:
         """The first of a line that the token fits; the lines take turns, so that a flood of one
         submitter waits behind itself."""
@@ -491,57 +475,20 @@ class Rendezvous:
     # ---- other rendezvous
 
     def on_tally(self, peer: Peer, tally: Tally) -> None:
-        if peer not in self._tallies and len(self._tallies) >= TALLIES_MAX:
-            return
-        now_ms = self._out.now.mono_ms
-        before = self._tallies.get(peer)
-        answered_ms = before.answered_mono_ms if before else 0
-        known = Known(tally.tokens, tally.queued, now_ms + TALLY_TTL_MS, answered_ms)
-        self._tallies[peer] = known
+        dry = self._tallies.take(peer, tally)
         if tally.tokens and self._queued:
             self._push()
-        elif tally.queued and not tally.tokens and answered_ms + ANSWER_MS <= now_ms:
-            # It has run dry and says so: what we can spare it hears at once.
-            known.answered_mono_ms = now_ms
-            mine = self._tally()
-            if mine.tokens:
-                self._out.send(peer, Lane.CONTROL, mine)
+        elif dry and self._spare(peer):
+            self._out.send(peer, Lane.CONTROL, self._tally(peer))
 
-    def _others(self) -> list[Peer]:
-        """The rendezvous of this cell and of the nearest ones.
+    def _tally(self, peer: Peer) -> Tally:
+        spare = min(self._spare(peer), 1 << 16)
+        return Tally(self._out.identity.cell, spare, min(self._queued, 1 << 16))
 
-        A car that was one until a moment ago still holds tokens: those it spares altogether.
-        """
-        identity, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
-        own = self._roster.posts(identity.cell, epoch)
-        found = [peer for ranks in own for peer in ranks]
-        ours = identity.peer in found
-        for cell in self._near(self._roster.neighbours(identity.cell)):
-            posts = self._roster.posts(cell, epoch)
-            ranks = posts[shard_of(identity.peer, len(posts))]
-            if ranks:  # one of each, not the same for each of ours: it reaches further than all
-                found.append(ranks[shard_of(identity.peer, len(ranks))])
-        others = [peer for peer in dict.fromkeys(found) if peer != identity.peer]
-        self._ours = ours
-        return others[:TALLIES_MAX]
-
-    def _near(self, cells: Sequence[str]) -> list[str]:
-        """The nearest by what we have measured, and a few that we have not: in the roster's order,
-        which is all there is to begin with."""
-        epoch = epoch_of(self._out.now.unix_ms)
-        for cell in cells[:CELLS_MEASURED_MAX]:
-            held = (peer for ranks in self._roster.posts(cell, epoch) for peer in ranks)
-            way_us = min((us for us in map(self._rtt_us, held) if us), default=None)
-            if way_us is not None:
-                remember(self._ways_us, cell, way_us, CELLS_MEASURED_MAX)
-        known = sorted((c for c in cells if c in self._ways_us), key=lambda c: self._ways_us[c])
-        unknown = [cell for cell in cells if cell not in self._ways_us]
-        few = known[: NEIGHBOUR_CELLS - min(NEW_CELLS, len(unknown))]
-        return [*few, *unknown[: NEIGHBOUR_CELLS - len(few)]]
-
-    def _tally(self) -> Tally:
-        spare = max(0, len(self._tokens) - (SPARE_TOKENS if self._ours else 0))
-        return Tally(self._out.identity.cell, min(spare, 1 << 16), min(self._queued, 1 << 16))
+    def _spare(self, peer: Peer) -> int:
+        """Tokens that it may have: all, if it serves our cell or we do not any more."""
+        kept = SPARE_TOKENS if self._tallies.elected() and not self._tallies.ours(peer) else 0
+        return max(0, len(self._tokens) - kept)
 
     def _tell(self) -> None:
         now_ms = self._out.now.mono_ms
@@ -549,12 +496,11 @@ class Rendezvous:
         if self._told == (0, 0) == (len(self._tokens), self._queued):
             return
         self._told = (len(self._tokens), self._queued)
-        tally = self._tally()
-        for peer in self._others():
+        for peer in self._tallies.others():
             if self._rtt_us(peer) is None:
                 self._reach(peer)
             else:
-                self._out.send(peer, Lane.CONTROL, tally)
+                self._out.send(peer, Lane.CONTROL, self._tally(peer))
 
     def _push(self) -> None:
         """Heads of the lines go to neighbours that have tokens now."""
@@ -585,10 +531,11 @@ class Rendezvous:
                 break
             self._drop(token)
         if self._tally_mono_ms <= now_ms and (self._tokens or self._queued or any(self._told)):
-            for peer in [p for p, known in self._tallies.items() if known.until_mono_ms <= now_ms]:
-                del self._tallies[peer]
+            self._tallies.expire()
             self._tell()
         if self._queued and self._push_mono_ms <= now_ms:
+            if not self._tallies.elected():  # the tokens come to others now, who will queue it
+                self._give_up_all()
             self._push()
             for line in list(self._lines.values()):
                 for position, placement in enumerate(list(line)):

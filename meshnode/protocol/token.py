@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from .cell import EPOCH_MS, Roster, epoch_of, served_by, shard_of
+from .cell import EPOCH_MS, Posts, Roster, epoch_of, served_by, shard_of
 from .messages import Revoke
 from .objects import T_TOKEN, Token
 from .outbox import Outbox, remember
@@ -27,6 +27,9 @@ SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is dr
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
 REACH_MS: Final = 10_000  # between two dials of a rendezvous while another is there
+LOOK_MS: Final = 500
+"""After a deposit its car looks whether its holder is still elected, then after twice as long each
+time: who has just come elects itself, or an old one, until it has heard of the others."""
 
 
 class End(Enum):
@@ -35,16 +38,19 @@ class End(Enum):
     SPENT = "spent"  # its holder assigns it in time: the offer may have the slot
     LATE = "late"  # its holder assigns it after its time: refuse with EXPIRED
     RENEWED = "renewed"  # its renewal is due: a new one is deposited, revoke if it lies elsewhere
+    MOVED = "moved"  # hashing names others for its shard now: a new one is deposited there, revoke
     TAKEN = "taken"  # another run has had its slot for OVER_MS: revoke with BUSY
     WITHDRAWN = "withdrawn"  # the car takes no more work: revoke with the reason
     PARTED = "parted"  # the connection to its holder ends
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deposit:
     holder: Peer
+    began_mono_ms: int
     until_mono_ms: int
     renew_mono_ms: int
+    look_mono_ms: int
 
 
 class Tokens:
@@ -125,7 +131,7 @@ class Tokens:
         """One of the two rendezvous that serve us, if it is in reach; it is reached for if not. If
         neither is there or to be trusted, one of the others of our shard."""
         identity, now = self._out.identity, self._out.now
-        posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
+        posts = self._posts()
         ranks = posts[shard_of(identity.peer, len(posts))]
         trusted = [p for p in ranks if self._shunned.get(p, 0) <= now.mono_ms] or list(ranks)
         mine = [p for p in served_by(identity.peer, posts) if p in trusted] or trusted
@@ -138,6 +144,9 @@ class Tokens:
                 self._reach(peer)
         there = there or [p for p in trusted if self._in_reach(p)]
         return there[self._out.rng.randrange(len(there))] if there else None
+
+    def _posts(self) -> Posts:
+        return self._roster.posts(self._out.identity.cell, epoch_of(self._out.now.unix_ms))
 
     def _in_reach(self, peer: Peer) -> bool:
         return peer == self._out.identity.peer or peer in self._peers_up
@@ -169,8 +178,9 @@ class Tokens:
         # A new epoch has other rendezvous: what lies at the old ones moves within two seconds.
         moves_ms = EPOCH_MS - now.unix_ms % EPOCH_MS + self._out.rng.randrange(MOVE_MS)
         renew_ms = min(ttl_ms * 2 // 3, moves_ms)
+        began_ms = now.mono_ms
         self._deposits[sealed.digest] = Deposit(
-            holder, now.mono_ms + ttl_ms, now.mono_ms + renew_ms
+            holder, began_ms, began_ms + ttl_ms, began_ms + renew_ms, began_ms + LOOK_MS
         )
         self._out.counters["tokens_deposited"] += 1
         self._out.post(holder, Lane.CONTROL, sealed.wire)
@@ -181,6 +191,14 @@ class Tokens:
         for token in list(self._deposits)[:count]:
             deposit = self._end(token, end)
             self._out.post(deposit.holder, Lane.URGENT, Revoke(token, reason))
+
+    def _replace(self, token: Digest, end: End) -> None:
+        """By a newer one, at whoever is drawn now."""
+        holder = self._end(token, end).holder
+        free = self._slots_free() > len(self._deposits)
+        if not free or self._deposit() != holder:
+            # Two would be one promise too many; where it was, the newer takes its place.
+            self._out.post(holder, Lane.CONTROL, Revoke(token, Reason.EXPIRED))
 
     def _lapsed(self, holder: Peer) -> None:
         """A rendezvous may have had no use for it, or keeps tokens to starve a cell: one whose
@@ -199,7 +217,7 @@ class Tokens:
     def deadline(self) -> int | None:
         if not self._deposits and self._over_mono_ms is None and self._again_mono_ms is None:
             return None
-        dues = [deposit.renew_mono_ms for deposit in self._deposits.values()]
+        dues = [min(d.renew_mono_ms, d.look_mono_ms) for d in self._deposits.values()]
         if self._over_mono_ms is not None:
             dues.append(self._over_mono_ms + OVER_MS)
         if self._again_mono_ms is not None:
@@ -210,12 +228,14 @@ class Tokens:
         now_ms = self._out.now.mono_ms
         for token, deposit in list(self._deposits.items()):
             if deposit.renew_mono_ms <= now_ms:
-                self._end(token, End.RENEWED)
                 self._lapsed(deposit.holder)
-                free = self._slots_free() > len(self._deposits)
-                if not free or self._deposit() != deposit.holder:
-                    # Two would be one promise too many; where it was, the newer takes its place.
-                    self._out.post(deposit.holder, Lane.CONTROL, Revoke(token, Reason.EXPIRED))
+                self._replace(token, End.RENEWED)
+            elif deposit.look_mono_ms <= now_ms:
+                posts = self._posts()
+                if deposit.holder in posts[shard_of(self._out.identity.peer, len(posts))]:
+                    deposit.look_mono_ms = 2 * now_ms - deposit.began_mono_ms
+                else:
+                    self._replace(token, End.MOVED)
         if self._over_mono_ms is not None and self._over_mono_ms + OVER_MS <= now_ms:
             over = len(self._deposits) - self._slots_free()
             self._over_mono_ms = None

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.effects import ArgSource
@@ -15,6 +16,7 @@ from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT, Acceptance, Receipt
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
 from meshnode.protocol.types import Account, ArraySpec, BlobRef, Digest, Lane, NetworkId, Peer
+from testnet.sim.frames import kind_of
 from testnet.sim.mesh import ARTIFACT, DAY_MS, PROVIDE, REQUEST, Mesh, Site, output_of
 
 F16 = ArraySpec("float32", (16,))
@@ -527,3 +529,25 @@ def test_a_mesh_outlives_its_mandates_if_they_are_renewed(renewed: bool) -> None
         assert second.reason is Reason.EXPIRED
     for site in mesh.sites.values():
         assert check_objects(site.disk.signed).findings == (), site.name
+
+
+def test_a_receipt_before_its_units_waits_for_them() -> None:
+    """Lanes have their own queues, and who has crashed asks for the units once more."""
+    mesh = mesh_of(1, 1)
+    car, submitter = mesh.sites["car-0"], mesh.sites["submitter"]
+
+    def late(effect: fx.Send) -> list[fx.Send]:
+        if kind_of(effect.frame) != "part":
+            return [effect]
+        life = car.life
+        mesh.at(3_000, lambda: mesh.send_late(car, submitter, effect, life))
+        return []
+
+    car.lie = late
+    submit(mesh, order(6))
+    assert mesh.run(lambda: bool(submitter.node and submitter.node.acceptances._early))
+    assert job_of(mesh).taken == 0
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(15_000)
+    assert_whole(mesh, 6)
+    assert sorted(accepted_units(submitter)) == list(range(6))

@@ -40,6 +40,14 @@ def test_every_task_starts_on_a_car(small: Measured) -> None:
     assert (small.signatures, small.membership) == ("ed25519", "adverts")
 
 
+def test_cars_that_have_just_begun_find_work_by_tokens_at_once() -> None:
+    """All begin within a second, each elects itself, and all adverts are real."""
+    setup = replace(SMALL, cars=40, seconds=3.0, task_s=1.0, load=0.7, policy="tokens")
+    begun = simulate(setup)
+    assert begun.membership == "adverts" and not begun.failed
+    assert begun.quantile_ms(0.95) < 400, "a place in a line that no token comes to takes seconds"
+
+
 def test_the_same_seed_gives_the_same_digest_in_any_process() -> None:
     line = [sys.executable, "-m", "testnet", "sim", "--json", "--cars", "16", "--seconds", "0.6"]
     line += ["--task-s", "0.5", "--faults", "churn", "--parking"]

@@ -17,7 +17,7 @@ from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_TOKEN, Token
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.rendezvous import Stage
+from meshnode.protocol.rendezvous import SPARE_TOKENS, Stage
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import Lane, Limits, NetworkId, Peer
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
@@ -45,7 +45,7 @@ def rendezvous_of(mesh: Mesh) -> Site:
 def settled(cars: int, seed: int = 1, **more: Any) -> Mesh:
     """All adverts have been heard, and every token lies where it should."""
     mesh = mesh_of(cars, seed, **more)
-    mesh.rest(21_000)
+    mesh.rest(3_000)
     return mesh
 
 
@@ -263,6 +263,52 @@ def test_what_waited_when_its_connection_ended_may_be_placed_again() -> None:
     again = messages.pack(waiting.place)
     mesh.feed(holder, ev.FrameIn(submitter.identity.peer, Lane.CONTROL, again))
     assert waiting.key in [p.key for line in role._lines.values() for p in line]
+
+
+def test_who_comes_alone_moves_its_tokens_once_it_has_heard_of_the_others() -> None:
+    """A car that has just begun knows nobody, and elects itself."""
+    mesh = mesh_of(8, 1)
+    mesh.rest(3_000)
+    holder = rendezvous_of(mesh)
+    assert counted(mesh, "tokens_moved") > 0
+    for car in cars_of(mesh):
+        assert node_of(car).provider.tokens.holders() == {holder.identity.peer}
+        assert node_of(car).rendezvous.tokens == (8 if car is holder else 0)
+
+
+def waiting_place(mesh: Mesh) -> messages.Place:
+    """Of a placement that waits at its rendezvous, and goes on waiting."""
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    role._fits = lambda placement, held: False  # type: ignore[method-assign]
+    submit(mesh, order(1, policy="tokens"))
+    assert mesh.run(lambda: role.queued > 0)
+    del role._fits
+    return next(p for line in role._lines.values() for p in line).place
+
+
+def test_nobody_waits_at_one_that_is_not_elected() -> None:
+    mesh = settled(4)
+    holder = rendezvous_of(mesh)
+    other = next(car for car in cars_of(mesh) if car is not holder)
+    place = messages.pack(waiting_place(mesh))
+    submitter, at_ms = mesh.sites["submitter"].identity.peer, mesh.now_ms
+    mesh.feed(other, ev.FrameIn(submitter, Lane.CONTROL, place))
+    assert node_of(other).rendezvous.queued == 0
+    assert frames_since(mesh, at_ms)["refuse"] == 1
+
+
+@pytest.mark.parametrize("cars", [2, 3, 4])
+def test_what_another_cell_sends_gets_what_can_be_spared(cars: int) -> None:
+    mesh = settled(cars)
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    sent_on = messages.pack(replace(waiting_place(mesh), hops=1, wait_ms=0))
+    role.peer_down(mesh.sites["submitter"].identity.peer)  # what waits is forgotten
+    assert role.tokens == cars
+    mesh.feed(
+        rendezvous_of(mesh),
+        ev.FrameIn(mesh.sites["submitter"].identity.peer, Lane.CONTROL, sent_on),
+    )
+    assert role.tokens == (cars - 1 if cars > SPARE_TOKENS else cars)
 
 
 def token_of(site: Site, mesh: Mesh, seq: int, **more: Any) -> bytes:
