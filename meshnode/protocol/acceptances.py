@@ -8,7 +8,7 @@ before the acceptance leaves, in groups, like the provider's.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,8 +82,8 @@ class AcceptanceDesk:
         # From which receipt on what was accepted is to be said again.
         self._unsaid: dict[Digest, int] = {}
         self._full: list[Pending] = []
-        # In the order of their channel, the first before its units: what judging waits for.
-        self._early: dict[Digest, deque[tuple[Peer, Sealed, Receipt, int]]] = {}
+        # By seq: the first has come before its units, and those behind it wait for it.
+        self._early: dict[Digest, dict[int, tuple[Sealed, Receipt, int]]] = {}
         # Signed and not durable yet: one group at a time, so that no acceptance is on the disk
         # before the receipts that an earlier one covers.
         self._storing: list[tuple[Pending, Acceptance, Sealed]] = []
@@ -128,56 +128,49 @@ class AcceptanceDesk:
                 entered.agreement, entered.digest
             )
         early = self._early.get(receipt.channel)
-        if early is not None:
-            if any(each.digest == sealed.digest for _, each, _, _ in early):
+        if early is None:
+            if not self._comes_early(channel, receipt):
+                self._judge(channel, receipt, sealed)
                 return
-            twice = any(each.seq == receipt.seq for _, _, each, _ in early)
-            if not twice and len(early) < EARLY_MAX:
-                early.append((peer, sealed, receipt, self._out.now.mono_ms + EARLY_MS))
-                return
+            early = self._early[receipt.channel] = {}
+            self._due_soon()
+        known = early.get(receipt.seq)
+        if known is None and len(early) < EARLY_MAX:
+            early[receipt.seq] = (sealed, receipt, self._out.now.mono_ms + EARLY_MS)
+        elif known is None or known[0].digest != sealed.digest:
             self._judge_early(receipt.channel, EARLY_MAX)
-        if not self._comes_early(peer, channel, receipt, sealed):
-            self._judge(peer, channel, receipt, sealed)
+            self._judge(channel, receipt, sealed)
 
-    def _comes_early(
-        self, peer: Peer, channel: RequesterChannel, receipt: Receipt, sealed: Sealed
-    ) -> bool:
+    def _comes_early(self, channel: RequesterChannel, receipt: Receipt) -> bool:
         """Its units are not here, and may still come: its job goes on."""
-        if receipt.seq != channel.next_seq or not self._incomplete(receipt):
-            return False
-        until_mono_ms = self._out.now.mono_ms + EARLY_MS
-        self._early[channel.digest] = deque([(peer, sealed, receipt, until_mono_ms)])
-        self._due_soon()
-        return True
-
-    def _incomplete(self, receipt: Receipt) -> bool:
         job = self._jobs.all.get(receipt.work.job_id)
         first, end = _range(receipt)
         if job is None or job.state is not JobState.RUNNING or end > job.spec.units:
             return False
-        return any(not job.source_of[unit] for unit in range(first, end))
+        return receipt.seq == channel.next_seq and any(
+            not job.source_of[unit] for unit in range(first, end)
+        )
 
     def _judge_early(self, digest: Digest, least: int = 0) -> None:
         """Those whose units have come or whose time is over; `least` of them in any case."""
         early, channel = self._early.pop(digest), self.channels[digest]
-        while early:
-            peer, sealed, receipt, until_mono_ms = early[0]
-            waits = self._incomplete(receipt) and until_mono_ms > self._out.now.mono_ms
+        for seq in sorted(early):
+            sealed, receipt, until_mono_ms = early[seq]
+            waits = self._comes_early(channel, receipt) and until_mono_ms > self._out.now.mono_ms
             if waits and least <= 0:
                 self._early[digest] = early
                 self._due_soon()
                 return
             least -= 1
-            early.popleft()
-            self._judge(peer, channel, receipt, sealed)
+            del early[seq]
+            self._judge(channel, receipt, sealed)
 
     def _due_soon(self) -> None:
         if self._due_mono_ms is None:
             self._due_mono_ms = self._out.now.mono_ms + self._out.limits.receipt_delay_ms
 
-    def _judge(
-        self, peer: Peer, channel: RequesterChannel, receipt: Receipt, sealed: Sealed
-    ) -> None:
+    def _judge(self, channel: RequesterChannel, receipt: Receipt, sealed: Sealed) -> None:
+        peer = receipt.provider
         reason = channel.check(receipt, sealed.digest, self._out.now.unix_ms)
         if reason is Reason.DUPLICATE:
             self._say_from(channel, receipt.seq)  # it is not accepted there: ours was lost

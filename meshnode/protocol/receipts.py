@@ -288,7 +288,10 @@ class ReceiptDesk:
             if reason is Reason.GAP:
                 self._ask_later(peer)  # our receipts bring what is missing
             return
-        self._later.pop(peer, None)
+        if any(seq > acceptance.seq for seq in channel.open):
+            self.ask_soon(peer)  # this was on its way when it refused what came after
+        else:
+            self._later.pop(peer, None)
         self._taken.append((channel, acceptance, sealed))
         if not self._keeping:
             self._keep()

@@ -50,6 +50,7 @@ class Proof(Mesh):
         super().__init__(seed, **more)
         self._token_of: dict[tuple[Peer, Digest], Digest] = {}  # car, offer -> token
         self._spent: dict[Digest, LeaseId] = {}
+        self._leased: set[LeaseId] = set()
         self._receipts: dict[Digest, dict[int, Receipt]] = defaultdict(dict)
         self._reach: dict[Digest, int] = {}
         self._accepted: set[tuple[JobId, int, int]] = set()
@@ -75,10 +76,11 @@ class Proof(Mesh):
         elif kind == "lease" and effect.frame.startswith(TAG_18):
             lease = unseal(effect.frame).open(Lease, T_LEASE)
             token = self._token_of.get((site.identity.peer, lease.offer))
-            if token is not None and self._spent.setdefault(token, lease.lease_id) != (
-                lease.lease_id
-            ):
-                raise self.broken(f"{site.name} has leased twice on token {token.hex()[:8]}")
+            # A lease is said again to whoever assigns its offer again, and that spends nothing.
+            if token is not None and lease.lease_id not in self._leased:
+                self._leased.add(lease.lease_id)
+                if self._spent.setdefault(token, lease.lease_id) != lease.lease_id:
+                    raise self.broken(f"{site.name} has leased twice on token {token.hex()[:8]}")
         super()._send(site, effect, life)
 
     # ---- receipts
