@@ -20,7 +20,7 @@ from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.job import JobState
-from meshnode.protocol.messages import Assign, unpack
+from meshnode.protocol.messages import Assign, Place, unpack
 from meshnode.protocol.objects import (
     T_ACCEPT,
     T_LEASE,
@@ -48,9 +48,11 @@ class Proof(Mesh):
 
     def __init__(self, seed: int, **more: Any) -> None:
         super().__init__(seed, **more)
-        self._token_of: dict[tuple[Peer, Digest], Digest] = {}  # car, offer -> token
+        self._tokens_for: dict[tuple[Peer, Digest], list[Digest]] = defaultdict(list)
+        """Car and offer -> tokens that it was assigned on, the first first."""
         self._spent: dict[Digest, LeaseId] = {}
         self._leased: set[LeaseId] = set()
+        self._placed_at: set[tuple[Peer, Digest]] = set()  # rendezvous, offer
         self._receipts: dict[Digest, dict[int, Receipt]] = defaultdict(dict)
         self._reach: dict[Digest, int] = {}
         self._accepted: set[tuple[JobId, int, int]] = set()
@@ -72,13 +74,20 @@ class Proof(Mesh):
             assign = unpack(effect.frame)
             assert isinstance(assign, Assign)
             offer = unseal(assign.offer).digest
-            self._token_of[effect.peer, offer] = unseal(assign.token).digest
+            self._tokens_for[effect.peer, offer].append(unseal(assign.token).digest)
+        elif kind == "place":
+            place = unpack(effect.frame)
+            assert isinstance(place, Place)
+            self._placed_at.add((effect.peer, unseal(place.offer).digest))
         elif kind == "lease" and effect.frame.startswith(TAG_18):
             lease = unseal(effect.frame).open(Lease, T_LEASE)
-            token = self._token_of.get((site.identity.peer, lease.offer))
-            # A lease is said again to whoever assigns its offer again, and that spends nothing.
-            if token is not None and lease.lease_id not in self._leased:
+            tokens = self._tokens_for.get((site.identity.peer, lease.offer))
+            # A lease is said again to whoever assigns its offer again, and that spends nothing; a
+            # rendezvous that assigns to itself sends no frame.
+            own = (site.identity.peer, lease.offer) in self._placed_at
+            if tokens and not own and lease.lease_id not in self._leased:
                 self._leased.add(lease.lease_id)
+                token = next((each for each in tokens if each not in self._spent), tokens[-1])
                 if self._spent.setdefault(token, lease.lease_id) != lease.lease_id:
                     raise self.broken(f"{site.name} has leased twice on token {token.hex()[:8]}")
         super()._send(site, effect, life)
