@@ -33,7 +33,7 @@ class OverlayConfig:
     dht_server: bool = True
 
     # ---- peers and connections
-    peers_max: int = 512
+    peers_max: int = 640
     """As the machine's own limit; a few more are let in, so that it can choose who goes."""
     connections_max: int = 768
     connections_per_peer_max: int = 3

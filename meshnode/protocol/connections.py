@@ -49,10 +49,11 @@ class Worth(IntEnum):
     ASKING = 2  # it asked for terms a moment ago
     KNOWN = 3  # an agreement is in use, or it asked us for a car, or it has just come
     PROVEN = 4  # a run of ours came back from it, or it has accepted one of ours
-    MEMBER = 5  # a car of our cell, or another rendezvous, while we hold the role
-    TOKEN = 6  # its idle slot is deposited here
-    OWED = 7  # it waits for an answer of ours: a place in the queue, an assignment, a receipt
-    IN_USE = 8  # never: work of ours is there or its is here, or our own role hangs on it
+    EXPECTED = 5  # it has just come, and a rendezvous is looking for a car for us
+    MEMBER = 6  # a car of our cell, or another rendezvous, while we hold the role
+    TOKEN = 7  # its idle slot is deposited here
+    OWED = 8  # it waits for an answer of ours: a place in the queue, an assignment, a receipt
+    IN_USE = 9  # never: work of ours is there or its is here, or our own role hangs on it
 
 
 SWEPT_MAX: Final = Worth.PROVEN

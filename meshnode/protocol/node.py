@@ -373,12 +373,12 @@ class Node:
             return
         was_apart = self.clocks.apart(peer)
         self.clocks.heard(peer, hello.unix_ms)
-        first = state.hello is None
-        state.hello = hello
+        first, state.hello = state.hello is None, hello
         if first:
             self._out.notify(b"", "peer_up", peer=peer, path=state.path)
             self.provider.peer_ready(peer)
             self.requester.peer_ready(peer)
+            self.rendezvous.peer_ready(peer)
         if first or was_apart != self.clocks.apart(peer):
             self._clock_of(peer)
 

@@ -36,12 +36,14 @@ class Promises:
         self._posts = posts if identity.peer in posted else None
         self._asking = node.agreements.shown()
         self._known = node.rendezvous.origins()
+        self._expects = any(job.placed for job in node.jobs.running.values())
 
     def __call__(self, peer: Peer) -> Worth:
         state = self._connections.peers[peer]
         fresh = self._now_ms - state.since_mono_ms < FRESH_MS
+        just_come = Worth.EXPECTED if self._expects else Worth.KNOWN
         if state.hello is None:
-            return Worth.KNOWN if fresh else Worth.STRANGER
+            return just_come if fresh else Worth.STRANGER
         quiet_ms = self._now_ms - state.used_mono_ms
         proven = self._connections.is_proven(peer)
         if peer in self._in_use or (proven and quiet_ms < SETTLE_MS):
@@ -52,9 +54,11 @@ class Promises:
             return Worth.TOKEN
         if peer in self._tellers or self._serves(peer):
             return Worth.MEMBER
+        if fresh:
+            return max(just_come, Worth.PROVEN if proven else Worth.KNOWN)
         if proven:
             return Worth.PROVEN
-        if fresh or peer in self._known or self._agreements.used_with(peer):
+        if peer in self._known or self._agreements.used_with(peer):
             return Worth.KNOWN
         if peer in self._asking and quiet_ms < ASK_TIMEOUT_MS:
             return Worth.ASKING

@@ -229,6 +229,11 @@ class Rendezvous:
         if held is not None and held.token.peer == peer:
             self._drop(revoke.token)
 
+    def peer_ready(self, peer: Peer) -> None:
+        """Another of our cell, which may have what waits here, or wait for what is here."""
+        if (self._tokens or self._queued) and self._tallies.ours(peer) and self._tallies.elected():
+            self._out.send(peer, Lane.CONTROL, self._tally(peer))
+
     def peer_down(self, peer: Peer) -> None:
         for token in list(self._by_car.get(peer, ())):
             self._drop(token)
@@ -496,7 +501,10 @@ class Rendezvous:
         if self._told == (0, 0) == (len(self._tokens), self._queued):
             return
         self._told = (len(self._tokens), self._queued)
-        for peer in self._tallies.others():
+        self._tell_all(self._tallies.others())
+
+    def _tell_all(self, peers: list[Peer]) -> None:
+        for peer in peers:
             if self._rtt_us(peer) is None:
                 self._reach(peer)
             else:
@@ -505,10 +513,14 @@ class Rendezvous:
     def _push(self) -> None:
         """Heads of the lines go to neighbours that have tokens now."""
         self._push_mono_ms = self._out.now.mono_ms + PUSH_MS
-        for line in list(self._lines.values()):
-            head = line[0]
-            if self._send_on(head):
-                self._unqueue(head)
+        moved = True
+        while moved:  # as many as they said that they can spare, one of each line in turn
+            moved = False
+            for line in list(self._lines.values()):
+                head = line[0]
+                if self._send_on(head):
+                    self._unqueue(head)
+                    moved = True
 
     # ---- time
 
@@ -537,6 +549,8 @@ class Rendezvous:
             if not self._tallies.elected():  # the tokens come to others now, who will queue it
                 self._give_up_all()
             self._push()
+            if self._queued:  # whoever has some now answers
+                self._tell_all(self._tallies.mates())
             for line in list(self._lines.values()):
                 for position, placement in enumerate(list(line)):
                     if placement.until_mono_ms <= now_ms:

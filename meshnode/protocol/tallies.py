@@ -102,11 +102,16 @@ class Tallies:
 
     # ---- whom ours is told
 
+    def mates(self) -> list[Peer]:
+        """The other rendezvous of this cell."""
+        own, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
+        found = (peer for ranks in self._roster.posts(own.cell, epoch) for peer in ranks)
+        return [peer for peer in found if peer != own.peer]
+
     def others(self) -> list[Peer]:
         """The rendezvous of this cell and of the nearest ones."""
         identity, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
-        own = self._roster.posts(identity.cell, epoch)
-        found = [peer for ranks in own for peer in ranks]
+        found = self.mates()
         for cell in self._near(self._roster.neighbours(identity.cell)):
             posts = self._roster.posts(cell, epoch)
             ranks = posts[shard_of(identity.peer, len(posts))]

@@ -166,7 +166,7 @@ class Signer(Protocol):
 class Limits:
     """What an operator may tune. One frozen value, made by `meshnode.config`, handed in whole."""
 
-    peers_max: int = 512
+    peers_max: int = 640
     """Peers with a control stream, about 40 kB each. At the bound the idlest is hung up on for a
     new one, which is refused with BUSY only if all are in use."""
     adverts_max: int = 4096

@@ -53,6 +53,9 @@ DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
 PARKING_START_S: Final = 17 * 3_600.0
+GONE_MS: Final = 1_000
+"""After so long a cell elects without a car that is gone: whoever was connected has dialled it in
+vain, dropped its advert, and looks at an election once a second."""
 AFTER_KILL_US: Final = 12_000_000  # of which the tasks are measured by themselves
 OUT: Final = ArraySpec("float32", (16,))
 
@@ -170,6 +173,8 @@ class World(Mesh):
         for index, number in enumerate(cars):
             if index not in there:
                 self._absent.add(self.by_number[number].name)
+                del self.peers[number]
+                self.holders.changed(self.by_number[number].identity.cell)
         for at_s, index, what, _ in parking.events(stays):
             name = self.by_number[cars[index]].name
             at_us = int(at_s * 1e6)
@@ -188,6 +193,24 @@ class World(Mesh):
     def boot(self, name: str) -> None:
         if name not in self._absent:
             super().boot(name)
+            self._is_there(self.sites[name])
+
+    def crash(self, name: str) -> None:
+        super().crash(name)
+        site = self.sites[name]
+        life = site.life
+
+        def missed() -> None:
+            if site.life == life and self.peers.pop(site.number, None) is not None:
+                self.holders.changed(site.identity.cell)
+
+        self.at(GONE_MS, missed)
+
+    def _is_there(self, site: Site) -> None:
+        provides = site.identity.roles & PROVIDE and site.identity.peer not in self._ground_peers
+        if provides and site.number not in self.peers:
+            self.peers[site.number] = site.identity.peer
+            self.holders.changed(site.identity.cell)
 
     def add(self, name: str, roles: int, **more: Any) -> Site:
         """Boots when the heap comes to it."""

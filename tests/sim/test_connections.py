@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
-from meshnode.protocol.connections import FRESH_MS, QUIET_MS, SWEEP_MS, Worth
+from meshnode.protocol.connections import FRESH_MS, QUIET_MS, SETTLE_MS, SWEEP_MS, Worth
 from meshnode.protocol.job import JobState
 from meshnode.protocol.promises import Promises
 from meshnode.protocol.types import Limits, Now
@@ -241,3 +241,24 @@ def test_a_car_that_dials_first_says_so_and_its_run_goes_to_nobody_else() -> Non
     assert counted(mesh, "assigned") - before == len(job.history) == 4
     assert {past.how for past in job.history} == {"token"}
     assert not node.counters["announced"]
+
+
+def test_who_comes_while_a_rendezvous_looks_for_a_car_is_not_pushed_out_by_the_next() -> None:
+    """Its lease is under way, and all the others were of use before."""
+    mesh = mesh_of(4, 1)
+    mesh.rest(3_000)
+    submitter, holder = mesh.sites["submitter"], rendezvous_of(mesh)
+    submit(mesh, order(20, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(SETTLE_MS + 500)
+    (stranger,) = strangers(mesh, submitter, 1)
+
+    def worth() -> Worth:
+        return Promises(node_of(submitter), mesh.now())(stranger.peer)
+
+    assert worth() < Worth.PROVEN
+    holder.lie = lambda effect: []  # the question waits
+    submit(mesh, order(1, nonce=1, policy="tokens"))
+    assert worth() is Worth.EXPECTED > Worth.PROVEN
+    mesh.rest(FRESH_MS)
+    assert worth() < Worth.PROVEN

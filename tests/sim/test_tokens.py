@@ -378,3 +378,25 @@ def test_elections_split_a_cell_by_its_size_and_change_with_the_epoch() -> None:
     firsts = Counter(ranks[0] for (ranks,) in epochs)
     assert len(firsts) > 45 and max(firsts.values()) < 20, "hashing favours nobody"
     assert elect("c", 1, peers, 1_000, 250) == elect("c", 1, peers[::-1], 1_000, 250)
+
+
+def test_what_waits_at_one_gets_what_the_other_of_its_cell_has() -> None:
+    """One has a line, the other all the tokens, which came after the first had run dry."""
+    mesh = mesh_of(40, 5)
+    mesh.rest(3_000)
+    node = node_of(cars_of(mesh)[0])
+    ((one, two),) = node.provider.tokens._roster.posts("cell", epoch_of(mesh.now().unix_ms))
+    dry, rich = mesh.by_peer[one], mesh.by_peer[two]
+    assert node_of(rich).rendezvous.tokens >= 10
+    for car in list(node_of(dry).rendezvous.depositors()):
+        node_of(dry).rendezvous.peer_down(car)
+    mesh.rest(1_000)  # the rich one has told what it has, and tells it again in two seconds
+    node_of(dry).rendezvous._tallies.forget(two)
+    mesh.cut("submitter", rich.name)
+    submit(mesh, order(4, policy="tokens", lease_units_max=1))
+    role = node_of(rich).rendezvous
+    role._spare = lambda peer: 0  # type: ignore[method-assign]
+    assert mesh.run(lambda: node_of(dry).rendezvous.queued > 0, ms_max=100)
+    mesh.rest(100)  # it has asked, and there were none
+    del role._spare
+    assert mesh.run(lambda: ended(mesh), ms_max=700)
