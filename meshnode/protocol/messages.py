@@ -236,11 +236,13 @@ class Place:
 @rule
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """No token was there: the placement waits at `position`, from 0. Said again while it does."""
+    """No token was there: the placement waits at `position`, from 0, and this is said again while it
+    does; or another has it, from whom something will be heard within `within_ms`."""
 
     task_id: Annotated[TaskId, at(1, ID16)]
     attempt: Annotated[int, at(2, Uint(65535))]
     position: Annotated[int, at(3, Uint(1 << 16))]
+    within_ms: Annotated[int | None, at(4, Uint(60_000), optional=True)] = None
 
 
 @rule

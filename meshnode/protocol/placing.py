@@ -219,7 +219,10 @@ class Placing:
         found = self._attempts.find(peer, queued.task_id, queued.attempt)
         if found is not None and found[2].holder is not None:
             job, _, attempt = found
-            attempt.expires_mono_ms = self._out.now.mono_ms + QUEUED_MS
+            wait_ms = QUEUED_MS
+            if queued.within_ms is not None:  # another has it, and may keep it
+                wait_ms = min(wait_ms, self.timeout_ms(peer) + queued.within_ms)
+            attempt.expires_mono_ms = self._out.now.mono_ms + wait_ms
             attempt.asked_mono_ms = None  # what comes now has waited in a line
             if attempt.late is None:
                 job.place_window = 1

@@ -39,6 +39,8 @@ TALLY_MS: Final = 2_000  # how often other rendezvous hear what can be spared he
 FIRST_TALLY_MS: Final = 20  # after a rest: what else comes goes with it
 PUSH_MS: Final = 250  # how often what waits is offered to neighbours
 QUEUED_MS: Final = 1_000  # how often who waits is told that it still does
+SENT_ON_MS: Final = 50  # and so many round trips to whom a placement was sent on, a word takes
+SENT_ON_RTTS: Final = 3
 DRY_MS: Final = 250  # least time between two cries that the tokens have run out
 ANSWERS_MS: Final = 1_000  # so long a car that was assigned something may say no
 AGAIN_MS: Final = 100  # the same placement sooner than that is a duplicate
@@ -372,8 +374,10 @@ class Rendezvous:
         on = replace(placement.place, hops=1, wait_ms=0)
         self._out.counters["places_sent_on"] += 1
         self._out.send(peer, Lane.CONTROL, on)
-        # A car of another cell may have to dial its submitter first, who must not despair of us.
-        self._say_queued(placement, 0)
+        # A car of another cell may be farther than its submitter waits for a word of ours; if it has
+        # to dial first, it says so in that time.
+        within_ms = SENT_ON_MS + SENT_ON_RTTS * (self._rtt_us(peer) or 0) // 1000
+        self._say_queued(placement, 0, within_ms)
         return True
 
     def on_refuse(self, peer: Peer, refuse: Refuse) -> bool:
@@ -436,9 +440,11 @@ class Rendezvous:
             self._tell()
         self._say_queued(placement, len(line) - 1)
 
-    def _say_queued(self, placement: Placement, position: int) -> None:
+    def _say_queued(
+        self, placement: Placement, position: int, within_ms: int | None = None
+    ) -> None:
         placement.said_mono_ms = self._out.now.mono_ms
-        queued = Queued(placement.key[0], placement.key[1], position)
+        queued = Queued(placement.key[0], placement.key[1], position, within_ms)
         self._out.post(placement.origin, Lane.CONTROL, queued)
 
     def _unqueue(self, placement: Placement) -> None:

@@ -27,6 +27,10 @@ SHUN_MS: Final = 60_000  # for so long a rendezvous that lets tokens lapse is dr
 UNSPENT_MAX: Final = 3  # tokens in a row that a rendezvous let lapse while others' were spent
 POSTS_KNOWN_MAX: Final = 64
 REACH_MS: Final = 10_000  # between two dials of a rendezvous while another is there
+RENEW_MS: Final = 4_000
+"""A token that nobody has spent for so long is renewed, at another rendezvous if there is one; the
+next after twice as long, up to two thirds of its life. One that keeps tokens for itself starves the
+cars that drew it until then; an idle mesh renews no more often than each third of a minute."""
 LOOK_MS: Final = 500
 """After a deposit its car looks whether its holder is still elected, then after twice as long each
 time: who has just come elects itself, or an old one, until it has heard of the others."""
@@ -75,6 +79,7 @@ class Tokens:
         self._seq = 0
         self._over_mono_ms: int | None = None  # since then fewer slots are free than tokens out
         self._again_mono_ms: int | None = None  # nobody was in reach; look again then
+        self._quiet = 0  # tokens of ours in a row that nobody spent, wherever they lay
         self._unspent: OrderedDict[Peer, int] = OrderedDict()  # tokens in a row that lapsed there
         self._spent: OrderedDict[Peer, int] = OrderedDict()  # when one was spent last
         self._shunned: OrderedDict[Peer, int] = OrderedDict()
@@ -107,6 +112,7 @@ class Tokens:
         if deposit is None or deposit.holder != holder:
             self._out.counters["tokens_not_ours"] += 1
             return False
+        self._quiet = 0
         end = End.SPENT if deposit.until_mono_ms > self._out.now.mono_ms else End.LATE
         self._end(token, end)
         self._unspent.pop(holder, None)
@@ -127,7 +133,7 @@ class Tokens:
 
     # ---- depositing
 
-    def _drawn(self) -> Peer | None:
+    def _drawn(self, but: Peer | None) -> Peer | None:
         """One of the two rendezvous that serve us, if it is in reach; it is reached for if not. If
         neither is there or to be trusted, one of the others of our shard."""
         identity, now = self._out.identity, self._out.now
@@ -143,6 +149,7 @@ class Tokens:
                 remember(self._reached, peer, now.mono_ms, POSTS_KNOWN_MAX)
                 self._reach(peer)
         there = there or [p for p in trusted if self._in_reach(p)]
+        there = [p for p in there if p != but] or there
         return there[self._out.rng.randrange(len(there))] if there else None
 
     def _posts(self) -> Posts:
@@ -151,8 +158,8 @@ class Tokens:
     def _in_reach(self, peer: Peer) -> bool:
         return peer == self._out.identity.peer or peer in self._peers_up
 
-    def _deposit(self) -> Peer | None:
-        holder = self._drawn()
+    def _deposit(self, but: Peer | None = None) -> Peer | None:
+        holder = self._drawn(but)
         now, limits, identity = self._out.now, self._out.limits, self._out.identity
         if holder is None:
             self._again_mono_ms = now.mono_ms + limits.redial_gap_ms
@@ -177,7 +184,7 @@ class Tokens:
         sealed = self._out.seal(token, T_TOKEN)
         # A new epoch has other rendezvous: what lies at the old ones moves within two seconds.
         moves_ms = EPOCH_MS - now.unix_ms % EPOCH_MS + self._out.rng.randrange(MOVE_MS)
-        renew_ms = min(ttl_ms * 2 // 3, moves_ms)
+        renew_ms = min(RENEW_MS << min(self._quiet, 8), ttl_ms * 2 // 3, moves_ms)
         began_ms = now.mono_ms
         self._deposits[sealed.digest] = Deposit(
             holder, began_ms, began_ms + ttl_ms, began_ms + renew_ms, began_ms + LOOK_MS
@@ -196,13 +203,18 @@ class Tokens:
         """By a newer one, at whoever is drawn now."""
         holder = self._end(token, end).holder
         free = self._slots_free() > len(self._deposits)
-        if not free or self._deposit() != holder:
+        but = holder if end is End.RENEWED else None
+        if not free or self._deposit(but) != holder:
             # Two would be one promise too many; where it was, the newer takes its place.
             self._out.post(holder, Lane.CONTROL, Revoke(token, Reason.EXPIRED))
 
-    def _lapsed(self, holder: Peer) -> None:
+    def _lapsed(self, deposit: Deposit) -> None:
         """A rendezvous may have had no use for it, or keeps tokens to starve a cell: one whose
         tokens lapse again and again while another's are spent is drawn around for a minute."""
+        self._quiet += 1
+        holder = deposit.holder
+        if deposit.until_mono_ms - self._out.now.mono_ms > self._out.limits.token_ttl_ms // 2:
+            return  # too soon to say
         count = self._unspent.get(holder, 0) + 1
         remember(self._unspent, holder, count, POSTS_KNOWN_MAX)
         since = self._out.now.mono_ms - SHUN_MS
@@ -228,7 +240,7 @@ class Tokens:
         now_ms = self._out.now.mono_ms
         for token, deposit in list(self._deposits.items()):
             if deposit.renew_mono_ms <= now_ms:
-                self._lapsed(deposit.holder)
+                self._lapsed(deposit)
                 self._replace(token, End.RENEWED)
             elif deposit.look_mono_ms <= now_ms:
                 posts = self._posts()

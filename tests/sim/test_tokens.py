@@ -400,3 +400,27 @@ def test_what_waits_at_one_gets_what_the_other_of_its_cell_has() -> None:
     mesh.rest(100)  # it has asked, and there were none
     del role._spare
     assert mesh.run(lambda: ended(mesh), ms_max=700)
+
+
+def test_a_token_that_nobody_spends_is_soon_renewed_at_the_other() -> None:
+    mesh = mesh_of(40, 5)
+    mesh.rest(3_000)
+    before = {car.name: node_of(car).provider.tokens.holders() for car in cars_of(mesh)}
+    mesh.rest(4_000)
+    after = {car.name: node_of(car).provider.tokens.holders() for car in cars_of(mesh)}
+    assert all(len(there) == 1 and there != before[name] for name, there in after.items())
+    renewed = counted(mesh, "tokens_renewed")
+    mesh.rest(60_000)
+    assert counted(mesh, "tokens_renewed") - renewed <= 40 * 5, "8, 16, 20 and 20 s"
+
+
+def test_who_has_it_now_may_keep_it_and_is_not_waited_for() -> None:
+    mesh = settled(3)
+    holder, submitter = rendezvous_of(mesh), mesh.sites["submitter"]
+    holder.lie = lambda effect: []
+    submit(mesh, order(1, policy="tokens"))
+    assert mesh.run(lambda: bool(job_of(mesh).live))
+    (task,) = job_of(mesh).tasks.values()
+    said = messages.pack(messages.Queued(task.task_id, 0, 0, 40))
+    mesh.feed(submitter, ev.FrameIn(holder.identity.peer, Lane.CONTROL, said))
+    assert mesh.run(lambda: ended(mesh), ms_max=1_000), "three seconds for one that waits in line"
