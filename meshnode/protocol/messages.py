@@ -236,8 +236,8 @@ class Place:
 @rule
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """No token was there: the placement waits at `position`, from 0, and this is said again while it
-    does; or another has it, from whom something will be heard within `within_ms`."""
+    """No token was there: the placement waits at `position`, from 0, which is said again while it
+    does; or another has it, of whom something will be heard within `within_ms`."""
 
     task_id: Annotated[TaskId, at(1, ID16)]
     attempt: Annotated[int, at(2, Uint(65535))]

@@ -374,8 +374,8 @@ class Rendezvous:
         on = replace(placement.place, hops=1, wait_ms=0)
         self._out.counters["places_sent_on"] += 1
         self._out.send(peer, Lane.CONTROL, on)
-        # A car of another cell may be farther than its submitter waits for a word of ours; if it has
-        # to dial first, it says so in that time.
+        # A car of another cell may be farther than its submitter waits for a word of ours; one that
+        # has to dial first says so in that time.
         within_ms = SENT_ON_MS + SENT_ON_RTTS * (self._rtt_us(peer) or 0) // 1000
         self._say_queued(placement, 0, within_ms)
         return True
