@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -176,3 +177,20 @@ def test_tokens_place_in_few_messages() -> None:
 def test_a_policy_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="'luck' is no policy"):
         simulate(Setup(cars=10, policy="luck"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["tokens", "gossip"])
+def test_the_figures_of_the_readme_are_true(policy: str) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    line = re.search(rf"mesh testnet (sim .*--policy {policy}) +# (\d+) ms, (\d+) messages", readme)
+    assert line is not None
+    done = subprocess.run(
+        [sys.executable, "-m", "testnet", *line[1].split(), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    said = json.loads(done.stdout)
+    assert [round(said["p50_ms"]), round(said["messages_per_task"])] == [int(line[2]), int(line[3])]
