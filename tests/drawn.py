@@ -89,7 +89,7 @@ COUNTS: Final = {
         "TRIES_MAX",
         "SPARE_TOKENS",
     ),
-    "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS"),
+    "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS", "BELIEVED_MAX"),
     "token": ("UNSPENT_MAX",),
 }
 """Bounds that are no times and that a peer meets, beside those of types.py."""

@@ -147,6 +147,8 @@ class AcceptanceDesk:
         first, end = _range(receipt)
         if job is None or job.state is not JobState.RUNNING or end > job.spec.units:
             return False
+        if end - first > LEASE_UNITS_MAX:
+            return False
         return receipt.seq == channel.next_seq and any(
             not job.source_of[unit] for unit in range(first, end)
         )

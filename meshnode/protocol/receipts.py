@@ -288,10 +288,11 @@ class ReceiptDesk:
             if reason is Reason.GAP:
                 self._ask_later(peer)  # our receipts bring what is missing
             return
-        if any(seq > acceptance.seq for seq in channel.open):
-            self.ask_soon(peer)  # this was on its way when it refused what came after
-        else:
-            self._later.pop(peer, None)
+        if peer in self._later:
+            if self._unanswered(peer, channel, acceptance):
+                self.ask_soon(peer)  # this was on its way when it refused what came after
+            else:
+                del self._later[peer]
         self._taken.append((channel, acceptance, sealed))
         if not self._keeping:
             self._keep()
@@ -313,6 +314,15 @@ class ReceiptDesk:
         if self._taken:
             self._keep()
 
+    def _unanswered(self, peer: Peer, taken: ProviderChannel, acceptance: Acceptance) -> bool:
+        """Whether it has receipts of ours, of any channel, that this one does not accept."""
+        return any(
+            seq > (acceptance.seq if channel is taken else channel.taken_seq)
+            for channel in self.channels.values()
+            if channel.agreement.requester == peer
+            for seq in channel.open
+        )
+
     def on_decline(self, peer: Peer, reason: Reason) -> None:
         """A receipt did not stand, for now: its chain had a hole, or a clock is wrong."""
         if reason in (Reason.GAP, Reason.CLOCK_SKEW):
@@ -322,6 +332,8 @@ class ReceiptDesk:
         """What it refused may stand now."""
         if peer in self._later:
             due_mono_ms = self._out.now.mono_ms + SAY_AGAIN_MS
+            if (known := self._later[peer].due_mono_ms) is not None:
+                due_mono_ms = min(due_mono_ms, known)  # not put off by each that is accepted
             self._later[peer] = Later(due_mono_ms, SAY_AGAIN_MS)
 
     def _ask_later(self, peer: Peer) -> None:

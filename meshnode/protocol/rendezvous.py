@@ -79,7 +79,7 @@ EDGES: Final[dict[Stage, set[Stage]]] = {
     Stage.QUEUED: {
         Stage.ASSIGNED,  # a token that fits comes and it is this line's turn: assign
         Stage.SENT_ON,  # a neighbour has tokens now: place with one hop more, and queued
-        Stage.OVER,  # wait_ms is over: refuse; its requester cancels or its connection ends
+        Stage.OVER,  # wait_ms or its election is over: refuse; cancelled, or its connection ends
     },
     Stage.ASSIGNED: {
         Stage.SOUGHT,  # the car refuses
@@ -207,9 +207,15 @@ class Rendezvous:
         if len(self._tokens) >= self._out.limits.tokens_held_max:
             self._out.counters["tokens_refused_full"] += 1
             return
-        self._tally_mono_ms = max(self._tally_mono_ms, now.mono_ms + FIRST_TALLY_MS)
+        self._wake()
         mine.append(sealed.digest)
         self._tokens[sealed.digest] = held
+
+    def _wake(self) -> None:
+        """Others hear of what comes after a rest, not put off by what comes behind it."""
+        if not self._tokens and not self._queued:
+            soon_ms = self._out.now.mono_ms + FIRST_TALLY_MS
+            self._tally_mono_ms = max(self._tally_mono_ms, soon_ms)
 
     def _sound(self, peer: Peer, sealed: Sealed, token: Token) -> Reason:
         now = self._out.now.unix_ms
@@ -271,8 +277,10 @@ class Rendezvous:
             if known.to is None or now_ms < known.came_mono_ms + AGAIN_MS:
                 return  # it waits, or has just gone out
             known.refused_by.add(known.to)  # nothing came of it there
+            self._tallies.had_none(known.to)
             self._end(known)
-        wait_ms = min(place.wait_ms, self._out.limits.queue_ms_max)
+        # A line is for those who came here themselves: what is lent comes of the surplus.
+        wait_ms = 0 if place.hops else min(place.wait_ms, self._out.limits.queue_ms_max)
         placement = Placement(
             place,
             offer,
@@ -377,6 +385,7 @@ class Rendezvous:
         # A car of another cell may be farther than its submitter waits for a word of ours; one that
         # has to dial first says so in that time.
         within_ms = SENT_ON_MS + SENT_ON_RTTS * (self._rtt_us(peer) or 0) // 1000
+        within_ms = min(within_ms, QUEUED_MS)
         self._say_queued(placement, 0, within_ms)
         return True
 
@@ -430,10 +439,11 @@ class Rendezvous:
                 del self._lines[placement.submitter]
             self._give_up(placement, Reason.NO_TOKEN)
             return
+        self._wake()
+        if not self._queued:
+            self._push_mono_ms = self._out.now.mono_ms + FIRST_TALLY_MS
         line.append(placement)
         self._queued += 1
-        self._tally_mono_ms = max(self._tally_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
-        self._push_mono_ms = max(self._push_mono_ms, self._out.now.mono_ms + FIRST_TALLY_MS)
         placement.move(Stage.QUEUED)
         if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
             self._dry_mono_ms = self._out.now.mono_ms
@@ -518,7 +528,6 @@ class Rendezvous:
 
     def _push(self) -> None:
         """Heads of the lines go to neighbours that have tokens now."""
-        self._push_mono_ms = self._out.now.mono_ms + PUSH_MS
         moved = True
         while moved:  # as many as they said that they can spare, one of each line in turn
             moved = False
@@ -552,6 +561,7 @@ class Rendezvous:
             self._tallies.expire()
             self._tell()
         if self._queued and self._push_mono_ms <= now_ms:
+            self._push_mono_ms = now_ms + PUSH_MS
             if not self._tallies.elected():  # the tokens come to others now, who will queue it
                 self._give_up_all()
             self._push()

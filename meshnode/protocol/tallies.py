@@ -18,6 +18,7 @@ from .types import Peer
 
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
+BELIEVED_MAX: Final = 32  # tokens of one tally: whoever lies gets no more before its next
 ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
 NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
 NEW_CELLS: Final = 2  # of them are not yet known to be near
@@ -66,7 +67,8 @@ class Tallies:
             return False
         now_ms = self._out.now.mono_ms
         answered_ms = before.answered_mono_ms if before else 0
-        known = Known(tally.tokens, now_ms + TALLY_TTL_MS, answered_ms)
+        tokens = min(tally.tokens, BELIEVED_MAX)
+        known = Known(tokens, now_ms + TALLY_TTL_MS, answered_ms)
         self._known[peer] = known
         if tally.tokens or not tally.queued or answered_ms + ANSWER_MS > now_ms:
             return False

@@ -204,8 +204,8 @@ class Tokens:
         holder = self._end(token, end).holder
         free = self._slots_free() > len(self._deposits)
         but = holder if end is End.RENEWED else None
-        if not free or self._deposit(but) != holder:
-            # Two would be one promise too many; where it was, the newer takes its place.
+        if not free or self._deposit(but) != holder or self._owner.slots > 1:
+            # Two would be one promise too many. Of a single slot the newer takes the older's place.
             self._out.post(holder, Lane.CONTROL, Revoke(token, Reason.EXPIRED))
 
     def _lapsed(self, deposit: Deposit) -> None:
