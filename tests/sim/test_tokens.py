@@ -17,9 +17,10 @@ from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_TOKEN, Token
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.rendezvous import SPARE_TOKENS, Stage
+from meshnode.protocol.rendezvous import SPARE_TOKENS, Placement, Stage
 from meshnode.protocol.sealed import seal
-from meshnode.protocol.types import Lane, Limits, NetworkId, Peer
+from meshnode.protocol.tallies import BELIEVED_MAX
+from meshnode.protocol.types import Lane, Limits, NetworkId, Peer, TaskId
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
 
 from .test_mesh import accepted_units, assert_whole, ended, job_of, mesh_of, order, submit
@@ -424,3 +425,68 @@ def test_who_has_it_now_may_keep_it_and_is_not_waited_for() -> None:
     said = messages.pack(messages.Queued(task.task_id, 0, 0, 40))
     mesh.feed(submitter, ev.FrameIn(holder.identity.peer, Lane.CONTROL, said))
     assert mesh.run(lambda: ended(mesh), ms_max=1_000), "three seconds for one that waits in line"
+
+
+def stuck(mesh: Mesh) -> Placement:
+    """One that waits at its rendezvous, where no token fits; its requester says nothing more."""
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    role._fits = lambda placement, held: False  # type: ignore[method-assign]
+    submit(mesh, order(1, policy="tokens"))
+    assert mesh.run(lambda: role.queued > 0)
+    mesh.sites["submitter"].lie = lambda effect: []
+    return next(p for line in role._lines.values() for p in line)
+
+
+def test_a_line_that_grows_each_moment_is_looked_at_all_the_same() -> None:
+    mesh = settled(4)
+    first = stuck(mesh)
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    for number in range(100):
+        mesh.rest(15)
+        again = replace(first, key=(TaskId(number.to_bytes(16, "big")), 0), stage=Stage.SOUGHT)
+        role._placed[again.key] = again
+        role._queue(again)
+        if len(role._lines[first.submitter]) > 40:
+            role.on_cancel(again.origin, *again.key)
+    assert mesh.now_ms - first.said_mono_ms < 1_400, "each second"
+
+
+def test_who_says_again_and_again_that_it_has_tokens_holds_up_no_line() -> None:
+    mesh = settled(4)
+    first, holder = stuck(mesh), rendezvous_of(mesh)
+    liar = next(car for car in cars_of(mesh) if car is not holder)
+    first.refused_by.add(liar.identity.peer)
+    tally = messages.pack(messages.Tally("elsewhere", 1 << 16, 0))
+    for _ in range(20):
+        mesh.feed(holder, ev.FrameIn(liar.identity.peer, Lane.CONTROL, tally))
+        mesh.rest(100)
+    assert mesh.now_ms - first.said_mono_ms < 1_400
+    assert node_of(holder).rendezvous._tallies._known[liar.identity.peer].tokens == BELIEVED_MAX
+
+
+def test_what_is_lent_waits_in_no_line() -> None:
+    mesh = settled(2)
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    sent_on = messages.pack(replace(waiting_place(mesh), hops=1, wait_ms=10_000))
+    submitter = mesh.sites["submitter"].identity.peer
+    role.peer_down(submitter)
+    mesh.feed(rendezvous_of(mesh), ev.FrameIn(submitter, Lane.CONTROL, sent_on))
+    assert role.queued == 0 and role.tokens == 2
+
+
+def test_a_renewed_token_of_a_car_with_several_slots_is_not_held_twice() -> None:
+    mesh = Mesh(3)
+    mesh.add("submitter", REQUEST)
+    for number in range(3):
+        mesh.add(f"car-{number}", PROVIDE, slots=4)
+    mesh.connect_all()
+    mesh.rest(3_000)
+    car = next(car for car in cars_of(mesh) if car is not rendezvous_of(mesh))
+    tokens = node_of(car).provider.tokens
+    free = tokens._slots_free
+    tokens._slots_free = lambda: min(1, free())
+    tokens.changed()
+    mesh.rest(6_000)
+    assert counted(mesh, "tokens_renewed") > 0 and len(tokens) == 1
+    role = node_of(rendezvous_of(mesh)).rendezvous
+    assert len(role._by_car[car.identity.peer]) == 1
