@@ -443,6 +443,7 @@ def test_a_line_that_grows_each_moment_is_looked_at_all_the_same() -> None:
     role = node_of(rendezvous_of(mesh)).rendezvous
     for number in range(100):
         mesh.rest(15)
+        role._out.now = mesh.now()
         again = replace(first, key=(TaskId(number.to_bytes(16, "big")), 0), stage=Stage.SOUGHT)
         role._placed[again.key] = again
         role._queue(again)
