@@ -193,4 +193,5 @@ def test_the_figures_of_the_readme_are_true(policy: str) -> None:
         timeout=600,
     )
     said = json.loads(done.stdout)
-    assert [round(said["p50_ms"]), round(said["messages_per_task"])] == [int(line[2]), int(line[3])]
+    told = [float(line[2]), float(line[3])]
+    assert [said["p50_ms"], said["messages_per_task"]] == pytest.approx(told, rel=0.1)
