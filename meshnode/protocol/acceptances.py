@@ -148,7 +148,7 @@ class AcceptanceDesk:
         if job is None or job.state is not JobState.RUNNING or end > job.spec.units:
             return False
         if end - first > LEASE_UNITS_MAX:
-            return False
+            return False  # it does not stand in any case
         return receipt.seq == channel.next_seq and any(
             not job.source_of[unit] for unit in range(first, end)
         )

@@ -4,7 +4,9 @@ Key 0 is the schema version, 1 the network, 4 the object's own name where the ty
 mistaken. Money is in 1e-9 of the agreement's currency, times in unix milliseconds, energy in mWh.
 The `T_*` constants are the COSE `typ` values: one per kind of object, the domain separators.
 
-In one file, and in the grammar's order, because the two are read side by side.
+In one file of more than 600 lines, and in the grammar's order, because the two are read side by
+side: the signed part of docs/spec/meshnode.cddl is one list as well, and a split would put an object
+and the parts that it shares with others into different files.
 """
 
 from __future__ import annotations

@@ -67,9 +67,8 @@ class Tallies:
             return False
         now_ms = self._out.now.mono_ms
         answered_ms = before.answered_mono_ms if before else 0
-        tokens = min(tally.tokens, BELIEVED_MAX)
-        known = Known(tokens, now_ms + TALLY_TTL_MS, answered_ms)
-        self._known[peer] = known
+        believed = min(tally.tokens, BELIEVED_MAX)
+        known = self._known[peer] = Known(believed, now_ms + TALLY_TTL_MS, answered_ms)
         if tally.tokens or not tally.queued or answered_ms + ANSWER_MS > now_ms:
             return False
         known.answered_mono_ms = now_ms

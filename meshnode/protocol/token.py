@@ -41,7 +41,7 @@ class End(Enum):
 
     SPENT = "spent"  # its holder assigns it in time: the offer may have the slot
     LATE = "late"  # its holder assigns it after its time: refuse with EXPIRED
-    RENEWED = "renewed"  # its renewal is due: a new one is deposited, revoke if it lies elsewhere
+    RENEWED = "renewed"  # it is due: a new one; revoke if that lies elsewhere, or of several slots
     MOVED = "moved"  # hashing names others for its shard now: a new one is deposited there, revoke
     TAKEN = "taken"  # another run has had its slot for OVER_MS: revoke with BUSY
     WITHDRAWN = "withdrawn"  # the car takes no more work: revoke with the reason
