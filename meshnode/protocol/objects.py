@@ -5,8 +5,8 @@ mistaken. Money is in 1e-9 of the agreement's currency, times in unix millisecon
 The `T_*` constants are the COSE `typ` values: one per kind of object, the domain separators.
 
 In one file of more than 600 lines, and in the grammar's order, because the two are read side by
-side: the signed part of docs/spec/meshnode.cddl is one list as well, and a split would put an object
-and the parts that it shares with others into different files.
+side: the signed part of docs/spec/meshnode.cddl is one list as well, and a split would put an
+object and the parts that it shares with others into different files.
 """
 
 from __future__ import annotations
