@@ -88,6 +88,7 @@ COUNTS: Final = {
         "TOKENS_PER_CAR_MAX",
         "TRIES_MAX",
         "SPARE_TOKENS",
+        "HEDGE_PART",
     ),
     "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS", "BELIEVED_MAX"),
     "token": ("UNSPENT_MAX",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import frame
-from .watching import reason_text
+from .watching import Leases, reason_text
 
 if TYPE_CHECKING:
     from jaxkernels.host import Context
@@ -75,13 +75,14 @@ class _Tell:
 
     def __init__(self) -> None:
         self.line_open = False
+        self._leases = Leases()
 
     def attempt(self, fields: dict[str, Any]) -> None:
         car = frame.ident(fields["peer"])[-8:] if fields.get("peer") else "?"
-        if fields.get("state") == "leased" and fields.get("step"):
-            self._say(f"{car}: goes on from step {fields['step']}")
-        elif fields.get("state") == "lost":
+        if self._leases.lost(fields):
             self._say(f"{car}: lost, {reason_text(fields.get('reason'))}")
+        elif fields.get("state") == "leased" and fields.get("step"):
+            self._say(f"{car}: goes on from step {fields['step']}")
 
     def _say(self, text: str) -> None:
         if self.line_open:

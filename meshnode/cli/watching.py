@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 INLINE_ROWS_MAX: Final = 1 << 20
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
-ENDED_BADLY: Final = frozenset({"lost"})
 
 
 class Progress(Protocol):
@@ -102,16 +101,31 @@ def follow(
     what = f"job {job_id.hex()[:8]}"
     with progress(what) as shown:
         done, total = 0, 0
+        leases = Leases()
         for notice in mesh.watch(job_id):
             fields = notice.fields
             if notice.kind == "job":
                 done, total = fields.get("done") or 0, fields.get("units") or 0
             elif notice.kind == "units":
                 done += fields.get("count") or 0
-            elif notice.kind == "attempt" and fields.get("state") in ENDED_BADLY:
+            elif notice.kind == "attempt" and leases.lost(fields):
                 car = frame.ident(fields["peer"])[-8:] if fields.get("peer") else "?"
-                shown.say(f"{car}: {fields['state']}, {reason_text(fields.get('reason'))}")
+                shown.say(f"{car}: lost, {reason_text(fields.get('reason'))}")
             shown.at(min(done, total), total)
+
+
+class Leases:
+    """Which attempts a car took: of the others none was lost, somebody had only been asked."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[Any, Any]] = set()
+
+    def lost(self, fields: dict[str, Any]) -> bool:
+        """Of an attempt's notice: whether a car had it and has it no more."""
+        key, state = (fields.get("task"), fields.get("attempt")), fields.get("state")
+        if state == "leased":
+            self._taken.add(key)
+        return state == "lost" and key in self._taken
 
 
 def reason_text(code: Any) -> str:

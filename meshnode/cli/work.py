@@ -39,10 +39,10 @@ def work_options(command: F) -> F:
         ),
         click.option(
             "--policy",
-            type=click.Choice(["adverts", "tokens", "gossip"]),
-            default="adverts",
+            type=click.Choice(["tokens", "adverts", "gossip"]),
+            default="tokens",
             show_default=True,
-            help="Offer to known cars, ask the cell's rendezvous for idle ones, or announce.",
+            help="Ask the cell's rendezvous for idle cars, offer to known ones, or announce.",
         ),
         click.option(
             "--cars",

@@ -47,8 +47,9 @@ LONG_WALL_S: Final = 6 * 3600.0
 class Terms:
     """How a job is to be run; everything has a default."""
 
-    policy: str = "adverts"
-    """`adverts`: point-to-point offers first. `gossip`: always announce in the cell."""
+    policy: str = "tokens"
+    """`tokens`: ask the cell's rendezvous for idle cars. `adverts`: offer to cars whose adverts
+    said idle. Both announce in the cell what finds nobody. `gossip`: always announce."""
     cars: tuple[Peer, ...] = ()
     """Only these cars, or those of `owners`; both empty means any that may."""
     owners: tuple[str, ...] = ()

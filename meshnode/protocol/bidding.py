@@ -85,7 +85,7 @@ class Bidding:
             return
         assert attempt.holder is not None
         self._placing.served(job, attempt.holder)
-        self._attempts.lose(job, attempt, Reason.SUPERSEDED, again=False)
+        self._attempts.lose(job, attempt, Reason.HELD, again=False)
         if task.missing >= task.end:
             return  # a run that was given up has brought the rest meanwhile
         self._offers.offer(job, peer, task, sealed, None, attempt.late)

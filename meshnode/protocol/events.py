@@ -231,7 +231,7 @@ class JobOrder:
     wall_ms_max: int = 60_000  # of one unit
     memory_mb_max: int = 2_048
     lease_units_max: int = 0  # most units a lease may carry; 0 leaves it to the guided size
-    policy: str = "adverts"  # "adverts" | "tokens" | "gossip"
+    policy: str = "tokens"  # "tokens" | "adverts" | "gossip"
     cars: tuple[Peer, ...] = ()  # only these, if any, or cars of `owners`
     owners: tuple[Account, ...] = ()  # accounts whose cars may run it
     deadline_ms: int = 0  # from now; 0 is the limit's own

@@ -32,6 +32,7 @@ RUN_MS_MAX: Final = 60_000  # a hedge is expected to take no longer: then it is 
 HEDGES_MAX: Final = 3  # of one task, those included that found no car
 LOOK_MS_LEAST: Final = 250  # before a run is looked at again that no hedge would help
 LOOK_MS_SOON: Final = 20  # the same, where it is not late yet
+RUN_ALL_THE_SAME: Final = frozenset({Reason.SUPERSEDED, Reason.HELD})  # by another attempt
 SAVED_MS_MAX: Final = 60_000  # of computing that a quiet time may save up for hedges
 
 
@@ -142,7 +143,7 @@ class Hedging:
     def _affords(self, cost_ms: float) -> bool:
         """What no car took costs nothing."""
         for hedge, asked_ms in self._asked:
-            if not hedge.live and hedge.lease_id is None and hedge.reason is not Reason.SUPERSEDED:
+            if not hedge.live and hedge.lease_id is None and hedge.reason not in RUN_ALL_THE_SAME:
                 self._saved_ms += asked_ms
         self._asked = [(a, ms) for a, ms in self._asked if a.live and a.lease_id is None]
         return cost_ms <= self._saved_ms

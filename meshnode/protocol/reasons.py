@@ -113,6 +113,7 @@ class Reason(IntEnum):
     UNREACHABLE = 85, "nobody answers at the address; check --join and that a node runs there"
     SHUTDOWN = 86, "the node is shutting down"
     STORAGE = 87, "this machine's disk refused a write or cannot keep up"
+    HELD = 88, "the car that was found holds a slot for the next attempt"
     # ---- why it waits (explain)
     WAITS_BLOB = 96, "waiting for blobs to arrive"
     WAITS_SLOT = 97, "waiting for a free car"

@@ -25,7 +25,7 @@ MODELS = ("metro", "region", "continents")
 FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
 
 
-@click.command(epilog="Example: mesh testnet sim --cars 500 --load 0.8 --seed 1 --policy adverts")
+@click.command(epilog="Example: mesh testnet sim --cars 500 --load 0.8 --seed 1")
 @click.option("--cars", type=click.IntRange(1, CARS_MAX), default=500, show_default=True)
 @click.option(
     "--load",
@@ -38,7 +38,7 @@ FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
-    default="adverts",
+    default="tokens",
     show_default=True,
     help="How tasks find cars; random, central and limit are oracles.",
 )

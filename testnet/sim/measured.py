@@ -24,7 +24,7 @@ class Setup:
     cars: int
     load: float = 0.8
     seed: int = 1
-    policy: str = "adverts"
+    policy: str = "tokens"
     model: str = "continents"
     task_s: float = 2.0
     seconds: float = 20.0

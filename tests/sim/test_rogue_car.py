@@ -170,7 +170,7 @@ def states_offered(rogue: Rogue) -> list[BlobRef | None]:
 @pytest.mark.parametrize(("step", "size"), [(1, 1 << 30), (0, 64), (40, 64), (41, 64)], ids=str)
 def test_a_checkpoint_that_cannot_be_is_not_fetched(step: int, size: int) -> None:
     mesh, site, rogue = submitter_and_rogue()
-    submit(mesh, long_order(units=1, steps=40))
+    submit(mesh, long_order(units=1, steps=40, policy="adverts"))
     first_offer(mesh, rogue)
     lease = LeaseId(bytes(16))
     rogue.say(site, rogue.lease(rogue.all_heard(T_OFFER)[0], lease))
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_a_plain_job_is_refused() -> None:
 
 def test_a_state_on_which_the_kernel_fails_is_tried_once() -> None:
     mesh, site, rogue = submitter_and_rogue()
-    submit(mesh, long_order(units=1, steps=40))
+    submit(mesh, long_order(units=1, steps=40, policy="adverts"))
     first_offer(mesh, rogue)
     state = BlobRef(Digest(b"\x07" * 32), 64)
     for number, reason in enumerate((Reason.STOPPED_BY_OWNER, Reason.FAILED_BY_JOB)):

@@ -36,7 +36,7 @@ def test_every_task_starts_on_a_car(small: Measured) -> None:
     assert small.tasks > 20
     assert len(small.started_us) == small.tasks and not small.failed
     assert all(took > 0 for took in small.started_us)
-    assert small.frames["offer"] > 0 < small.frames["lease"]
+    assert small.frames["place"] > 0 < small.frames["lease"]
     assert small.messages_per_task() > 1.5
     assert (small.signatures, small.membership) == ("ed25519", "adverts")
 

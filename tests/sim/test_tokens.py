@@ -15,10 +15,10 @@ from meshnode.protocol import messages
 from meshnode.protocol.cell import Candidate, elect, epoch_of, shape
 from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import T_TOKEN, Token
+from meshnode.protocol.objects import T_OFFER, T_TOKEN, Offer, OfferKind, Token
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.rendezvous import SPARE_TOKENS, Placement, Stage
-from meshnode.protocol.sealed import seal
+from meshnode.protocol.sealed import seal, unseal
 from meshnode.protocol.tallies import BELIEVED_MAX
 from meshnode.protocol.types import Lane, Limits, NetworkId, Peer, TaskId
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
@@ -310,6 +310,23 @@ def test_what_another_cell_sends_gets_what_can_be_spared(cars: int) -> None:
         ev.FrameIn(mesh.sites["submitter"].identity.peer, Lane.CONTROL, sent_on),
     )
     assert role.tokens == (cars - 1 if cars > SPARE_TOKENS else cars)
+
+
+@pytest.mark.parametrize(("idle", "taken"), [(1, 0), (2, 1)])
+def test_a_hedge_gets_a_car_where_enough_are_idle(idle: int, taken: int) -> None:
+    mesh = settled(12)
+    submitter, holder = mesh.sites["submitter"], rendezvous_of(mesh)
+    role, place = node_of(holder).rendezvous, waiting_place(mesh)
+    role.peer_down(submitter.identity.peer)  # what waits is forgotten
+    for car in [car for car in cars_of(mesh) if car is not holder][: 12 - idle]:
+        role.peer_down(car.identity.peer)
+    assert role.tokens == idle
+    offer = replace(unseal(place.offer).open(Offer, T_OFFER), kind=OfferKind.HEDGE)
+    hedge = seal(offer, T_OFFER, submitter.identity.peer, submitter.signer.sign)
+    frame, at_ms = messages.pack(replace(place, offer=hedge.wire)), mesh.now_ms
+    mesh.feed(holder, ev.FrameIn(submitter.identity.peer, Lane.CONTROL, frame))
+    assert role.tokens == idle - taken and not role.queued
+    assert frames_since(mesh, at_ms)["refuse"] == 1 - taken
 
 
 def token_of(site: Site, mesh: Mesh, seq: int, **more: Any) -> bytes:
