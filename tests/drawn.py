@@ -89,6 +89,7 @@ COUNTS: Final = {
         "TRIES_MAX",
         "SPARE_TOKENS",
         "HEDGE_PART",
+        "ASKED_MAX",
     ),
     "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS", "BELIEVED_MAX"),
     "token": ("UNSPENT_MAX",),

@@ -222,7 +222,9 @@ class Placing:
             wait_ms = QUEUED_MS
             if queued.within_ms is not None:  # another has it, and may keep it
                 wait_ms = min(wait_ms, self.timeout_ms(peer) + queued.within_ms)
-            attempt.expires_mono_ms = self._out.now.mono_ms + wait_ms
+            # Nobody holds it up by saying that again and again.
+            last_ms = attempt.started_mono_ms + self._out.limits.queue_ms_max + QUEUED_MS
+            attempt.expires_mono_ms = min(self._out.now.mono_ms + wait_ms, last_ms)
             attempt.asked_mono_ms = None  # what comes now has waited in a line
             if attempt.late is None:
                 job.place_window = 1
@@ -238,6 +240,7 @@ class Placing:
         if attempt.asked < PLACES_MAX and other is not None and task.live is attempt:
             attempt.asked += 1
             attempt.holder = attempt.peer = other
+            attempt.started_mono_ms = self._out.now.mono_ms
             timeout_ms = self.timeout_ms(other)
             attempt.expires_mono_ms = self._out.now.mono_ms + timeout_ms
             self._ask(attempt)

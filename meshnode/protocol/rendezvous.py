@@ -33,6 +33,7 @@ TOKENS_PER_CAR_MAX: Final = 8  # held of one car, whatever its advert says
 ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
 LATE_MAX: Final = 16  # the same, where a run of another way came first: BUSY, EXPIRED
+ASKED_MAX: Final = 2  # other rendezvous that a placement is sent on to before it waits here
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own cell
 HEDGE_PART: Final = 10
@@ -110,7 +111,8 @@ class Placement:
     said_mono_ms: int = 0  # when its submitter was last told that it waits
     stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
-    refused_by: set[Peer] = field(default_factory=set)
+    refused_by: set[Peer] = field(default_factory=set)  # cars, and who let it drop
+    asked: set[Peer] = field(default_factory=set)  # other rendezvous, since it last waited here
     late: int = 0  # cars that had taken something else when it came
     slow: Peer | None = None  # whoever has it said that its word takes a while
 
@@ -280,7 +282,8 @@ class Rendezvous:
             if known.to is None or now_ms < known.came_mono_ms + AGAIN_MS:
                 return  # it waits, or has just gone out
             known.refused_by.add(known.to)  # nothing came of it there
-            self._tallies.had_none(known.to)
+            if known.stage is Stage.SENT_ON and known.slow is None:
+                self._tallies.was_silent(known.to)
             self._end(known)
         # A line is for those who came here themselves: what is lent comes of the surplus.
         wait_ms = 0 if place.hops else min(place.wait_ms, self._out.limits.queue_ms_max)
@@ -383,11 +386,12 @@ class Rendezvous:
 
     def _send_on(self, placement: Placement) -> bool:
         """To a neighbour that says it has tokens to spare: the nearest of them."""
-        if placement.place.hops > 0:
+        if placement.place.hops > 0 or len(placement.asked) >= ASKED_MAX:
             return False  # one hop: what was sent on comes back with a no
-        peer = self._tallies.take_one(placement.refused_by)
+        peer = self._tallies.take_one(placement.refused_by | placement.asked)
         if peer is None:
             return False
+        placement.asked.add(peer)
         placement.move(Stage.SENT_ON, peer)
         placement.came_mono_ms = self._out.now.mono_ms
         on = replace(placement.place, hops=1, wait_ms=0)
@@ -409,7 +413,7 @@ class Rendezvous:
         placement.move(Stage.SOUGHT)
         if refuse.reason in TOO_LATE and not sent_on:
             placement.late += 1  # its next token says that it is idle again
-        else:
+        elif not sent_on:
             placement.refused_by.add(peer)
         if sent_on:
             self._tallies.had_none(peer)
@@ -453,7 +457,11 @@ class Rendezvous:
         self._wake()
         if not self._queued:
             self._push_mono_ms = self._out.now.mono_ms + FIRST_TALLY_MS
-        line.append(placement)
+        if placement.asked:  # it has had its turn, in vain
+            line.appendleft(placement)
+            placement.asked.clear()
+        else:
+            line.append(placement)
         self._queued += 1
         placement.move(Stage.QUEUED)
         if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:

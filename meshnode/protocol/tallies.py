@@ -19,6 +19,7 @@ from .types import Peer
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
 BELIEVED_MAX: Final = 32  # tokens of one tally: whoever lies gets no more before its next
+SILENT_MS: Final = 10_000  # one that was sent a placement and let it drop is not believed so long
 ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
 NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
 NEW_CELLS: Final = 2  # of them are not yet known to be near
@@ -44,6 +45,7 @@ class Tallies:
         self._roster = roster
         self._rtt_us = rtt_us
         self._known: dict[Peer, Known] = {}
+        self._silent: OrderedDict[Peer, int] = OrderedDict()  # until when it is not believed
         self._ways_us: OrderedDict[str, int] = OrderedDict()  # cell -> shortest round trip there
 
     def tellers(self) -> set[Peer]:
@@ -62,10 +64,11 @@ class Tallies:
 
     def take(self, peer: Peer, tally: Tally) -> bool:
         """True if it has run dry and is to hear at once what can be spared here."""
-        before = self._known.get(peer)
-        if before is None and len(self._known) >= TALLIES_MAX:
-            return False
         now_ms = self._out.now.mono_ms
+        before = self._known.get(peer)
+        full = before is None and len(self._known) >= TALLIES_MAX
+        if full or self._silent.get(peer, 0) > now_ms or not self._may_say(peer, tally):
+            return False
         answered_ms = before.answered_mono_ms if before else 0
         believed = min(tally.tokens, BELIEVED_MAX)
         known = self._known[peer] = Known(believed, now_ms + TALLY_TTL_MS, answered_ms)
@@ -73,6 +76,13 @@ class Tallies:
             return False
         known.answered_mono_ms = now_ms
         return True
+
+    def _may_say(self, peer: Peer, tally: Tally) -> bool:
+        """Of our own cell we know who has tokens; of others not always who is elected there."""
+        if tally.cell != self._out.identity.cell or self.ours(peer):
+            return True
+        posts = self._roster.posts(tally.cell, epoch_of(self._out.now.unix_ms) - 1)
+        return any(peer in ranks for ranks in posts)  # it has not yet looked at its clock
 
     def forget(self, peer: Peer) -> None:
         self._known.pop(peer, None)
@@ -82,6 +92,12 @@ class Tallies:
         known = self._known.get(peer)
         if known is not None:
             known.tokens = 0
+
+    def was_silent(self, peer: Peer) -> None:
+        """It said that it has tokens and then nothing: neither it nor a car of its."""
+        self._known.pop(peer, None)
+        until_ms = self._out.now.mono_ms + SILENT_MS
+        remember(self._silent, peer, until_ms, TALLIES_MAX)
 
     def expire(self) -> None:
         now_ms = self._out.now.mono_ms

@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import trio
@@ -17,6 +18,7 @@ import trio
 from jaxkernels import host
 from meshnode.client.orders import Note, Terms, make_order, split_outputs
 from meshnode.node.running import RunningNode
+from meshnode.protocol import fleet
 from meshnode.protocol.events import JobOrder
 from meshnode.protocol.types import BlobRef
 
@@ -116,6 +118,9 @@ def main() -> None:
         await call_ms(own, 20, 0.0)
         figures.update(call_figures(await call_ms(own, calls, 0.0), "_mesh"))
         figures.update(call_figures(await call_ms(own, calls // 3, w.GAP_S), "_gap20_mesh"))
+        with patch.object(fleet, "FRESH_MS", -1):  # no car is asked for having served just now
+            placed = await call_ms(own, calls // 3, 0.0)
+            figures.update(call_figures(placed, "_rendezvous_mesh"))
         figures.update(await spinning(own, options))
 
     run_bench(w.WORKERS, body)

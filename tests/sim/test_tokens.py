@@ -482,6 +482,18 @@ def test_who_says_again_and_again_that_it_has_tokens_holds_up_no_line() -> None:
     assert node_of(holder).rendezvous._tallies._known[liar.identity.peer].tokens == BELIEVED_MAX
 
 
+def test_what_neighbours_refuse_goes_on_waiting() -> None:
+    mesh = settled(8)
+    first, holder = stuck(mesh), rendezvous_of(mesh)
+    tally = messages.pack(messages.Tally("elsewhere", 1, 0))
+    role, at_ms = node_of(holder).rendezvous, mesh.now_ms
+    for car in [car for car in cars_of(mesh) if car is not holder]:
+        mesh.feed(holder, ev.FrameIn(car.identity.peer, Lane.CONTROL, tally))
+    mesh.rest(1_000)
+    assert frames_since(mesh, at_ms)["refuse"] >= 5, "each has none"
+    assert first in role._lines[first.submitter] and first.stage is Stage.QUEUED
+
+
 def test_what_is_lent_waits_in_no_line() -> None:
     mesh = settled(2)
     role = node_of(rendezvous_of(mesh)).rendezvous
