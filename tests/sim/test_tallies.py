@@ -1,4 +1,4 @@
-"""What rendezvous say of each other is believed of those who may say it, and as long as it holds."""
+"""What rendezvous say of each other is believed of those who may say it, and while it holds."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def test_nobody_holds_a_placement_up_by_saying_that_it_waits() -> None:
     task_id, number = placement.key
     (attempt,) = (a for a in job_of(mesh).attempts.values() if a.number == number)
     assert attempt.holder == holder.identity.peer
+    holder.lie = lambda effect: []  # nor does it say no when the time is up
     queued = messages.pack(messages.Queued(task_id, number, 0))
     for _ in range(30):
         mesh.feed(site, ev.FrameIn(holder.identity.peer, Lane.CONTROL, queued))
