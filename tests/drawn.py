@@ -91,6 +91,7 @@ COUNTS: Final = {
         "HEDGE_PART",
         "ASKED_MAX",
     ),
+    "reserve": ("RESERVE_LEAST", "RESERVE_ROOTS"),
     "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS", "BELIEVED_MAX"),
     "token": ("UNSPENT_MAX",),
 }

@@ -256,6 +256,15 @@ class Notify:
     notice: Notice
 
 
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Nobody expects anything of this node from `settle_ms` on until `for_ms` have passed: the
+    machine may be suspended. A `Tick` is due when it wakes."""
+
+    settle_ms: int
+    for_ms: int
+
+
 Effect: TypeAlias = (
     Send
     | Publish
@@ -274,4 +283,5 @@ Effect: TypeAlias = (
     | StopExec
     | Persist
     | Notify
+    | Sleep
 )

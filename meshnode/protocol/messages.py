@@ -264,6 +264,15 @@ class Tally:
     queued: Annotated[int, at(3, Uint(1 << 16))]
 
 
+@rule
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A rendezvous has more tokens than it needs: the car behind this one may sleep. The token
+    stays good until the car revokes it."""
+
+    token: Annotated[Digest, at(1, DIGEST)]
+
+
 NUMBERS: Final[dict[int, type]] = {
     1: Hello,
     2: Refuse,
@@ -284,6 +293,7 @@ NUMBERS: Final[dict[int, type]] = {
     17: Queued,
     18: Revoke,
     19: Tally,
+    20: Rest,
 }
 _NUMBER_OF: Final = {message: number for number, message in NUMBERS.items()}
 

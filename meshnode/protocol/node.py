@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import MeshError
+from . import events as ev
 from . import messages
 from .acceptances import AcceptanceDesk, Audit
 from .advert import AdvertBook, cell_topic
@@ -26,38 +27,6 @@ from .cell import AdvertRoster, Roster
 from .clocks import Clocks
 from .connections import Connections, PeerState
 from .effects import Block, Dial, Effect, Hangup, Join
-from .events import (
-    AddrsKnown,
-    Admitted,
-    BlobFailed,
-    BlobReady,
-    BlobsHeld,
-    BudgetRead,
-    Cancel,
-    DialFailed,
-    Drain,
-    Event,
-    ExecEnded,
-    FrameIn,
-    GossipIn,
-    JobOrder,
-    MandateRenewed,
-    Meet,
-    Partial,
-    PeerDown,
-    PeerUp,
-    Persisted,
-    PersistFailed,
-    ProvidersFound,
-    Recall,
-    RttMeasured,
-    SendFailed,
-    SliceDone,
-    Submit,
-    Tick,
-    UnitsDone,
-    WorkerClasses,
-)
 from .explain import Explanation, Would, explain, would
 from .gateway import Gateway
 from .jobs import Jobs
@@ -74,12 +43,13 @@ from .objects import (
 )
 from .outbox import Identity, Outbox, Restored
 from .placement import Placement
-from .promises import Promises
+from .promises import Promises, under_way
 from .provider import Provider
 from .reasons import Reason
 from .rendezvous import Rendezvous
 from .requester import Requester
 from .sealed import TAG_18, Sealed, unseal
+from .standby import Standby
 from .types import (
     PROTOCOL_VERSION,
     Digest,
@@ -155,6 +125,7 @@ class Node:
         )
         self.provider.admission.apart = self.requester.fleet.apart = self.clocks.apart
         self.rendezvous.in_step = self.clocks.in_step
+        self.standby = Standby(self._out, self.provider, known, lambda: under_way(self))
         self._placement = placement
         self._looked_mono_ms = 0
         self._due_mono_ms: int | None = None
@@ -165,34 +136,34 @@ class Node:
 
     def _event_table(self) -> dict[type, Callable[[Any], None]]:
         return {
-            Tick: lambda _: None,
-            PeerUp: self._on_peer_up,
-            PeerDown: self._on_peer_down,
-            DialFailed: lambda e: self.requester.dial_failed(e.peer),
-            RttMeasured: self._on_rtt,
-            FrameIn: self._on_frame,
-            GossipIn: self._on_gossip,
-            ProvidersFound: self.gateway.on_found,
-            BlobReady: self._on_blob_ready,
-            BlobFailed: self._on_blob_failed,
-            WorkerClasses: self.provider.on_classes,
-            Admitted: self.provider.on_admitted,
-            UnitsDone: self.provider.on_units,
-            SliceDone: self.provider.on_slice,
-            Partial: self.provider.on_partial,
-            ExecEnded: self.provider.on_exec_ended,
-            BudgetRead: self.provider.on_budget,
-            Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
-            Drain: lambda e: self.provider.drain(e.reason),
-            SendFailed: self._on_send_failed,
-            Persisted: lambda e: self._out.persisted(e.seq),
-            PersistFailed: self._on_persist_failed,
-            Submit: self.requester.submit,
-            Cancel: lambda e: self.requester.cancel(e.job_id),
-            BlobsHeld: lambda e: self.provider.on_blobs(e.blob_ids),
-            AddrsKnown: self._on_addrs,
-            Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
-            MandateRenewed: self._on_mandate,
+            ev.Tick: lambda _: None,
+            ev.PeerUp: self._on_peer_up,
+            ev.PeerDown: self._on_peer_down,
+            ev.DialFailed: lambda e: self.requester.dial_failed(e.peer),
+            ev.RttMeasured: self._on_rtt,
+            ev.FrameIn: self._on_frame,
+            ev.GossipIn: self._on_gossip,
+            ev.ProvidersFound: self.gateway.on_found,
+            ev.BlobReady: self._on_blob_ready,
+            ev.BlobFailed: self._on_blob_failed,
+            ev.WorkerClasses: self.provider.on_classes,
+            ev.Admitted: self.provider.on_admitted,
+            ev.UnitsDone: self.provider.on_units,
+            ev.SliceDone: self.provider.on_slice,
+            ev.Partial: self.provider.on_partial,
+            ev.ExecEnded: self.provider.on_exec_ended,
+            ev.BudgetRead: self.provider.on_budget,
+            ev.Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
+            ev.Drain: lambda e: self.provider.drain(e.reason),
+            ev.SendFailed: self._on_send_failed,
+            ev.Persisted: lambda e: self._out.persisted(e.seq),
+            ev.PersistFailed: self._on_persist_failed,
+            ev.Submit: self.requester.submit,
+            ev.Cancel: lambda e: self.requester.cancel(e.job_id),
+            ev.BlobsHeld: lambda e: self.provider.on_blobs(e.blob_ids),
+            ev.AddrsKnown: self._on_addrs,
+            ev.Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
+            ev.MandateRenewed: self._on_mandate,
         }
 
     def _message_table(self) -> dict[type, Callable[[Peer, Any], None]]:
@@ -203,6 +174,7 @@ class Node:
             messages.Queued: self._on_queued,
             messages.Revoke: self.rendezvous.on_revoke,
             messages.Tally: self.rendezvous.on_tally,
+            messages.Rest: self.standby.on_rest,
             messages.Inputs: self.provider.on_inputs,
             messages.Part: self.requester.returns.on_part,
             messages.Ended: self.requester.returns.on_ended,
@@ -255,7 +227,7 @@ class Node:
         self._looked_mono_ms = now.mono_ms
         return self._out.take()
 
-    def handle(self, event: Event, now: Now) -> list[Effect]:
+    def handle(self, event: ev.Event, now: Now) -> list[Effect]:
         self._out.now = now
         self._due_known = False
         if self.clocks.see(now):
@@ -264,7 +236,7 @@ class Node:
         if handler is not None:
             handler(event)
         self._to_self()
-        if now.mono_ms > self._looked_mono_ms or type(event) is not FrameIn:
+        if now.mono_ms > self._looked_mono_ms or type(event) is not ev.FrameIn:
             # Frames come many in a millisecond, the clock's own step, and a sixth of all time went
             # into looking after each.
             self._looked_mono_ms = now.mono_ms
@@ -288,6 +260,7 @@ class Node:
             self.requester.deadline() if self.jobs.all else None,
             self.acceptances.deadline(),
             self.rendezvous.deadline(),
+            self.standby.deadline(),
             self.book.deadline(self._out.now),
             self.connections.deadline(),
             min(self._parting.values()) if self._parting else None,
@@ -304,7 +277,9 @@ class Node:
         fleet = self.requester.fleet
         return explain(job, fleet, self.agreements, self.identity, now) if job else None
 
-    def would(self, order: JobOrder, kflop_per_unit: int, now: Now) -> Would | tuple[Reason, str]:
+    def would(
+        self, order: ev.JobOrder, kflop_per_unit: int, now: Now
+    ) -> Would | tuple[Reason, str]:
         """What submitting the order would do now, or why it would be refused. A pure read."""
         fleet, agreements, placement = self.requester.fleet, self.agreements, self._placement
         return would(order, kflop_per_unit, fleet, agreements, self.identity, placement, now)
@@ -325,10 +300,11 @@ class Node:
         self.requester.tick()
         self.acceptances.tick()
         self.rendezvous.tick()
+        self.standby.tick()
 
     # ---- peers
 
-    def _on_peer_up(self, event: PeerUp) -> None:
+    def _on_peer_up(self, event: ev.PeerUp) -> None:
         if event.peer in self.peers:
             self._gone(event.peer)
         now = self._out.now
@@ -399,7 +375,7 @@ class Node:
                 self._clock_of(peer)
         self.requester.pump_all()
 
-    def _on_peer_down(self, event: PeerDown) -> None:
+    def _on_peer_down(self, event: ev.PeerDown) -> None:
         if event.peer in self.peers:
             self._gone(event.peer)
             self._out.notify(b"", "peer_down", peer=event.peer, reason=int(event.reason))
@@ -427,7 +403,7 @@ class Node:
         if peer in self.peers:
             self._gone(peer)
 
-    def _on_rtt(self, event: RttMeasured) -> None:
+    def _on_rtt(self, event: ev.RttMeasured) -> None:
         state = self.peers.get(event.peer)
         if state is not None:
             state.measured(event.us)
@@ -436,7 +412,7 @@ class Node:
 
     # ---- frames
 
-    def _on_frame(self, event: FrameIn) -> None:
+    def _on_frame(self, event: ev.FrameIn) -> None:
         state = self.peers.get(event.peer)
         if state is None or event.peer in self._parting:
             return
@@ -521,7 +497,7 @@ class Node:
         if self.agreements.on_signed(peer, sealed) is not None:
             self.requester.in_force(peer)
 
-    def _on_mandate(self, event: MandateRenewed) -> None:
+    def _on_mandate(self, event: ev.MandateRenewed) -> None:
         self._out.identity = replace(self._out.identity, mandate=event.mandate)
         self.agreements.renewed()
         self._out.notify(b"", "mandate_renewed")
@@ -561,7 +537,7 @@ class Node:
         if advert is not None:
             self.requester.advert_came(advert)
 
-    def _on_gossip(self, event: GossipIn) -> None:
+    def _on_gossip(self, event: ev.GossipIn) -> None:
         if event.source == self.identity.peer or not event.frame.startswith(TAG_18):
             return
         try:
@@ -575,26 +551,26 @@ class Node:
 
     # ---- own state
 
-    def _on_blob_ready(self, event: BlobReady) -> None:
+    def _on_blob_ready(self, event: ev.BlobReady) -> None:
         self.provider.on_blob_ready(event)
         self.requester.returns.on_state_here(event.fetch_id)
 
-    def _on_blob_failed(self, event: BlobFailed) -> None:
+    def _on_blob_failed(self, event: ev.BlobFailed) -> None:
         self.provider.on_blob_failed(event)
         self.requester.returns.on_state_failed(event.fetch_id)
 
-    def _on_addrs(self, event: AddrsKnown) -> None:
+    def _on_addrs(self, event: ev.AddrsKnown) -> None:
         self.provider.on_addrs(event.addrs)
         self.requester.addrs_known(event.addrs)
 
-    def _on_send_failed(self, event: SendFailed) -> None:
+    def _on_send_failed(self, event: ev.SendFailed) -> None:
         self._out.counters[f"send_failed_{event.reason.name.lower()}"] += 1
         self.provider.delivery.on_send_failed(event)
         self.provider.receipts.on_send_failed(event)
         self.acceptances.on_send_failed(event)
         self.requester.on_send_failed(event)
 
-    def _on_persist_failed(self, event: PersistFailed) -> None:
+    def _on_persist_failed(self, event: ev.PersistFailed) -> None:
         self._out.counters["persist_failed"] += 1
         self._out.notify(b"", "persist_failed", reason=int(event.reason))
         self._out.persist_failed(event.seq)

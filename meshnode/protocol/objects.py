@@ -418,6 +418,7 @@ class Token:
     warm: Annotated[int, at(10, Uint(1))]
     announce_id: Annotated[bytes | None, at(11, ID16, optional=True)] = None
     hold_ms: Annotated[int | None, at(12, Uint(60_000), optional=True)] = None
+    sleeps: Annotated[int | None, at(13, Uint(1), optional=True)] = None
 
 
 class JobArg(NamedTuple):

@@ -68,6 +68,8 @@ class Owner:
         self.budget = _NO_BUDGET
         self.draining: Reason | None = None  # for good
         self.recalled: Reason | None = None  # until the readings allow work again
+        self.wakes_unix_ms: int | None = None  # it sleeps until then
+        self.worked_mono_ms = 0  # when it last did
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
 
@@ -102,6 +104,8 @@ class Owner:
             return self.draining
         if self.recalled is not None:
             return self.recalled
+        if self.wakes_unix_ms is not None:
+            return Reason.ASLEEP
         now = self._out.now.unix_ms
         if self.consent is None or not (
             self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms
@@ -135,6 +139,7 @@ class Owner:
 
     def took(self, job: JobSpec, run_ms: float, units: int, step: int) -> None:
         """What a run did in that time: units, or one unit's steps from `step` on."""
+        self.worked_mono_ms = self._out.now.mono_ms
         done = units * (job.steps.total - step) if job.steps else units
         if done > 0:
             spent = max(1.0, run_ms) / done

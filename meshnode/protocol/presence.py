@@ -224,6 +224,7 @@ class Presence:
             now.unix_ms + limits.advert_ttl_ms,
             self.addrs,
             self.last_mile_us(),
+            wake_at_ms=self._owner.wakes_unix_ms,
             cell_cars=self._roster.counted(identity.cell, epoch_of(now.unix_ms), identity.peer),
         )
         self.advert = advert

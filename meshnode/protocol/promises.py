@@ -72,6 +72,19 @@ class Promises:
         return self._own in served_by(peer, self._posts)
 
 
+def under_way(node: Node) -> bool:
+    """Whether anything would be broken off if this node fell asleep."""
+    provider, presence = node.provider, node.provider.presence
+    return bool(
+        provider.leases
+        or presence.bidden()
+        or provider.owed() & presence.peers_up
+        or node.jobs.running
+        or node.agreements.asked()
+        or node.acceptances.unsaid_to()
+    )
+
+
 def _in_use(node: Node) -> Iterator[Peer]:
     """Work of ours there, or of theirs here, or our own question unanswered. Each of these is
     scarce, or began with us: a stranger cannot make itself in use by asking."""

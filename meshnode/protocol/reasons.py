@@ -78,6 +78,7 @@ class Reason(IntEnum):
         "the car's workers lack a sandbox layer that its kernel has or its owner asks for",
     )
     NO_TOKEN = 49, "no idle car is at hand there"
+    ASLEEP = 50, "the car is not needed and sleeps for a while"
     ARTIFACT_FORMAT = 52, "the bytes are no artifact; `mesh artifact build` makes one"
     ARTIFACT_OP = 53, "the artifact uses an operation that cars do not run"
     ARTIFACT_CALL = 54, "the artifact calls native code, which only a release's own kernels may"

@@ -20,11 +20,12 @@ from .advert import AdvertBook
 from .cell import Roster, epoch_of
 from .codec import digest
 from .job import spec_bytes, task_digest, wanted
-from .messages import Assign, Place, Queued, Refuse, Revoke, Tally
+from .messages import Assign, Place, Queued, Refuse, Rest, Revoke, Tally
 from .objects import T_OFFER, T_TOKEN, Offer, OfferKind, Token
 from .outbox import Outbox, remember
 from .placement import AdvertPlacement
 from .reasons import Reason
+from .reserve import Reserve
 from .sealed import Sealed, unseal
 from .tallies import Tallies
 from .types import CLOCK_SKEW_MS_MAX, Digest, Lane, Peer, TaskId
@@ -153,6 +154,7 @@ class Rendezvous:
         self._tally_mono_ms = 0
         self._push_mono_ms = 0
         self._dry_mono_ms = -DRY_MS  # when we last said so
+        self._reserve = Reserve()
         self._told: tuple[int, int] = (0, 0)
 
     @property
@@ -215,6 +217,9 @@ class Rendezvous:
         self._wake()
         mine.append(sealed.digest)
         self._tokens[sealed.digest] = held
+        epoch = epoch_of(now.unix_ms)
+        if token.sleeps and self._reserve.one_too_many(peer, epoch, *self._shape()):
+            self._out.post(peer, Lane.CONTROL, Rest(sealed.digest))
 
     def _wake(self) -> None:
         """Others hear of what comes after a rest, not put off by what comes behind it."""
@@ -330,11 +335,17 @@ class Rendezvous:
             self._give_up(placement, Reason.NO_TOKEN)
         elif not self._send_on(placement):
             self._queue(placement)
+        self._reserve.count(len(self._tokens), self._out.now.mono_ms)
 
     def _scarce(self) -> bool:
+        cars, posts = self._shape()
+        return len(self._tokens) * HEDGE_PART * posts <= cars
+
+    def _shape(self) -> tuple[int, int]:
+        """Cars of the cell, and how many rendezvous serve them."""
         cell, epoch = self._out.identity.cell, epoch_of(self._out.now.unix_ms)
         posts = sum(len(ranks) for ranks in self._roster.posts(cell, epoch))
-        return len(self._tokens) * HEDGE_PART * posts <= self._roster.cars(cell)
+        return self._roster.cars(cell), max(1, posts)
 
     def _fits(self, placement: Placement, held: Held) -> bool:
         offer, car = placement.offer, held.token.peer
@@ -533,6 +544,7 @@ class Rendezvous:
     def _tell(self) -> None:
         now_ms = self._out.now.mono_ms
         self._tally_mono_ms = now_ms + TALLY_MS
+        self._reserve.count(len(self._tokens), now_ms)
         if self._told == (0, 0) == (len(self._tokens), self._queued):
             return
         self._told = (len(self._tokens), self._queued)
@@ -585,7 +597,7 @@ class Rendezvous:
                 self._give_up_all()
             self._push()
             if self._queued:  # whoever has some now answers
-                self._tell_all(self._tallies.mates())
+                self._tell_all(self._tallies.others())
             for line in list(self._lines.values()):
                 for position, placement in enumerate(list(line)):
                     if placement.until_mono_ms <= now_ms:

@@ -91,6 +91,11 @@ class Tokens:
     def holders(self) -> set[Peer]:
         return {deposit.holder for deposit in self._deposits.values()}
 
+    def lies_at(self, token: Digest) -> Peer | None:
+        """The rendezvous that holds it."""
+        deposit = self._deposits.get(token)
+        return None if deposit is None else deposit.holder
+
     def changed(self) -> None:
         """A slot was taken or is free again, or somebody came into reach."""
         if not self._out.limits.rendezvous_cars or self._owner.classes is None:
@@ -180,6 +185,7 @@ class Tokens:
             self._owner.budget.floor_nano_per_s,
             self._owner.budget.lease_s_max,
             0,
+            sleeps=1 if limits.sleep_ms_max else None,
         )
         sealed = self._out.seal(token, T_TOKEN)
         # A new epoch has other rendezvous: what lies at the old ones moves within two seconds.

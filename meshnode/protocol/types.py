@@ -202,6 +202,8 @@ class Limits:
     asked; four round trips where those take longer."""
     queue_ms_max: int = 10_000
     """How long a placement waits in a rendezvous's queue before it goes elsewhere."""
+    sleep_ms_max: int = 0
+    """How long an idle car sleeps at most when its cell does not need it; 0: it never does."""
     hedge_permille: int = 50
     """Runs that are late are started once more elsewhere, for at most this share of what all runs
     compute, in thousandths; 0 switches that off."""

@@ -145,6 +145,7 @@ class Mesh(VirtualWorkers):
             fx.FetchBlob: self._fetch,
             fx.Provide: self._provide,
             fx.FindProviders: self._find_providers,
+            fx.Sleep: self._sleep,
         }
 
     # ---- building
@@ -179,6 +180,7 @@ class Mesh(VirtualWorkers):
     def boot(self, name: str) -> None:
         site = self.sites[name]
         site.life += 1
+        site.asleep = False
         site.tick_at = None
         site.waiting.clear()
         site.pending.clear()
@@ -214,7 +216,7 @@ class Mesh(VirtualWorkers):
         a, b = self.sites[one], self.sites[other]
         if frozenset((one, other)) in self._closing:
             self.cut(one, other)  # a new connection takes the place of the one that is ending
-        if other in a.links or a.node is None or b.node is None or self._split(a, b):
+        if other in a.links or not a.awake or not b.awake or self._split(a, b):
             return
         a.links.add(other)
         b.links.add(one)
@@ -270,6 +272,28 @@ class Mesh(VirtualWorkers):
 
         self.at(grace_ms, leave)
 
+    def _sleep(self, site: Site, effect: fx.Sleep, life: int) -> None:
+        """Its machine is suspended: its connections end, and it does nothing until it wakes."""
+
+        def falls() -> None:
+            if site.life == life:
+                for other in sorted(site.links):
+                    self.cut(site.name, other)
+                site.asleep, site.tick_at = True, None
+                self.stirred(site)
+
+        def wakes() -> None:
+            if site.life == life and site.asleep:
+                site.asleep = False
+                self.stirred(site)
+                self.feed(site, ev.Tick())
+
+        self.at(effect.settle_ms, falls)
+        self.at(effect.for_ms, wakes)
+
+    def stirred(self, site: Site) -> None:
+        """It has fallen asleep or is awake again; for who watches."""
+
     def role_holders(self) -> list[str]:
         """Sites that are rendezvous now, for who wants to break them."""
         return []
@@ -310,7 +334,7 @@ class Mesh(VirtualWorkers):
             self.feed(site, event)
 
     def feed(self, site: Site, event: ev.Event) -> None:
-        if site.node is None:
+        if site.node is None or site.asleep:
             return
         if self.digest is not None:
             self.digest.add(self.now_us, site.number, event)
@@ -349,7 +373,7 @@ class Mesh(VirtualWorkers):
 
     def _wake(self, site: Site) -> None:
         node = site.node
-        if node is None:
+        if node is None or site.asleep:
             return
         due = node.deadline_mono_ms()
         if due is None or (site.tick_at is not None and site.tick_at <= due):
@@ -458,7 +482,7 @@ class Mesh(VirtualWorkers):
         members = self.topics[effect.topic]
         event = ev.GossipIn(effect.topic, site.identity.peer, effect.frame)
         for other in list(members.values()):
-            if other is not site and other.node and not self._split(site, other):
+            if other is not site and other.awake and not self._split(site, other):
                 self._gossip(site, other, event, len(members))
 
     def _gossip(self, site: Site, other: Site, event: ev.GossipIn, members: int) -> None:
@@ -487,7 +511,7 @@ class Mesh(VirtualWorkers):
         def answer() -> None:
             if site.life != life:
                 return
-            if other is None or other.node is None or self._split(site, other):
+            if other is None or not other.awake or self._split(site, other):
                 self.feed(site, ev.DialFailed(effect.peer, Reason.UNREACHABLE))
             else:
                 self.connect(site.name, other.name)
@@ -508,7 +532,7 @@ class Mesh(VirtualWorkers):
         found = [
             (peer, (f"/sim/{name}",))
             for peer, name in self.provided[effect.key].items()
-            if self.sites[name].node is not None and not self._split(site, self.sites[name])
+            if self.sites[name].awake and not self._split(site, self.sites[name])
         ][:PROVIDERS_FOUND]
         event = ev.ProvidersFound(effect.query_id, tuple(found))
         self.at(DHT_MS, lambda: self.feed_life(site, life, event))

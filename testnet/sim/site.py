@@ -155,6 +155,7 @@ class Site:
     disk: Disk = field(default_factory=Disk)
     node: Node | None = None
     life: int = 0
+    asleep: bool = False
     links: set[str] = field(default_factory=set)
     waiting: dict[int, list[fx.Effect]] = field(default_factory=lambda: defaultdict(list))
     pending: set[int] = field(default_factory=set)
@@ -168,3 +169,8 @@ class Site:
     lie: Callable[[fx.Send], list[fx.Send]] | None = None
     """What leaves this site instead of a frame: nothing, another, several. It lies about nothing
     else: its machine is the honest one."""
+
+    @property
+    def awake(self) -> bool:
+        """Whether anything reaches it."""
+        return self.node is not None and not self.asleep

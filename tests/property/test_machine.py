@@ -195,6 +195,7 @@ def a_mesh() -> tuple[WatchedMesh, Rogue]:
         messages.Queued(rogue.task_of(offer), 0, 0),
         messages.Revoke(Digest(bytes(32)), Reason.BUSY),
         messages.Tally("cell", 9, 9),
+        messages.Rest(Digest(bytes(32))),
         messages.Place(offer.wire, 9, 0, (), 0),
         rogue.terms(),
     ):

@@ -1,0 +1,47 @@
+"""How many idle cars a rendezvous keeps awake: pure arithmetic over the tokens that it has seen.
+
+`rendezvous` counts its tokens here at each placement and tally. The car behind one that is more
+than it needs is told to rest, and `standby` decides there whether it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import exp, isqrt
+from typing import Final
+
+from .types import Peer
+
+WINDOW_MS: Final = 30_000  # tokens are averaged over about so long: they move from one to another
+RESERVE_LEAST: Final = 4  # idle cars that a cell keeps awake, however small it is
+RESERVE_ROOTS: Final = 2
+"""And so many times the square root of its cars: what arrives by chance varies by about one root
+(square-root staffing: Halfin and Whitt 1981)."""
+
+
+def reserve(cars: int, posts: int) -> int:
+    """Tokens that each of so many rendezvous keeps for a cell of so many cars: what one lacks
+    another of the cell has."""
+    return -(-(RESERVE_LEAST + isqrt(RESERVE_ROOTS * RESERVE_ROOTS * cars)) // posts)
+
+
+class Reserve:
+    """What a rendezvous has seen of its own tokens."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+        self._last = 0
+        self._at_mono_ms: int | None = None
+
+    def count(self, tokens: int, now_ms: int) -> None:
+        """So many there are now; there were as many as last time until now."""
+        if self._at_mono_ms is not None:
+            kept = exp((self._at_mono_ms - now_ms) / WINDOW_MS)
+            self._mean = self._last + (self._mean - self._last) * kept
+        self._last, self._at_mono_ms = tokens, now_ms
+
+    def one_too_many(self, car: Peer, epoch: int, cars: int, posts: int) -> bool:
+        """Whether this car may rest, of those whose tokens come here: by a lot that is the same at
+        each rendezvous, because a car asks them all, and another one in each epoch."""
+        lot = int.from_bytes(hashlib.sha256(b"rest\0%d\0" % epoch + car).digest()[:4], "big")
+        return lot / (1 << 32) * self._mean < self._mean - reserve(cars, posts)

@@ -1,0 +1,108 @@
+"""Working, standby, asleep: when a car that its cell does not need sleeps, and when it wakes.
+
+Being awake costs a car more than computing does (about 250 W against the 36 of an inference chip),
+so an idle car that nobody needs sleeps. Nobody decides that for it. A rendezvous counts the tokens
+that it never came to use; what is more than its reserve it tells to **rest**. A car sleeps if its
+owner lets it, it has had no work for a while, and each rendezvous that serves it has said so: one
+alone could send a cell to sleep. Its advert says until when, and each wakes at another moment.
+
+rendezvous: token -> `Reserve` -> Rest;  car: Rest -> `Standby` -> advert, Revoke, Sleep
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from .cell import Roster, epoch_of, served_by
+from .effects import Sleep
+from .messages import Rest
+from .outbox import Outbox, remember
+from .provider import Provider
+from .types import Peer
+
+IDLE_MS: Final = 60_000  # a car sleeps only after so long without work
+HEARD_MS: Final = 60_000  # so long a rendezvous's word counts that a token is one too many
+HEARD_MAX: Final = 16
+SETTLE_MS: Final = 2_000  # between the decision and the sleep: advert and revocations are under way
+
+
+class Stance(Enum):
+    """What a parked car is doing."""
+
+    WORKING = "working"  # a slot is taken, or something of its is under way
+    STANDBY = "standby"  # idle and awake: it holds tokens
+    ASLEEP = "asleep"  # its advert says until when; it holds none
+
+
+class Standby:
+    """`busy`: whether anything of this node is under way, for itself or others."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        provider: Provider,
+        roster: Roster,
+        busy: Callable[[], bool],
+    ) -> None:
+        self._out = outbox
+        self._owner = provider.owner
+        self._presence = provider.presence
+        self._tokens = provider.tokens
+        self._roster = roster
+        self._busy = busy
+        self._heard: OrderedDict[Peer, int] = OrderedDict()
+        self._wake_mono_ms: int | None = None
+
+    @property
+    def stance(self) -> Stance:
+        if self._owner.wakes_unix_ms is not None:
+            return Stance.ASLEEP
+        idle = self._presence.slots_free() >= self._owner.slots and not self._busy()
+        return Stance.STANDBY if idle else Stance.WORKING
+
+    def on_rest(self, peer: Peer, rest: Rest) -> None:
+        """A rendezvous has more tokens than it needs, and ours is one."""
+        if self._tokens.lies_at(rest.token) != peer or not self._out.limits.sleep_ms_max:
+            return
+        remember(self._heard, peer, self._out.now.mono_ms, HEARD_MAX)
+        if self._may_sleep():
+            self._sleep()
+
+    def _may_sleep(self) -> bool:
+        now, identity = self._out.now, self._out.identity
+        if now.mono_ms < self._owner.worked_mono_ms + IDLE_MS or self._owner.may_run():
+            return False
+        posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
+        elected = any(identity.peer in ranks for ranks in posts)
+        serving = [p for p in served_by(identity.peer, posts) if p in self._presence.peers_up]
+        since_ms = now.mono_ms - HEARD_MS
+        agreed = all(self._heard.get(peer, since_ms) > since_ms for peer in serving)
+        return agreed and not elected and self.stance is Stance.STANDBY
+
+    def _sleep(self) -> None:
+        """For half of what the owner allows, or longer: else all that fell asleep together would
+        wake together."""
+        most_ms, now = self._out.limits.sleep_ms_max, self._out.now
+        for_ms = most_ms - self._out.rng.randrange(most_ms // 2 + 1)
+        self._heard.clear()
+        self._wake_mono_ms = now.mono_ms + for_ms
+        self._owner.wakes_unix_ms = now.unix_ms + for_ms
+        self._out.counters["sleeps"] += 1
+        self._presence.changed(now=True)
+        self._out.add(Sleep(SETTLE_MS, for_ms))
+
+    def deadline(self) -> int | None:
+        return self._wake_mono_ms
+
+    def tick(self) -> None:
+        """By either clock: the monotonic one stands still while a machine is suspended."""
+        wakes, now = self._owner.wakes_unix_ms, self._out.now
+        if wakes is None or self._wake_mono_ms is None:
+            return
+        if now.mono_ms >= self._wake_mono_ms or now.unix_ms >= wakes:
+            self._owner.wakes_unix_ms = self._wake_mono_ms = None
+            self._owner.worked_mono_ms = now.mono_ms  # it is there for a while
+            self._presence.changed(now=True)
