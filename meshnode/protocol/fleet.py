@@ -59,7 +59,7 @@ BLAMELESS = frozenset(
 
 
 SHUNNED_MAX = 4096
-SHORT_UNIT_MS = 100
+SHORT_UNIT_MS = 100  # a unit that takes no longer may wait behind another of ours
 FRESH_MS = 1_000  # for so long a car that ended a run of short units of ours is asked again first
 DIALS_MAX = 64  # within `redial_gap_ms`
 PARTINGS_MAX = 4096
@@ -196,6 +196,11 @@ class Fleet:
         self._fresh = {peer: at for peer, at in self._fresh.items() if at + FRESH_MS > now}
         gap = self._out.limits.redial_gap_ms
         self._dialled = {peer: at for peer, at in self._dialled.items() if at + gap > now}
+
+    @staticmethod
+    def is_short(job: Job) -> bool:
+        """Its units are known to be over soon."""
+        return 0 < job.unit_ms <= SHORT_UNIT_MS
 
     def ours(self, job: Job) -> set[Peer]:
         """Cars that work for this job; for short units also those that have ended a run of ours a

@@ -284,6 +284,7 @@ class Job:
     waiting: Waiting = field(default_factory=Waiting)
     placed: set[TaskId] = field(default_factory=set)  # tasks that a rendezvous looks for a car for
     asked: list[int] = field(default_factory=list)  # requests to answer once it is stored
+    dry_since_mono_ms: int | None = None  # since then its placements wait in a line
     place_window: int = 4  # how many may be; grows as they are placed, shrinks as they are queued
     due_mono_ms: int | None = None  # when it wants attention next, as `requester` has noted it
     pump_mono_ms: int = 0  # when to look for cars again

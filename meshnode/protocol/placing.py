@@ -33,6 +33,7 @@ from .types import Lane, Peer
 WINDOW: Final = 4  # placements of a job that are under way before one has been answered
 WINDOW_MAX: Final = 32
 QUEUED_MS: Final = 3_000  # a rendezvous says each second that a placement still waits
+DRY_MS: Final = 500  # a job whose placements have waited so long queues runs behind its own
 LOST_MAX: Final = 3  # placements in a row that a rendezvous loses before it is drawn around
 SHUN_MS: Final = 30_000  # for so long a rendezvous that loses placements is drawn around
 RENDEZVOUS_KNOWN_MAX: Final = 256
@@ -120,13 +121,18 @@ class Placing:
         self._lost.pop(holder, None)
         self._shunned.pop(holder, None)
         job.place_window = min(2 * job.place_window, WINDOW_MAX)
+        job.dry_since_mono_ms = None
 
     # ---- a placement
 
     def place_all(self, job: Job) -> bool:
         """To cars that work for us, and through the cell's rendezvous to whoever else is idle;
         False if that way is closed for now."""
-        self._offers.offer_all(job, self._tokens, self._fleet.cars(job, self._fleet.ours(job)))
+        cars = self._fleet.cars(job, self._fleet.ours(job))
+        if not self._fleet.is_short(job) and not self._dry(job):
+            # Behind a long run of ours would be later than on a car that is idle, if there is one.
+            cars = [car for car in cars if car.idle]
+        self._offers.offer_all(job, self._tokens, cars)
         while job.to_place() and len(job.placed) < job.place_window:
             if self._offers.tried_out(job):
                 return False
@@ -136,6 +142,11 @@ class Placing:
             run = self._offers.next_run(job, [])
             self._place(job, run, holder, self._out.limits.queue_ms_max)
         return True
+
+    def _dry(self, job: Job) -> bool:
+        """Its placements wait in a line, and have for a while."""
+        since = job.dry_since_mono_ms
+        return since is not None and since + DRY_MS <= self._out.now.mono_ms
 
     def _place(
         self, job: Job, task: Task, holder: Peer, wait_ms: int, late: Late | None = None
@@ -222,6 +233,8 @@ class Placing:
             wait_ms = QUEUED_MS
             if queued.within_ms is not None:  # another has it, and may keep it
                 wait_ms = min(wait_ms, self.timeout_ms(peer) + queued.within_ms)
+            elif job.dry_since_mono_ms is None:
+                job.dry_since_mono_ms = self._out.now.mono_ms
             # Nobody holds it up by saying that again and again.
             last_ms = attempt.started_mono_ms + self._out.limits.queue_ms_max + QUEUED_MS
             attempt.expires_mono_ms = min(self._out.now.mono_ms + wait_ms, last_ms)

@@ -209,8 +209,7 @@ class Mesh(VirtualWorkers):
         )
 
     def rng_of(self, site: Site) -> Rng:
-        name = site.name
-        return random.Random(self.seed * 1000 + site.life * 100 + len(name) + sum(name.encode()))
+        return random.Random(f"{self.seed} {site.life} {site.name}")
 
     def connect(self, one: str, other: str) -> None:
         a, b = self.sites[one], self.sites[other]

@@ -1,0 +1,136 @@
+"""Who sleeps, who stays awake for the others, and that nothing of it can be forced on a cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol import messages
+from meshnode.protocol.objects import T_ADVERT, Advert
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.reserve import WINDOW_MS, Reserve, reserve
+from meshnode.protocol.sealed import unseal
+from meshnode.protocol.standby import IDLE_MS, Stance
+from meshnode.protocol.types import Lane, Limits, Peer
+from testnet.sim.mesh import PROVIDE, REQUEST, Mesh
+
+from .test_mesh import assert_whole, ended, order, submit
+from .test_tokens import cars_of, counted, frames_since, node_of
+
+SLEEP_MS = 600_000
+
+
+def parked(cars: int, *, sleep_ms: int = SLEEP_MS) -> Mesh:
+    """So many cars that nobody has work for; their owners let them sleep."""
+    mesh = Mesh(1, limits=replace(Limits(), sleep_ms_max=sleep_ms))
+    mesh.add("submitter", REQUEST)
+    for number in range(cars):
+        mesh.add(f"car-{number}", PROVIDE)
+    mesh.connect_all()
+    return mesh
+
+
+def asleep(mesh: Mesh) -> set[str]:
+    return {car.name for car in cars_of(mesh) if car.asleep}
+
+
+def test_a_reserve_grows_with_the_root_of_the_cell() -> None:
+    assert [reserve(cars, 1) for cars in (0, 4, 16, 100, 1_000)] == [4, 8, 12, 24, 67]
+    assert reserve(1_000, 4) == 17, "what one lacks another of the cell has"
+
+
+def test_what_is_over_the_reserve_may_rest_and_each_rendezvous_names_the_same_cars() -> None:
+    one, other = Reserve(), Reserve()
+    for each, tokens in ((one, 40), (other, 44)):
+        each.count(tokens, 0)
+        each.count(tokens, 20 * WINDOW_MS)
+    cars = [Peer(bytes([number]) * 38) for number in range(200)]
+    told = [{c for c in cars if each.one_too_many(c, 7, 100, 2)} for each in (one, other)]
+    assert told[0] <= told[1] and 0.6 < len(told[0]) / len(cars) < 0.8, "28 of 40"
+    assert told[0] != {c for c in cars if one.one_too_many(c, 8, 100, 2)}, "others in their turn"
+    one.count(12, 20 * WINDOW_MS)
+    one.count(12, 40 * WINDOW_MS)
+    assert not any(one.one_too_many(c, 7, 100, 2) for c in cars)
+
+
+def test_of_an_idle_cell_most_sleep_and_take_turns() -> None:
+    mesh = parked(40)
+    slept: set[str] = set()
+    shares = []
+    for minute in range(40):
+        mesh.rest(60_000)
+        slept |= asleep(mesh)
+        if minute > 2:
+            shares.append(len(asleep(mesh)))
+        assert 40 - len(asleep(mesh)) >= reserve(40, 1), minute
+    assert sum(shares) / len(shares) > 10, "of 24 that could: each is awake for a minute at least"
+    assert len(slept) > 30
+    submit(mesh, order(40, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))
+    assert_whole(mesh, 40)
+
+
+def test_a_small_mesh_stays_awake_and_so_does_who_may_not_sleep() -> None:
+    mesh = parked(8)
+    mesh.rest(300_000)
+    assert not asleep(mesh)
+    mesh = parked(40, sleep_ms=0)
+    mesh.rest(300_000)
+    assert not asleep(mesh) and counted(mesh, "sleeps") == 0
+
+
+def test_a_sleeper_says_until_when_and_is_not_asked() -> None:
+    mesh = parked(40)
+    assert mesh.run(lambda: bool(asleep(mesh)), ms_max=300_000)
+    name = min(asleep(mesh))
+    car = mesh.sites[name]
+    assert not car.links
+    advert = node_of(car).provider.presence.advert
+    assert advert is not None and advert.budget.reason is Reason.ASLEEP
+    assert advert.wake_at_ms is not None
+    assert SLEEP_MS // 2 <= advert.wake_at_ms - mesh.now().unix_ms + 2_000 <= SLEEP_MS + 2_000
+    submitter = node_of(mesh.sites["submitter"])
+    known = submitter.book.cars[car.identity.peer].advert
+    assert known == advert and not known.budget.may_run
+    mesh.rest(advert.wake_at_ms - mesh.now().unix_ms + 3_000)
+    assert not car.asleep and node_of(car).standby.stance is Stance.STANDBY
+    assert len(node_of(car).provider.tokens) == 1
+
+
+@pytest.mark.parametrize("told_by", ["one", "both", "a stranger"])
+def test_one_rendezvous_alone_sends_nobody_to_sleep(told_by: str) -> None:
+    mesh = parked(16)
+    mesh.rest(IDLE_MS + 5_000)
+    assert not asleep(mesh)
+    holders = [car for car in cars_of(mesh) if node_of(car).rendezvous.tokens]
+    car = next(car for car in cars_of(mesh) if car not in holders)
+    stranger = next(c for c in cars_of(mesh) if c not in holders and c is not car)
+    tokens = node_of(car).provider.tokens
+    names = {"one": [], "both": holders, "a stranger": [stranger]}[told_by]
+    until = mesh.now_ms + 50_000
+    while mesh.now_ms < until and node_of(car).standby.stance is Stance.STANDBY:
+        (token,) = tokens._deposits
+        holder = mesh.by_peer[tokens.lies_at(token)]  # type: ignore[index]
+        first = holder if told_by == "one" and not names else None
+        if first is not None:
+            names = [first]
+        for liar in names:
+            if liar is holder or told_by == "a stranger":
+                rest = messages.pack(messages.Rest(token))
+                mesh.feed(car, ev.FrameIn(liar.identity.peer, Lane.CONTROL, rest))
+        mesh.rest(1_000)
+    assert len(holders) == 2
+    assert (node_of(car).standby.stance is Stance.ASLEEP) is (told_by == "both")
+
+
+def test_who_has_work_does_not_sleep() -> None:
+    mesh = parked(40)
+    mesh.rest(2_000)
+    mesh.unit_us = lambda effect: 400_000_000  # type: ignore[method-assign]
+    submit(mesh, order(30, policy="tokens", lease_units_max=1, wall_ms_max=500_000))
+    mesh.rest(250_000)
+    working = [car for car in cars_of(mesh) if node_of(car).provider.leases]
+    assert len(working) == 30 and not any(car.asleep for car in working)
+    assert not asleep(mesh), "ten are less than the reserve"
