@@ -8,16 +8,14 @@ import pytest
 
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
-from meshnode.protocol.objects import T_ADVERT, Advert
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.reserve import WINDOW_MS, Reserve, reserve
-from meshnode.protocol.sealed import unseal
 from meshnode.protocol.standby import IDLE_MS, Stance
 from meshnode.protocol.types import Lane, Limits, Peer
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh
 
 from .test_mesh import assert_whole, ended, order, submit
-from .test_tokens import cars_of, counted, frames_since, node_of
+from .test_tokens import cars_of, counted, node_of
 
 SLEEP_MS = 600_000
 
