@@ -215,7 +215,7 @@ def states_page() -> str:
         "# States",
         "",
         HEAD.format(
-            sources="the tables in meshnode/protocol: attempt.py, lease.py, rendezvous.py, token.py"
+            sources="the tables in meshnode/protocol: attempt.py, lease.py, stage.py, token.py"
         ),
         "Who has one of these four keeps it in one state and moves it along these edges only; a",
         "message that asks for another edge is answered as the prose says, and changes nothing.",
@@ -246,7 +246,7 @@ def states_page() -> str:
         ),
         (
             "A placement at a rendezvous",
-            "rendezvous",
+            "stage",
             "From `place` on. One that is assigned or sent on is forgotten when 4,096 newer ones"
             " have come: its requester hears from the car, or asks elsewhere.",
         ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.cell import epoch_of
-from meshnode.protocol.rendezvous import AGAIN_MS, Stage
+from meshnode.protocol.rendezvous import AGAIN_MS
+from meshnode.protocol.stage import Stage
 from meshnode.protocol.tallies import SILENT_MS
 from meshnode.protocol.types import Lane
 

@@ -17,8 +17,9 @@ from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import T_OFFER, T_TOKEN, Offer, OfferKind, Token
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.rendezvous import SPARE_TOKENS, Placement, Stage
+from meshnode.protocol.rendezvous import SPARE_TOKENS
 from meshnode.protocol.sealed import seal, unseal
+from meshnode.protocol.stage import Placement, Stage
 from meshnode.protocol.tallies import BELIEVED_MAX
 from meshnode.protocol.types import Lane, Limits, NetworkId, Peer, TaskId
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh, Site
