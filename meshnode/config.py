@@ -133,6 +133,10 @@ class VehicleSettings:
     poll_s: float = 1.0
     """Time between two readings; a driver's return is noticed within it where the adapter does
     not push."""
+    sleep_command: tuple[str, ...] = ()
+    """Run with a number of seconds appended when the car's cell does not need it (see
+    `limits.sleep_ms_max`), for example `["rtcwake", "-m", "mem", "-s"]`; it should suspend the
+    machine for so long. Empty: the node only keeps quiet."""
     sim_file: str = ""
     """TOML of the simulated vehicle's readings; empty: parked and plugged, 80 % charged. Read
     again when it changes: so tests and demos drive away."""

@@ -49,6 +49,7 @@ from .driver import Driver
 from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .running import TMP_NAME, RunningNode
+from .sleeping import Sleeper
 from .vehicle_watch import open_vehicle, watch_vehicle
 from .wire import SOCKET_NAME
 
@@ -114,12 +115,15 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             home, config, machine, driver, bulletin, blobs, clock, tuple(overlay.addrs)
         )
         driver.on_fetched = node.blob_fetched
+        sleeper = Sleeper(config.vehicle.sleep_command, machine.standby.still, driver.post)
+        driver.on_sleep = sleeper.fall
         node.adopt(restored.jobs)
         nursery = await stack.enter_async_context(_closing_nursery())
         nursery.start_soon(driver.run)
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
         nursery.start_soon(node.tell_blobs_held)
+        nursery.start_soon(sleeper.run)
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             executor.probe()

@@ -41,6 +41,7 @@ from meshnode.protocol.effects import (
     Provide,
     Publish,
     Send,
+    Sleep,
     StartExec,
     StopExec,
     Unpin,
@@ -152,6 +153,7 @@ class Driver:
         self._clock = clock
         self._fetches_max = fetches_max
         self.on_fetched: Callable[[BlobRef], None] = lambda _: None
+        self.on_sleep: Callable[[Sleep], None] = lambda _: None
         self._sources = [overlay.events] + ([executor.events] if executor is not None else [])
         self._queue: deque[Event] = deque()
         self._urgent: deque[Event] = deque()
@@ -177,6 +179,7 @@ class Driver:
             Unpin: lambda e: blobs.unpin(e.blob_id),
             Persist: self._persist,
             Notify: lambda e: bulletin.post(e.subject, e.notice),
+            Sleep: lambda e: self.on_sleep(e),
         }
         if executor is not None:
             self._carry |= {

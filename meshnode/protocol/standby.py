@@ -63,6 +63,10 @@ class Standby:
         idle = self._presence.slots_free() >= self._owner.slots and not self._busy()
         return Stance.STANDBY if idle else Stance.WORKING
 
+    def still(self) -> bool:
+        """Whether it sleeps and nothing has come between, as when its owner submits a job."""
+        return self._owner.wakes_unix_ms is not None and not self._busy()
+
     def on_rest(self, peer: Peer, rest: Rest) -> None:
         """A rendezvous has more tokens than it needs, and ours is one."""
         if self._tokens.lies_at(rest.token) != peer or not self._out.limits.sleep_ms_max:

@@ -70,6 +70,13 @@ FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
     show_default=True,
     help="What goes wrong within the measured time.",
 )
+@click.option(
+    "--sleep-s",
+    type=click.FloatRange(0.0, 3_600.0),
+    default=0.0,
+    show_default=True,
+    help="So long at most a car sleeps that its cell does not need; 0: none does.",
+)
 @click.option("--parking", is_flag=True, help="Cars come and go as published stays say.")
 @click.option(
     "--report",
@@ -87,6 +94,7 @@ def sim(
     task_s: float,
     seconds: float,
     faults: str,
+    sleep_s: float,
     parking: bool,
     report: str | None,
 ) -> None:
@@ -107,6 +115,7 @@ def sim(
         task_s=task_s,
         seconds=seconds,
         faults=faults,
+        sleep_s=sleep_s,
         parking=parking,
     )
     try:
@@ -148,6 +157,7 @@ def _write_report(measured: Measured, path: str) -> None:
 def _command(setup: Setup) -> str:
     """What a person types to get these figures again."""
     more = f" --faults {setup.faults}" if setup.faults != "none" else ""
+    more += f" --sleep-s {setup.sleep_s:g}" if setup.sleep_s else ""
     more += " --parking" if setup.parking else ""
     return (
         f"mesh testnet sim --cars {setup.cars} --load {setup.load:g} --seed {setup.seed} "
@@ -178,6 +188,9 @@ def _print(measured: Measured) -> None:
     rows = [(kind, f"{count:.2f}") for kind, count in fields["messages"].items()]
     frame.put_table(("MESSAGE", "PER_TASK"), rows)
     click.echo()
+    if fields["stances"]:
+        shares = ", ".join(f"{share:.1%} {stance}" for stance, share in fields["stances"].items())
+        click.echo(f"cars        {shares}")
     click.echo(f"failed      {failed or 'none'}")
     click.echo(f"signatures  {fields['signatures']}, membership by {fields['membership']}")
     rate = measured.events / max(measured.wall_s, 1e-9)

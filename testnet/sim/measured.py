@@ -30,6 +30,7 @@ class Setup:
     seconds: float = 20.0
     faults: str = "none"
     parking: bool = False  # cars come and go
+    sleep_s: float = 0.0  # so long at most a car sleeps that its cell does not need; 0: none does
     full: bool | None = None  # real signatures and all chatter; None: by the size
 
     @property
@@ -53,6 +54,7 @@ class Measured:
     failed: Counter[str] = field(default_factory=Counter)  # by reason
     frames: dict[str, int] = field(default_factory=dict)  # sent within the measured time, by type
     starts: int = 0  # within the measured time, of any task
+    stances: dict[str, float] = field(default_factory=dict)  # shares of all cars' time
     events: int = 0
     digest: str = ""
     wall_s: float = 0.0
@@ -98,6 +100,7 @@ class Measured:
             "seconds": setup.seconds,
             "faults": setup.faults,
             "parking": setup.parking,
+            "sleep_s": setup.sleep_s,
             "signatures": self.signatures,
             "membership": self.membership,
             "tasks": self.tasks,
@@ -112,6 +115,7 @@ class Measured:
             "messages_per_task": round(self.messages_per_task(), 3),
             "messages": {kind: round(count, 3) for kind, count in self.per_task().items()},
             "other_messages": {group: round(count, 3) for group, count in groups.items()},
+            "stances": {stance: round(share, 4) for stance, share in self.stances.items()},
             "events": self.events,
             "simulated_s": round(self.simulated_s, 3),
             "wall_s": round(self.wall_s, 3),

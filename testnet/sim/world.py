@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -49,6 +49,7 @@ BOOT_S: Final = 1.0  # all cars are up
 CONNECTED_S: Final = 2.5  # to the submitters of their cell
 PRIME_S: Final = 2.7  # each submitter has a short task: with it, it agrees with its cars
 READY_S: Final = 4.0
+SAID_MAX: Final = 60  # lines that say how far it is
 DRAIN_S: Final = 30.0  # after the measured time, for tasks that wait still
 DEADLINE_MS: Final = 120_000
 JOBS_MAX: Final = 100_000
@@ -87,7 +88,12 @@ def _primes(ground: Ground, first: int) -> list[Task]:
 
 class World(Mesh):
     def __init__(self, setup: Setup, ground: Ground, tasks: list[Task]) -> None:
-        limits = replace(Limits(), jobs_max=JOBS_MAX, job_deadline_ms=DEADLINE_MS)
+        limits = replace(
+            Limits(),
+            jobs_max=JOBS_MAX,
+            job_deadline_ms=DEADLINE_MS,
+            sleep_ms_max=int(1000 * setup.sleep_s),
+        )
         super().__init__(
             setup.seed,
             links=ground.network,
@@ -120,6 +126,7 @@ class World(Mesh):
         self.began_us: list[int] = []  # every start of a unit
         self.payments = Payments()
         self._absent: set[str] = set()  # cars that are on the road
+        self._asleep_us: dict[str, list[int]] = defaultdict(list)  # car -> from, to, from, to
 
     # ---- building
 
@@ -205,6 +212,15 @@ class World(Mesh):
                 self.holders.changed(site.identity.cell)
 
         self.at(GONE_MS, missed)
+
+    def stirred(self, site: Site) -> None:
+        """Asleep it is out of reach and not elected, which its advert says."""
+        self._asleep_us[site.name].append(self.now_us)
+        if site.asleep:
+            self.peers.pop(site.number, None)
+            self.holders.changed(site.identity.cell)
+        else:
+            self._is_there(site)
 
     def _is_there(self, site: Site) -> None:
         provides = site.identity.roles & PROVIDE and site.identity.peer not in self._ground_peers
@@ -402,9 +418,27 @@ class World(Mesh):
             elif run.failed is not None:
                 measured.failed[run.failed.name.lower()] += 1
         assert self.digest is not None
+        if self.setup.sleep_s:
+            measured.stances = self._stances(window_us)
         measured.paid, measured.paid_wrong = self.payments.units, self.payments.wrong
         measured.events, measured.digest = self.digest.events, self.digest.hexdigest()
         return measured
+
+    def _stances(self, window_us: tuple[int, int]) -> dict[str, float]:
+        """Of the cars' time in the window, what they worked, stood by and slept."""
+        first, last = window_us
+        whole_us = (last - first) * sum(map(len, self.ground.cars.values()))
+        asleep_us = 0
+        for times in self._asleep_us.values():
+            spans = zip(times[::2], [*times[1::2], last], strict=False)
+            asleep_us += sum(max(0, min(end, last) - max(at, first)) for at, end in spans)
+        worked_us = sum(
+            max(0, min(at + run.task.unit_us, last) - max(at, first))
+            for run in self.runs
+            for at in run.starts.values()
+        )
+        working, asleep = worked_us / whole_us, asleep_us / whole_us
+        return {"working": working, "standby": 1 - working - asleep, "asleep": asleep}
 
     def _hurt(self, task: Task, kill_us: int) -> bool:
         """Whether the fault plan is about this task."""
@@ -421,8 +455,9 @@ class World(Mesh):
         measured.cell_us.setdefault(cell, []).append(took_us)
 
     def _advance(self, to_us: int, say: Say) -> None:
+        step_us = max(1_000_000, (to_us - self.now_us) // SAID_MAX)
         while self.now_us < to_us:
-            self.run_to(min(to_us, self.now_us + 1_000_000))
+            self.run_to(min(to_us, self.now_us + step_us))
             assert self.digest is not None
             waiting = sum(not r.starts for r in self.runs if r.task.at_us < self.now_us)
             say(

@@ -12,7 +12,9 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.reserve import WINDOW_MS, Reserve, reserve
 from meshnode.protocol.standby import IDLE_MS, Stance
 from meshnode.protocol.types import Lane, Limits, Peer
+from testnet.sim.measured import Setup
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh
+from testnet.sim.world import simulate
 
 from .test_mesh import assert_whole, ended, order, submit
 from .test_tokens import cars_of, counted, node_of
@@ -132,3 +134,14 @@ def test_who_has_work_does_not_sleep() -> None:
     working = [car for car in cars_of(mesh) if node_of(car).provider.leases]
     assert len(working) == 30 and not any(car.asleep for car in working)
     assert not asleep(mesh), "ten are less than the reserve"
+
+
+@pytest.mark.long
+def test_a_fleet_with_little_work_sleeps_and_tasks_start_as_soon() -> None:
+    """Two in five cars work; of the others most sleep, and the reserve is there for what comes."""
+    awake = Setup(cars=120, load=0.4, model="metro", task_s=20.0, seconds=300.0)
+    still, sleepy = simulate(awake), simulate(replace(awake, sleep_s=300.0))
+    assert not still.stances and not sleepy.failed and sleepy.unstarted == 0
+    assert sleepy.stances["asleep"] > 0.05 and sleepy.stances["standby"] < 0.5
+    assert sleepy.quantile_ms(0.5) < 1.2 * still.quantile_ms(0.5)
+    assert sleepy.quantile_ms(0.95) < 2 * still.quantile_ms(0.95)

@@ -1,0 +1,68 @@
+"""Suspends this machine while its car sleeps, by the owner's command; the protocol says when.
+
+Sleep (from `protocol.standby`) -> settle -> the command with the seconds appended -> Tick
+
+The monotonic clock stands still while a machine is suspended, so that the wake-up's own deadline
+comes late: the tick after the command lets the machine look at the wall clock.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from meshnode.protocol.effects import Sleep
+from meshnode.protocol.events import Event, Tick
+
+OVER_S_MAX: Final = 60.0
+"""A command that runs so much longer than it was told is killed: the machine is awake, or it would
+not be noticed."""
+
+
+class Sleeper:
+    """`still`: whether the node may be suspended now; `post` feeds it events."""
+
+    def __init__(
+        self, command: tuple[str, ...], still: Callable[[], bool], post: Callable[[Event], None]
+    ) -> None:
+        self._command = command
+        self._still = still
+        self._post = post
+        self._asked, self._sleeps = trio.open_memory_channel[Sleep](1)
+        self.counters: Counter[str] = Counter()
+
+    def fall(self, effect: Sleep) -> None:
+        """From the driver; without a command the node keeps quiet and nothing else happens."""
+        if not self._command:
+            return
+        try:
+            self._asked.send_nowait(effect)
+        except trio.WouldBlock:
+            self.counters["sleeps_overtaken"] += 1  # the last one's command has not ended
+
+    async def run(self) -> None:
+        async for effect in self._sleeps:
+            await trio.sleep(effect.settle_ms / 1000)
+            if self._still():
+                await self._suspend((effect.for_ms - effect.settle_ms) // 1000)
+                self._post(Tick())
+
+    async def _suspend(self, seconds: int) -> None:
+        words = [*self._command, str(max(1, seconds))]
+        with trio.move_on_after(seconds + OVER_S_MAX):
+            try:
+                done = await trio.run_process(
+                    words,
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError:
+                self.counters["sleep_commands_failed"] += 1
+                return
+            self.counters["sleep_commands_failed"] += done.returncode != 0
