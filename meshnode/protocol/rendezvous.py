@@ -532,7 +532,7 @@ class Rendezvous:
                 self._give_up_all()
             self._push()
             if self._queued:  # whoever has some now answers
-                self._tell_all(self._tallies.others())
+                self._tell_all(self._tallies.others(all_of_them=True))
             for line in list(self._lines.values()):
                 for position, placement in enumerate(list(line)):
                     if placement.until_mono_ms <= now_ms:

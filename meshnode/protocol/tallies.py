@@ -125,14 +125,16 @@ class Tallies:
         found = (peer for ranks in self._roster.posts(own.cell, epoch) for peer in ranks)
         return [peer for peer in found if peer != own.peer]
 
-    def others(self) -> list[Peer]:
-        """The rendezvous of this cell and of the nearest ones."""
+    def others(self, *, all_of_them: bool = False) -> list[Peer]:
+        """The rendezvous of this cell, and one or all of each of the nearest cells."""
         identity, epoch = self._out.identity, epoch_of(self._out.now.unix_ms)
         found = self.mates()
         for cell in self._near(self._roster.neighbours(identity.cell)):
             posts = self._roster.posts(cell, epoch)
             ranks = posts[shard_of(identity.peer, len(posts))]
-            if ranks:  # one of each, not the same for each of ours: it reaches further than all
+            if all_of_them:
+                found.extend(ranks)
+            elif ranks:  # one of each, not the same for each of ours: it reaches further than all
                 found.append(ranks[shard_of(identity.peer, len(ranks))])
         return [peer for peer in dict.fromkeys(found) if peer != identity.peer][:TALLIES_MAX]
 

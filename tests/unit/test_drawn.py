@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from meshnode.protocol import attempt, lease, messages, rendezvous, token
+from meshnode.protocol import attempt, lease, messages, stage, token
 from meshnode.protocol.rule import rules
 from meshnode.protocol.types import Limits
 from tests import drawn
@@ -26,7 +26,7 @@ def rows_of(title: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("title", "module"),
-    [("A lease at its car", lease), ("A placement at a rendezvous", rendezvous)],
+    [("A lease at its car", lease), ("A placement at a rendezvous", stage)],
 )
 def test_the_page_has_the_edges_that_the_code_keeps_to(title: str, module: ModuleType) -> None:
     edges: dict[Enum, set[Enum]] = module.EDGES
