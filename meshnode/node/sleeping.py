@@ -1,9 +1,9 @@
 """Suspends this machine while its car sleeps, by the owner's command; the protocol says when.
 
-Sleep (from `protocol.standby`) -> settle -> the command with the seconds appended -> Tick
+Sleep (from `protocol.standby`) -> settle -> the command with the seconds appended -> Woke
 
-The monotonic clock stands still while a machine is suspended, so that the wake-up's own deadline
-comes late: the tick after the command lets the machine look at the wall clock.
+The monotonic clock stands still while a machine is suspended, so that the machine's own deadline
+would come late: it is told that it woke. So it is when the command fails or comes back early.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from meshnode.protocol.effects import Sleep
-from meshnode.protocol.events import Event, Tick
+from meshnode.protocol.events import Event, Woke
 
 OVER_S_MAX: Final = 60.0
 """A command that runs so much longer than it was told is killed: the machine is awake, or it would
@@ -48,8 +48,8 @@ class Sleeper:
         async for effect in self._sleeps:
             await trio.sleep(effect.settle_ms / 1000)
             if self._still():
-                await self._suspend((effect.for_ms - effect.settle_ms) // 1000)
-                self._post(Tick())
+                await self._suspend(-(-(effect.for_ms - effect.settle_ms) // 1000))
+            self._post(Woke())  # also where it was not suspended: an idle car that is awake works
 
     async def _suspend(self, seconds: int) -> None:
         words = [*self._command, str(max(1, seconds))]

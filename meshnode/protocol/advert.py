@@ -13,7 +13,7 @@ from ..errors import MeshError
 from .events import BudgetRead
 from .objects import T_ADVERT, Advert
 from .sealed import unseal
-from .types import CLOCK_SKEW_MS_MAX, Limits, NetworkId, Now, Peer
+from .types import CLOCK_SKEW_MS_MAX, SLEEP_MS_MAX, Limits, NetworkId, Now, Peer
 
 ENERGY_BUCKET_MWH = 250_000  # 250 Wh steps: never the exact charge
 EXPIRY_COMPANY_MS = 1_000
@@ -68,19 +68,24 @@ class AdvertBook:
             return None
         if advert.slots_free > advert.slots:
             return None
-        horizon = now.unix_ms + self._limits.advert_ttl_ms + CLOCK_SKEW_MS_MAX
+        asleep_ms = 0 if advert.wake_at_ms is None else SLEEP_MS_MAX
+        horizon = now.unix_ms + self._limits.advert_ttl_ms + asleep_ms + CLOCK_SKEW_MS_MAX
         if not now.unix_ms < advert.expires_ms <= horizon:
             return None
         known = self.cars.get(advert.peer)
         if known is not None and known.advert.seq >= advert.seq:
             return None
         if known is None and len(self.cars) >= self._limits.adverts_max:
-            oldest = min(self.cars, key=lambda peer: self.cars[peer].advert.expires_ms)
-            del self.cars[oldest]
+            del self.cars[min(self.cars, key=self._dispensable)]
         self.cars[advert.peer] = Known(advert, now.mono_ms)
         if self._due_unix_ms is None or advert.expires_ms < self._due_unix_ms:
             self._due_unix_ms = advert.expires_ms
         return advert
+
+    def _dispensable(self, peer: Peer) -> tuple[bool, int]:
+        """Sleepers first: their adverts last longer than others may."""
+        advert = self.cars[peer].advert
+        return advert.wake_at_ms is None, advert.expires_ms
 
     def expire(self, now: Now) -> list[Peer]:
         if self._due_unix_ms is None or self._due_unix_ms > now.unix_ms:

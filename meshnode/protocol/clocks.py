@@ -36,6 +36,7 @@ class Clocks:
         self._own = own
         self._now = Now(0, 0)
         self._offsets: dict[Peer, int] = {}  # its unix time less our monotonic one
+        self._step_ms = 0  # what `see` saw last
         self._said_ms: int | None = None  # our own offset, as our hellos say it
 
     def see(self, now: Now) -> bool:
@@ -44,10 +45,17 @@ class Clocks:
         offset = now.unix_ms - now.mono_ms
         if self._said_ms is None:
             self._said_ms = offset
-        if abs(offset - self._said_ms) <= STEP_MS:
+        self._step_ms = offset - self._said_ms
+        if abs(self._step_ms) <= STEP_MS:
             return False
         self._said_ms = offset
         return True
+
+    def resumed(self) -> None:
+        """That step was the monotonic clock's, which stood still while the machine was suspended:
+        the others are as far from us as before."""
+        for peer in self._offsets:
+            self._offsets[peer] += self._step_ms
 
     def heard(self, peer: Peer, unix_ms: int) -> None:
         self._offsets[peer] = unix_ms - self._now.mono_ms

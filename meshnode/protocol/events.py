@@ -202,6 +202,11 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Woke:
+    """The machine is awake again, or was never suspended: the car's sleep is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Persisted:
     seq: int
 
@@ -311,6 +316,7 @@ Event: TypeAlias = (
     | ExecEnded
     | BudgetRead
     | Recall
+    | Woke
     | Persisted
     | PersistFailed
     | Submit

@@ -122,7 +122,7 @@ class Fleet:
         does not say otherwise. Who does not answer is dialled in vain, and leaves the book."""
         own = self._out.identity.peer
         return any(
-            peer != own and self.unfit(job, peer, known.advert) is Reason.OK
+            peer != own and self.unfit(job, peer, known.advert) in (Reason.OK, Reason.ASLEEP)
             for peer, known in self.book.cars.items()
         )
 
@@ -272,7 +272,8 @@ class Fleet:
             return job.unsuited[peer]
         if self.apart(peer):
             return Reason.CLOCK_SKEW
-        if not advert.budget.may_run:
+        asleep = advert.budget.reason is Reason.ASLEEP
+        if not advert.budget.may_run and not asleep:
             return advert.budget.reason
         if not advert.classes:
             return Reason.NO_WORKER
@@ -281,7 +282,9 @@ class Fleet:
         if unit_ms > advert.budget.lease_s_max * 1000 and job.spec.steps is None:
             return Reason.LEASE_LENGTH
         fits = job.spec.memory_mb_max <= max(c.memory_mb for c in advert.classes)
-        return Reason.OK if fits else Reason.MEMORY
+        if not fits:
+            return Reason.MEMORY
+        return Reason.ASLEEP if asleep else Reason.OK  # it could run it once it is awake
 
     def parted(self, peer: Peer) -> None:
         """A connection is gone. One that nothing came of is not sought again at once, and each

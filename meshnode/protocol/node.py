@@ -49,7 +49,7 @@ from .reasons import Reason
 from .rendezvous import Rendezvous
 from .requester import Requester
 from .sealed import TAG_18, Sealed, unseal
-from .standby import Standby
+from .standby import Stance, Standby
 from .types import (
     PROTOCOL_VERSION,
     Digest,
@@ -125,7 +125,9 @@ class Node:
         )
         self.provider.admission.apart = self.requester.fleet.apart = self.clocks.apart
         self.rendezvous.in_step = self.clocks.in_step
-        self.standby = Standby(self._out, self.provider, known, lambda: under_way(self))
+        self.standby = Standby(
+            self._out, self.provider, known, lambda: under_way(self), self._reach
+        )
         self._placement = placement
         self._looked_mono_ms = 0
         self._due_mono_ms: int | None = None
@@ -154,6 +156,7 @@ class Node:
             ev.ExecEnded: self.provider.on_exec_ended,
             ev.BudgetRead: self.provider.on_budget,
             ev.Recall: lambda e: self.provider.on_recall(e.reason, e.grace_ms),
+            ev.Woke: lambda _: self.standby.wake(),
             ev.Drain: lambda e: self.provider.drain(e.reason),
             ev.SendFailed: self._on_send_failed,
             ev.Persisted: lambda e: self._out.persisted(e.seq),
@@ -231,7 +234,10 @@ class Node:
         self._out.now = now
         self._due_known = False
         if self.clocks.see(now):
-            self._clock_was_set()
+            if self.standby.stance is Stance.ASLEEP:
+                self.clocks.resumed()
+            else:
+                self._clock_was_set()
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -289,6 +295,7 @@ class Node:
         return self._out.counters
 
     def _tick(self) -> None:
+        self.standby.tick()  # before adverts are forgotten: a car that wakes seeks those it knew
         self._out.counters["adverts_expired"] += len(self.book.expire(self._out.now))
         now_ms = self._out.now.mono_ms
         for peer in [peer for peer, at in self._parting.items() if at <= now_ms]:
@@ -300,7 +307,6 @@ class Node:
         self.requester.tick()
         self.acceptances.tick()
         self.rendezvous.tick()
-        self.standby.tick()
 
     # ---- peers
 

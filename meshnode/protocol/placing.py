@@ -129,6 +129,8 @@ class Placing:
         """To cars that work for us, and through the cell's rendezvous to whoever else is idle;
         False if that way is closed for now."""
         cars = self._fleet.cars(job, self._fleet.ours(job))
+        if not job.placed:
+            job.dry_since_mono_ms = None
         if not self._fleet.is_short(job) and not self._dry(job):
             # Behind a long run of ours would be later than on a car that is idle, if there is one.
             cars = [car for car in cars if car.idle]
@@ -233,7 +235,7 @@ class Placing:
             wait_ms = QUEUED_MS
             if queued.within_ms is not None:  # another has it, and may keep it
                 wait_ms = min(wait_ms, self.timeout_ms(peer) + queued.within_ms)
-            elif job.dry_since_mono_ms is None:
+            elif job.dry_since_mono_ms is None and attempt.late is None:
                 job.dry_since_mono_ms = self._out.now.mono_ms
             # Nobody holds it up by saying that again and again.
             last_ms = attempt.started_mono_ms + self._out.limits.queue_ms_max + QUEUED_MS
@@ -247,6 +249,7 @@ class Placing:
         """A rendezvous has nobody for it: another is asked once; True if then the cell is to be."""
         assert attempt.holder is not None
         if task.hedge is attempt:  # the first goes on, and another time may be better
+            task.hedges -= reason is Reason.NO_TOKEN  # nobody had one to start: that costs nothing
             self._attempts.lose(job, attempt, reason)
             return False
         other = self.draw(but=attempt.holder)

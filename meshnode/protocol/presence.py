@@ -221,7 +221,8 @@ class Presence:
                 int(reason is Reason.OK),
                 reason,
             ),
-            now.unix_ms + limits.advert_ttl_ms,
+            # A sleeper stays a member of its cell until some time after it has woken.
+            max(now.unix_ms, self._owner.wakes_unix_ms or 0) + limits.advert_ttl_ms,
             self.addrs,
             self.last_mile_us(),
             wake_at_ms=self._owner.wakes_unix_ms,

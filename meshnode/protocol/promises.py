@@ -78,7 +78,7 @@ def under_way(node: Node) -> bool:
     return bool(
         provider.leases
         or presence.bidden()
-        or provider.owed() & presence.peers_up
+        or (provider.owed() & presence.peers_up and not node.standby.is_long_idle())
         or node.jobs.running
         or node.agreements.asked()
         or node.acceptances.unsaid_to()

@@ -34,6 +34,7 @@ TOKENS_PER_CAR_MAX: Final = 8  # held of one car, whatever its advert says
 ASSIGNED_MAX: Final = 4096  # placements whose outcome we may still hear of
 TRIES_MAX: Final = 4  # cars that refuse one placement before its submitter is told
 LATE_MAX: Final = 16  # the same, where a run of another way came first: BUSY, EXPIRED
+SENT_MAX: Final = 8  # times that one placement is sent on in all
 ASKED_MAX: Final = 2  # other rendezvous that a placement is sent on to before it waits here
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own cell
@@ -85,7 +86,7 @@ class Rendezvous:
         self._lines: OrderedDict[Peer, deque[Placement]] = OrderedDict()  # submitter -> waiting
         self._queued = 0
         self._placed: OrderedDict[Key, Placement] = OrderedDict()
-        self._tallies = Tallies(outbox, roster, rtt_us)
+        self._tallies = Tallies(outbox, book, roster, rtt_us)
         self._tally_mono_ms = 0
         self._push_mono_ms = 0
         self._dry_mono_ms = -DRY_MS  # when we last said so
@@ -222,8 +223,7 @@ class Rendezvous:
             if known.to is None or now_ms < known.came_mono_ms + AGAIN_MS:
                 return  # it waits, or has just gone out
             known.refused_by.add(known.to)  # nothing came of it there
-            if known.stage is Stage.SENT_ON and known.slow is None:
-                self._tallies.was_silent(known.to)
+            self._tallies.had_none(known.to)
             self._end(known)
         # A line is for those who came here themselves: what is lent comes of the surplus.
         wait_ms = 0 if place.hops else min(place.wait_ms, self._out.limits.queue_ms_max)
@@ -270,11 +270,17 @@ class Rendezvous:
             self._give_up(placement, Reason.NO_TOKEN)
         elif not self._send_on(placement):
             self._queue(placement)
-        self._reserve.count(len(self._tokens), self._out.now.mono_ms)
+        self._count()
 
     def _scarce(self) -> bool:
         cars, posts = self._shape()
-        return len(self._tokens) * HEDGE_PART * posts <= cars
+        return len(self._by_car) * HEDGE_PART * posts <= cars
+
+    def _count(self) -> None:
+        """Cars that are idle here, whatever their slots; and no more than fall to each of us."""
+        cars, posts = self._shape()
+        idle = min(len(self._by_car), -(-cars // posts))
+        self._reserve.count(idle, self._out.now.mono_ms)
 
     def _shape(self) -> tuple[int, int]:
         """Cars of the cell, and how many rendezvous serve them."""
@@ -332,12 +338,14 @@ class Rendezvous:
 
     def _send_on(self, placement: Placement) -> bool:
         """To a neighbour that says it has tokens to spare: the nearest of them."""
-        if placement.place.hops > 0 or len(placement.asked) >= ASKED_MAX:
+        tired = len(placement.asked) >= ASKED_MAX or placement.sent >= SENT_MAX
+        if placement.place.hops > 0 or tired:
             return False  # one hop: what was sent on comes back with a no
         peer = self._tallies.take_one(placement.refused_by | placement.asked)
         if peer is None:
             return False
         placement.asked.add(peer)
+        placement.sent += 1
         placement.move(Stage.SENT_ON, peer)
         placement.came_mono_ms = self._out.now.mono_ms
         on = replace(placement.place, hops=1, wait_ms=0)
@@ -403,11 +411,11 @@ class Rendezvous:
         self._wake()
         if not self._queued:
             self._push_mono_ms = self._out.now.mono_ms + FIRST_TALLY_MS
-        if placement.asked:  # it has had its turn, in vain
-            line.appendleft(placement)
-            placement.asked.clear()
-        else:
-            line.append(placement)
+        at = len(line)
+        while at and line[at - 1].until_mono_ms > placement.until_mono_ms:
+            at -= 1  # what neighbours have refused has its place again
+        line.insert(at, placement)
+        placement.asked.clear()
         self._queued += 1
         placement.move(Stage.QUEUED)
         if self._queued == 1 and self._dry_mono_ms + DRY_MS <= self._out.now.mono_ms:
@@ -479,7 +487,7 @@ class Rendezvous:
     def _tell(self) -> None:
         now_ms = self._out.now.mono_ms
         self._tally_mono_ms = now_ms + TALLY_MS
-        self._reserve.count(len(self._tokens), now_ms)
+        self._count()
         if self._told == (0, 0) == (len(self._tokens), self._queued):
             return
         self._told = (len(self._tokens), self._queued)
@@ -497,10 +505,12 @@ class Rendezvous:
         moved = True
         while moved:  # as many as they said that they can spare, one of each line in turn
             moved = False
-            for line in list(self._lines.values()):
+            for submitter, line in list(self._lines.items()):
                 head = line[0]
                 if self._send_on(head):
                     self._unqueue(head)
+                    if submitter in self._lines:
+                        self._lines.move_to_end(submitter)
                     moved = True
 
     # ---- time

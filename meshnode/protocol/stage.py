@@ -62,6 +62,7 @@ class Placement:
     stage: Stage = Stage.SOUGHT
     to: Peer | None = None  # the car, or the rendezvous, that has it now
     refused_by: set[Peer] = field(default_factory=set)  # cars, and who let it drop
+    sent: int = 0  # times to another rendezvous
     asked: set[Peer] = field(default_factory=set)  # other rendezvous, since it last waited here
     late: int = 0  # cars that had taken something else when it came
     slow: Peer | None = None  # whoever has it said that its word takes a while

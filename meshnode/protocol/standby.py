@@ -16,14 +16,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from .cell import Roster, epoch_of, served_by
+from .cell import SERVED_BY, Roster, epoch_of, served_by
 from .effects import Sleep
 from .messages import Rest
 from .outbox import Outbox, remember
 from .provider import Provider
-from .types import Peer
+from .types import SLEEP_MS_MAX, Peer
 
 IDLE_MS: Final = 60_000  # a car sleeps only after so long without work
+OWED_MS: Final = 300_000  # and so long after its last run it waits for receipts to be accepted
 HEARD_MS: Final = 60_000  # so long a rendezvous's word counts that a token is one too many
 HEARD_MAX: Final = 16
 SETTLE_MS: Final = 2_000  # between the decision and the sleep: advert and revocations are under way
@@ -46,6 +47,7 @@ class Standby:
         provider: Provider,
         roster: Roster,
         busy: Callable[[], bool],
+        reach: Callable[[Peer], None],
     ) -> None:
         self._out = outbox
         self._owner = provider.owner
@@ -53,6 +55,7 @@ class Standby:
         self._tokens = provider.tokens
         self._roster = roster
         self._busy = busy
+        self._reach = reach
         self._heard: OrderedDict[Peer, int] = OrderedDict()
         self._wake_mono_ms: int | None = None
 
@@ -62,6 +65,10 @@ class Standby:
             return Stance.ASLEEP
         idle = self._presence.slots_free() >= self._owner.slots and not self._busy()
         return Stance.STANDBY if idle else Stance.WORKING
+
+    def is_long_idle(self) -> bool:
+        """Whoever has not taken its results by now keeps nobody awake for them."""
+        return self._out.now.mono_ms > self._owner.worked_mono_ms + OWED_MS
 
     def still(self) -> bool:
         """Whether it sleeps and nothing has come between, as when its owner submits a job."""
@@ -81,16 +88,17 @@ class Standby:
             return False
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         elected = any(identity.peer in ranks for ranks in posts)
-        serving = [p for p in served_by(identity.peer, posts) if p in self._presence.peers_up]
+        serving = served_by(identity.peer, posts)
         since_ms = now.mono_ms - HEARD_MS
-        agreed = all(self._heard.get(peer, since_ms) > since_ms for peer in serving)
+        heard = sum(self._heard.get(peer, since_ms) > since_ms for peer in serving)
+        agreed = heard == len(serving) >= SERVED_BY
         return agreed and not elected and self.stance is Stance.STANDBY
 
     def _sleep(self) -> None:
         """For half of what the owner allows, or longer: else all that fell asleep together would
         wake together."""
-        most_ms, now = self._out.limits.sleep_ms_max, self._out.now
-        for_ms = most_ms - self._out.rng.randrange(most_ms // 2 + 1)
+        most_ms, now = min(self._out.limits.sleep_ms_max, SLEEP_MS_MAX), self._out.now
+        for_ms = max(2 * SETTLE_MS, most_ms - self._out.rng.randrange(most_ms // 2 + 1))
         self._heard.clear()
         self._wake_mono_ms = now.mono_ms + for_ms
         self._owner.wakes_unix_ms = now.unix_ms + for_ms
@@ -99,14 +107,27 @@ class Standby:
         self._out.add(Sleep(SETTLE_MS, for_ms))
 
     def deadline(self) -> int | None:
-        return self._wake_mono_ms
-
-    def tick(self) -> None:
         """By either clock: the monotonic one stands still while a machine is suspended."""
         wakes, now = self._owner.wakes_unix_ms, self._out.now
         if wakes is None or self._wake_mono_ms is None:
+            return None
+        return min(self._wake_mono_ms, now.mono_ms + max(0, wakes - now.unix_ms))
+
+    def tick(self) -> None:
+        due = self.deadline()
+        if due is not None and due <= self._out.now.mono_ms:
+            self.wake()
+
+    def wake(self) -> None:
+        """Its time is over, or something woke it. What it knew of its cell is a sleep old: those
+        that may serve it are sought before it is forgotten."""
+        if self._owner.wakes_unix_ms is None:
             return
-        if now.mono_ms >= self._wake_mono_ms or now.unix_ms >= wakes:
-            self._owner.wakes_unix_ms = self._wake_mono_ms = None
-            self._owner.worked_mono_ms = now.mono_ms  # it is there for a while
-            self._presence.changed(now=True)
+        now, identity = self._out.now, self._out.identity
+        for peer in served_by(
+            identity.peer, self._roster.posts(identity.cell, epoch_of(now.unix_ms))
+        ):
+            self._reach(peer)
+        self._owner.wakes_unix_ms = self._wake_mono_ms = None
+        self._owner.worked_mono_ms = now.mono_ms  # it is there for a while
+        self._presence.changed(now=True)

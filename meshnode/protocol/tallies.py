@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from .advert import AdvertBook
 from .cell import Roster, epoch_of, shard_of
 from .messages import Tally
 from .outbox import Outbox, remember
@@ -19,7 +20,6 @@ from .types import Peer
 TALLIES_MAX: Final = 64
 TALLY_TTL_MS: Final = 5_000  # how long a tally is believed
 BELIEVED_MAX: Final = 32  # tokens of one tally: whoever lies gets no more before its next
-SILENT_MS: Final = 10_000  # one that was sent a placement and let it drop is not believed so long
 ANSWER_MS: Final = 100  # least time between two answers to one that has run dry
 NEIGHBOUR_CELLS: Final = 12  # near cells, of each of which one rendezvous hears tallies
 NEW_CELLS: Final = 2  # of them are not yet known to be near
@@ -39,13 +39,17 @@ class Tallies:
     """`rtt_us` of a connected peer, None if it is not connected."""
 
     def __init__(
-        self, outbox: Outbox, roster: Roster, rtt_us: Callable[[Peer], int | None]
+        self,
+        outbox: Outbox,
+        book: AdvertBook,
+        roster: Roster,
+        rtt_us: Callable[[Peer], int | None],
     ) -> None:
         self._out = outbox
+        self._book = book
         self._roster = roster
         self._rtt_us = rtt_us
         self._known: dict[Peer, Known] = {}
-        self._silent: OrderedDict[Peer, int] = OrderedDict()  # until when it is not believed
         self._ways_us: OrderedDict[str, int] = OrderedDict()  # cell -> shortest round trip there
 
     def tellers(self) -> set[Peer]:
@@ -67,7 +71,7 @@ class Tallies:
         now_ms = self._out.now.mono_ms
         before = self._known.get(peer)
         full = before is None and len(self._known) >= TALLIES_MAX
-        if full or self._silent.get(peer, 0) > now_ms or not self._may_say(peer, tally):
+        if full or not self._may_say(peer, tally):
             return False
         answered_ms = before.answered_mono_ms if before else 0
         believed = min(tally.tokens, BELIEVED_MAX)
@@ -78,7 +82,11 @@ class Tallies:
         return True
 
     def _may_say(self, peer: Peer, tally: Tally) -> bool:
-        """Of our own cell we know who has tokens; of others not always who is elected there."""
+        """Of our own cell we know who has tokens; of others not always who is elected there, but
+        who belongs to them."""
+        known = self._book.cars.get(peer)
+        if known is not None and known.advert.cell != tally.cell:
+            return False
         if tally.cell != self._out.identity.cell or self.ours(peer):
             return True
         posts = self._roster.posts(tally.cell, epoch_of(self._out.now.unix_ms) - 1)
@@ -92,12 +100,6 @@ class Tallies:
         known = self._known.get(peer)
         if known is not None:
             known.tokens = 0
-
-    def was_silent(self, peer: Peer) -> None:
-        """It said that it has tokens and then nothing: neither it nor a car of its."""
-        self._known.pop(peer, None)
-        until_ms = self._out.now.mono_ms + SILENT_MS
-        remember(self._silent, peer, until_ms, TALLIES_MAX)
 
     def expire(self) -> None:
         now_ms = self._out.now.mono_ms

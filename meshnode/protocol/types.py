@@ -162,6 +162,9 @@ class Signer(Protocol):
     def sign(self, message: bytes, /) -> bytes: ...
 
 
+SLEEP_MS_MAX: Final = 3_600_000  # a car that sleeps wakes within so long
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an operator may tune. One frozen value, made by `meshnode.config`, handed in whole."""
@@ -203,7 +206,8 @@ class Limits:
     queue_ms_max: int = 10_000
     """How long a placement waits in a rendezvous's queue before it goes elsewhere."""
     sleep_ms_max: int = 0
-    """How long an idle car sleeps at most when its cell does not need it; 0: it never does."""
+    """How long an idle car sleeps at most when its cell does not need it, an hour at the most; 0:
+    it never does."""
     hedge_permille: int = 50
     """Runs that are late are started once more elsewhere, for at most this share of what all runs
     compute, in thousandths; 0 switches that off."""

@@ -275,7 +275,7 @@ class Mesh(VirtualWorkers):
         """Its machine is suspended: its connections end, and it does nothing until it wakes."""
 
         def falls() -> None:
-            if site.life == life:
+            if site.life == life and site.node is not None and site.node.standby.still():
                 for other in sorted(site.links):
                     self.cut(site.name, other)
                 site.asleep, site.tick_at = True, None
@@ -285,7 +285,7 @@ class Mesh(VirtualWorkers):
             if site.life == life and site.asleep:
                 site.asleep = False
                 self.stirred(site)
-                self.feed(site, ev.Tick())
+                self.feed(site, ev.Woke())
 
         self.at(effect.settle_ms, falls)
         self.at(effect.for_ms, wakes)

@@ -8,6 +8,7 @@ without error, and chooses nobody.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -30,6 +31,7 @@ class FleetRoster:
         self._network = network
         self._peers = peers
         self._elect = elect
+        self.asleep: Counter[str] = Counter()  # cars of a cell that will be back
         self._up: dict[str, list[Peer]] = {}
         self._posts: dict[str, tuple[int, Posts]] = {}
 
@@ -52,7 +54,7 @@ class FleetRoster:
             if len(self._posts) >= ELECTIONS_MAX:
                 self._posts.clear()
             members = self.members(cell)
-            known = epoch, self._elect(cell, epoch, members, len(members))
+            known = epoch, self._elect(cell, epoch, members, self.cars(cell))
             self._posts[cell] = known
         return known[1]
 
@@ -62,7 +64,7 @@ class FleetRoster:
         return list(dict.fromkeys(named))
 
     def cars(self, cell: str) -> int:
-        return len(self.members(cell))
+        return len(self.members(cell)) + self.asleep[cell]
 
     def counted(self, cell: str, epoch: int, holder: Peer) -> int | None:
         return None  # everybody knows

@@ -216,6 +216,7 @@ class World(Mesh):
     def stirred(self, site: Site) -> None:
         """Asleep it is out of reach and not elected, which its advert says."""
         self._asleep_us[site.name].append(self.now_us)
+        self.holders.asleep[site.identity.cell] += 1 if site.asleep else -1
         if site.asleep:
             self.peers.pop(site.number, None)
             self.holders.changed(site.identity.cell)

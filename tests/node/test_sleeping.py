@@ -10,7 +10,7 @@ import trio.testing
 
 from meshnode.node.sleeping import Sleeper
 from meshnode.protocol.effects import Sleep
-from meshnode.protocol.events import Event, Tick
+from meshnode.protocol.events import Event, Woke
 
 WAIT_S_MAX = 30
 SAYS = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n')"
@@ -30,7 +30,7 @@ async def slept(command: tuple[str, ...], *effects: Sleep, still: bool = True) -
         nursery.start_soon(sleeper.run)
         for effect in effects:
             sleeper.fall(effect)
-        if command and still:
+        if command:
             with trio.fail_after(WAIT_S_MAX):
                 await came.wait()
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -42,10 +42,10 @@ def sleep_through(command: tuple[str, ...], *effects: Sleep, still: bool = True)
     return trio.run(lambda: slept(command, *effects, still=still))
 
 
-def test_the_command_gets_the_seconds_and_a_tick_follows(tmp_path: Path) -> None:
+def test_the_command_gets_the_seconds_and_the_machine_hears_that_it_woke(tmp_path: Path) -> None:
     said = tmp_path / "said"
     command = (sys.executable, "-c", SAYS, str(said))
-    assert sleep_through(command, Sleep(0, 300_000), Sleep(0, 9_000)) == [Tick()]
+    assert sleep_through(command, Sleep(0, 300_000), Sleep(0, 9_000)) == [Woke()]
     assert said.read_text() == "300\n", "one at a time"
 
 
@@ -55,9 +55,9 @@ def test_nothing_is_suspended_without_a_command_or_against_what_came_between(
     said = tmp_path / "said"
     assert sleep_through((), Sleep(0, 9_000)) == []
     command = (sys.executable, "-c", SAYS, str(said))
-    assert sleep_through(command, Sleep(0, 9_000), still=False) == []
+    assert sleep_through(command, Sleep(0, 9_000), still=False) == [Woke()], "it works on"
     assert not said.exists()
 
 
 def test_a_command_that_is_not_there_ends_nothing(tmp_path: Path) -> None:
-    assert sleep_through((str(tmp_path / "none"),), Sleep(0, 9_000)) == [Tick()]
+    assert sleep_through((str(tmp_path / "none"),), Sleep(0, 9_000)) == [Woke()]

@@ -224,3 +224,30 @@ def test_an_explanation_names_the_run_that_was_late() -> None:
 
 def peer_of(yard: Yard, name: str) -> Peer:
     return yard.sites[name].identity.peer
+
+
+def test_a_hedge_that_no_car_was_idle_for_is_tried_again() -> None:
+    """The cell is full for three seconds, the last run hangs, and then cars are idle."""
+    yard = Yard(7)
+    submitter = yard.add("submitter", REQUEST)
+    for number in range(4):
+        yard.add(f"car-{number}", PROVIDE)
+    yard.connect_all()
+    full = [True]
+    for site in yard.sites.values():
+        assert site.node is not None
+        site.node.rendezvous._scarce = lambda: full[0]  # type: ignore[method-assign]
+    order = ev.JobOrder(
+        "bench.spin@1", ARTIFACT, (), (OUT,), 60, bytes(16), policy="tokens", lease_units_max=1
+    )
+    yard.submit(submitter, 1, order)
+    assert yard.run(lambda: job_of(yard).stored >= 44)
+    yard.hung = "car-2"
+    yard.unit_us = lambda effect: (  # type: ignore[method-assign]
+        Mesh.unit_us(yard, effect) * (HUNG if yard._car == yard.hung else 1)
+    )
+    yard.rest(3_000)
+    assert job_of(yard).stored < 60 and submitter.node is not None
+    assert submitter.node.counters["hedges"] > 3, "asked, in vain"
+    full[0] = False
+    assert yard.run(lambda: ended(yard), ms_max=10_000)

@@ -55,11 +55,12 @@ def test_what_is_over_the_reserve_may_rest_and_each_rendezvous_names_the_same_ca
     assert not any(one.one_too_many(c, 7, 100, 2) for c in cars)
 
 
+@pytest.mark.long
 def test_of_an_idle_cell_most_sleep_and_take_turns() -> None:
     mesh = parked(40)
     slept: set[str] = set()
     shares = []
-    for minute in range(40):
+    for minute in range(25):
         mesh.rest(60_000)
         slept |= asleep(mesh)
         if minute > 2:
@@ -99,7 +100,7 @@ def test_a_sleeper_says_until_when_and_is_not_asked() -> None:
     assert len(node_of(car).provider.tokens) == 1
 
 
-@pytest.mark.parametrize("told_by", ["one", "both", "a stranger"])
+@pytest.mark.parametrize("told_by", ["one", "one, the other gone", "both", "a stranger"])
 def test_one_rendezvous_alone_sends_nobody_to_sleep(told_by: str) -> None:
     mesh = parked(16)
     mesh.rest(IDLE_MS + 5_000)
@@ -108,7 +109,11 @@ def test_one_rendezvous_alone_sends_nobody_to_sleep(told_by: str) -> None:
     car = next(car for car in cars_of(mesh) if car not in holders)
     stranger = next(c for c in cars_of(mesh) if c not in holders and c is not car)
     tokens = node_of(car).provider.tokens
-    names = {"one": [], "both": holders, "a stranger": [stranger]}[told_by]
+    names = {"both": holders, "a stranger": [stranger]}.get(told_by, [])
+    if told_by == "one, the other gone":
+        (token,) = tokens._deposits
+        names = [holder for holder in holders if holder.identity.peer == tokens.lies_at(token)]
+        mesh.cut(car.name, next(holder.name for holder in holders if holder not in names))
     until = mesh.now_ms + 50_000
     while mesh.now_ms < until and node_of(car).standby.stance is Stance.STANDBY:
         (token,) = tokens._deposits
@@ -145,3 +150,34 @@ def test_a_fleet_with_little_work_sleeps_and_tasks_start_as_soon() -> None:
     assert sleepy.stances["asleep"] > 0.05 and sleepy.stances["standby"] < 0.5
     assert sleepy.quantile_ms(0.5) < 1.2 * still.quantile_ms(0.5)
     assert sleepy.quantile_ms(0.95) < 2 * still.quantile_ms(0.95)
+
+
+def test_a_job_for_a_car_that_sleeps_waits_until_it_wakes() -> None:
+    mesh = parked(40)
+    assert mesh.run(lambda: bool(asleep(mesh)), ms_max=300_000)
+    car = mesh.sites[min(asleep(mesh))]
+    submit(mesh, order(4, cars=(car.identity.peer,), deadline_ms=3_600_000))
+    assert mesh.run(lambda: ended(mesh), ms_max=900_000)
+    assert_whole(mesh, 4)
+
+
+def test_sleepers_stay_members_and_slots_are_not_cars() -> None:
+    mesh = parked(40)
+    mesh.rest(400_000)
+    held = [car for car in cars_of(mesh) if not car.asleep and node_of(car).rendezvous.tokens]
+    assert asleep(mesh) and {node_of(car).roster.cars("cell") for car in held} == {40}
+    few = Mesh(1, limits=replace(Limits(), sleep_ms_max=SLEEP_MS))
+    for number in range(10):
+        few.add(f"car-{number}", PROVIDE, slots=8)
+    few.connect_all()
+    few.rest(200_000)
+    assert not asleep(few)
+
+
+def test_the_rendezvous_of_a_small_cell_sends_nobody_to_sleep() -> None:
+    mesh = parked(10)
+    mesh.rest(3_000)
+    (holder,) = [car for car in cars_of(mesh) if node_of(car).rendezvous.tokens]
+    node_of(holder).rendezvous._reserve.one_too_many = lambda *_: True  # type: ignore[method-assign]
+    mesh.rest(180_000)
+    assert not asleep(mesh)

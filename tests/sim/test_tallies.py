@@ -5,9 +5,6 @@ from __future__ import annotations
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.cell import epoch_of
-from meshnode.protocol.rendezvous import AGAIN_MS
-from meshnode.protocol.stage import Stage
-from meshnode.protocol.tallies import SILENT_MS
 from meshnode.protocol.types import Lane
 
 from .test_mesh import job_of
@@ -26,28 +23,12 @@ def test_of_our_own_cell_only_its_rendezvous_have_tokens() -> None:
     }
     other = next(car for car in cars_of(mesh) if car.identity.peer not in served)
     known = node_of(holder).rendezvous._tallies._known
-    for cell, believed in ((holder.identity.cell, False), ("elsewhere", True)):
+    for cell, believed in ((holder.identity.cell, False), ("elsewhere", False), ("far", True)):
+        if believed:  # nobody has heard of which cell it is
+            node_of(holder).book.drop(other.identity.peer)
         tally = messages.pack(messages.Tally(cell, 3, 0))
         mesh.feed(holder, ev.FrameIn(other.identity.peer, Lane.CONTROL, tally))
         assert (other.identity.peer in known) is believed
-
-
-def test_who_lets_a_placement_drop_is_not_believed_for_a_while() -> None:
-    mesh = settled(4)
-    first, holder = stuck(mesh), rendezvous_of(mesh)
-    role, submitter = node_of(holder).rendezvous, mesh.sites["submitter"].identity.peer
-    liar = next(car for car in cars_of(mesh) if car is not holder)
-    liar.lie = lambda effect: []
-    tally = messages.pack(messages.Tally("elsewhere", 3, 0))
-    mesh.feed(holder, ev.FrameIn(liar.identity.peer, Lane.CONTROL, tally))
-    assert first.stage is Stage.SENT_ON and first.to == liar.identity.peer
-    mesh.rest(AGAIN_MS + 1)
-    place = messages.pack(first.place)
-    mesh.feed(holder, ev.FrameIn(submitter, Lane.CONTROL, place))
-    for rest_ms, believed in ((0, False), (SILENT_MS, True)):
-        mesh.rest(rest_ms)
-        mesh.feed(holder, ev.FrameIn(liar.identity.peer, Lane.CONTROL, tally))
-        assert (liar.identity.peer in role._tallies._known) is believed
 
 
 def test_nobody_holds_a_placement_up_by_saying_that_it_waits() -> None:

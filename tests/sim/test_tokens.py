@@ -475,6 +475,7 @@ def test_who_says_again_and_again_that_it_has_tokens_holds_up_no_line() -> None:
     first, holder = stuck(mesh), rendezvous_of(mesh)
     liar = next(car for car in cars_of(mesh) if car is not holder)
     first.refused_by.add(liar.identity.peer)
+    node_of(holder).book.drop(liar.identity.peer)
     tally = messages.pack(messages.Tally("elsewhere", 1 << 16, 0))
     for _ in range(20):
         mesh.feed(holder, ev.FrameIn(liar.identity.peer, Lane.CONTROL, tally))
@@ -489,6 +490,7 @@ def test_what_neighbours_refuse_goes_on_waiting() -> None:
     tally = messages.pack(messages.Tally("elsewhere", 1, 0))
     role, at_ms = node_of(holder).rendezvous, mesh.now_ms
     for car in [car for car in cars_of(mesh) if car is not holder]:
+        node_of(holder).book.drop(car.identity.peer)
         mesh.feed(holder, ev.FrameIn(car.identity.peer, Lane.CONTROL, tally))
     mesh.rest(1_000)
     assert frames_since(mesh, at_ms)["refuse"] >= 5, "each has none"
