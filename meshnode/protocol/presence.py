@@ -96,6 +96,15 @@ class Presence:
         """For whom a slot is held."""
         return {bid.requester for bid in self._bids.values()}
 
+    def free_for(self, requester: Peer) -> bool:
+        """A slot that is held for it by a bid is free for what it placed: the same job may have
+        been announced a moment before."""
+        for digest, bid in self._bids.items():
+            if bid.requester == requester and bid.until_mono_ms > self._out.now.mono_ms:
+                del self._bids[digest]
+                return True
+        return False
+
     def slots_free(self) -> int:
         if self._owner.may_run() is not Reason.OK:
             return 0

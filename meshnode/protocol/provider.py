@@ -215,7 +215,8 @@ class Provider:
             return Reason.EXPIRED
         if self.presence.slots_free() < 1:
             may = self.owner.may_run()
-            return Reason.BUSY if may is Reason.OK else may
+            if may is not Reason.OK or not self.presence.free_for(requester):
+                return Reason.BUSY if may is Reason.OK else may
         entered = self._agreements.with_requester(requester)
         if entered is None:
             bid = self.presence.bid(requester, task_id, addrs, FIRST_HOLD_MS)

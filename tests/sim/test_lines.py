@@ -15,6 +15,7 @@ from meshnode.protocol.tallies import Known
 from meshnode.protocol.types import Lane, Peer, TaskId
 from testnet.sim.mesh import Mesh
 
+from .test_mesh import ended, order, submit
 from .test_tokens import cars_of, node_of, rendezvous_of, settled, stuck
 
 
@@ -81,3 +82,19 @@ def test_one_placement_is_sent_on_a_few_times_in_all() -> None:
         mesh.feed(holder, ev.FrameIn(neighbour, Lane.CONTROL, tally))
         mesh.feed(holder, ev.FrameIn(neighbour, Lane.CONTROL, no))
     assert first.sent == 8 and first.stage is Stage.QUEUED
+
+
+def test_a_slot_that_is_held_for_a_submitter_is_free_for_what_it_places() -> None:
+    """A job that has just been announced is placed the moment that its submitter is connected."""
+    mesh = settled(1)
+    submit(mesh, order(1, policy="tokens"))
+    assert mesh.run(lambda: ended(mesh))  # they have agreed
+    mesh.rest(1_000)
+    (car,), submitter = cars_of(mesh), mesh.sites["submitter"]
+    role = node_of(car).provider
+    role._out.now = mesh.now()
+    assert role.presence.bid(submitter.identity.peer, bytes(16), (), 60_000)
+    again = order(1, nonce=1, policy="tokens")
+    mesh.feed(submitter, ev.Submit(2, again))
+    jobs = node_of(submitter).jobs
+    assert mesh.run(lambda: len(jobs.all) == 2 and not jobs.running, ms_max=1_000)
