@@ -6,9 +6,10 @@ and a source may cost, hands messages to the driver in order, and counts everyth
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import trio
@@ -23,6 +24,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from meshnode.protocol.events import GossipIn
 from meshnode.protocol.types import Peer
 
+from . import locality
 from .config import GOSSIP_PROTOCOL, OverlayConfig
 from .guard import GOSSIP_BUDGET, PUSH_MSG, Budget, contained, log
 from .host import MeshHost, id_of, peer_of
@@ -30,14 +32,38 @@ from .sink import EventSink
 
 READ_BYTES: Final = 64 << 10
 FLOOD_PEERS: Final = 10
+POOL_MAX: Final = 4_096  # peers of a topic that are looked at for its mesh
+SWAP_BEATS: Final = 15  # heartbeats between two looks for a nearer peer
 PUSHES_MAX: Final = 1_024
 """Messages read and not yet looked at; each takes well under a millisecond."""
 
 
 class MeshRouter(GossipSub):
-    """GossipSub whose heartbeat outlives an exception."""
+    """GossipSub whose heartbeat outlives an exception, and whose meshes are of near peers."""
 
     counters: Counter[str]
+    lot = random.Random()
+    _beats = 0
+
+    def __init__(self, rtt_us: Callable[[ID], int], heartbeat_s: int) -> None:
+        super().__init__(
+            protocols=[TProtocol(GOSSIP_PROTOCOL)],
+            degree=6,
+            degree_low=4,
+            degree_high=10,
+            heartbeat_interval=heartbeat_s,
+            # Stock drops above 10 messages/s a topic without a word, and its scores all end at
+            # thresholds of minus infinity; budgets of the pubsub take their place.
+            spam_protection_enabled=False,
+            eclipse_protection_enabled=False,
+            adaptive_gossip_enabled=False,
+            do_px=False,
+        )
+        self.rtt_us = rtt_us
+
+    def _perform_opportunistic_grafting(self, topic: str, peers_to_graft: Any) -> int:
+        """Stock grafts at each heartbeat whoever scores well, wherever that is."""
+        return 0
 
     def _handle_dropped_rpc(self, peer_id: ID, rpc: Any, reason: str) -> None:
         self.counters["gossip_dropped_peer_queue"] += 1
@@ -60,6 +86,43 @@ class MeshRouter(GossipSub):
                 others = [peer for peer in known if peer in pubsub.peers and peer not in chosen]
                 chosen.update(others[: max(0, FLOOD_PEERS - len(chosen))])
         return chosen
+
+    def _get_in_topic_gossipsub_peers_from_minus(
+        self, topic: str, num_to_select: int, minus: Iterable[ID], backoff_check: bool = False
+    ) -> list[ID]:
+        """Whom to graft, near ones first; for IHAVE, which is to go anywhere, as stock does."""
+        of = super()._get_in_topic_gossipsub_peers_from_minus
+        if not backoff_check:
+            return of(topic, num_to_select, minus)
+        members = len(self.mesh.get(topic, ()))
+        pool = of(topic, POOL_MAX, minus, True)
+        return locality.to_graft(pool, num_to_select, members, self.rtt_us, self.lot)
+
+    def _select_peers_for_pruning(self, topic: str, num_to_prune: int) -> list[ID]:
+        mesh = self.mesh.get(topic, set())
+        return locality.to_prune(mesh, max(0, num_to_prune), self.rtt_us, self.lot)
+
+    def mesh_heartbeat(self) -> tuple[Any, Any]:
+        """Stock's, and now and then a near peer in the place of a far one: a mesh forms of whoever
+        comes first."""
+        grafts, prunes = super().mesh_heartbeat()
+        self._beats += 1
+        for topic in self.mesh if self._beats % SWAP_BEATS == 0 else ():
+            mesh = self.mesh[topic]
+            if len(mesh) < self.degree_low or len(mesh) >= self.degree_high:
+                continue  # stock fills it, or cuts it down to the near ones
+            of = super()._get_in_topic_gossipsub_peers_from_minus
+            peer = locality.nearer(mesh, of(topic, POOL_MAX, mesh, True), self.rtt_us)
+            if peer is None:
+                continue
+            mesh.add(peer)
+            self._notify_mesh_peer_added(peer, topic)
+            grafts[peer].append(topic)
+            self.counters["gossip_nearer_peers"] += 1
+            for gone in self._select_peers_for_pruning(topic, len(mesh) - self.degree):
+                mesh.discard(gone)
+                prunes[gone].append(topic)
+        return grafts, prunes
 
     async def heartbeat(self) -> None:
         while True:
@@ -223,29 +286,33 @@ class MeshPubsub(Pubsub):
             self.arrived.set()
 
 
+def _of_ids(rtt_us: Callable[[Peer], int | None]) -> Callable[[ID], int]:
+    """By libp2p's own names of peers; who is not measured is far."""
+
+    def of(peer_id: ID) -> int:
+        peer = peer_of(peer_id)
+        return (None if peer is None else rtt_us(peer)) or locality.UNKNOWN_US
+
+    return of
+
+
 class Gossip:
     """What `overlay` calls: join, leave, publish; and the task that delivers."""
 
-    def __init__(self, host: MeshHost, config: OverlayConfig, sink: EventSink) -> None:
+    def __init__(
+        self,
+        host: MeshHost,
+        config: OverlayConfig,
+        sink: EventSink,
+        rtt_us: Callable[[Peer], int | None],
+    ) -> None:
         self._config = config
         self._sink = sink
         self._counters = host.counters
         self._wanted: dict[str, None] = {}
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._work = trio.Event()
-        self.router = MeshRouter(
-            protocols=[TProtocol(GOSSIP_PROTOCOL)],
-            degree=6,
-            degree_low=4,
-            degree_high=10,
-            heartbeat_interval=config.gossip_heartbeat_s,
-            # Stock drops above 10 messages/s a topic without a word, and its scores all end at
-            # thresholds of minus infinity; the budgets above take their place.
-            spam_protection_enabled=False,
-            eclipse_protection_enabled=False,
-            adaptive_gossip_enabled=False,
-            do_px=False,
-        )
+        self.router = MeshRouter(_of_ids(rtt_us), config.gossip_heartbeat_s)
         self.router.counters = host.counters
         self.pubsub = MeshPubsub(host, self.router, config)
 

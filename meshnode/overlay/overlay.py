@@ -81,7 +81,7 @@ class Overlay:
         self.peer: Peer = own
         self.addrs: tuple[str, ...] = ()
         self.links = Links(host, config, sink, host.counters, spawn)
-        self.gossip = Gossip(host, config, sink)
+        self.gossip = Gossip(host, config, sink, self.links.rtt_us)
         self.dht = Dht(host, config, sink, spawn, self.links.addrs_of)
         self.server = BlobServer(host, config, chunks)
         self.links.on_down = self.dht.forget

@@ -65,6 +65,7 @@ class Link:
         self.conn = conn
         self.done = trio.Event()
         self.born_s = time.monotonic()
+        self.rtt_us: int | None = None  # as it was measured last
         self._config = config
         self._sink = sink
         # The NetStream takes a lock and so a turn of the scheduler around each call.
@@ -177,6 +178,7 @@ class Link:
         elif echo.kind == PONG and echo.token == self._ping_token:
             us = (time.perf_counter_ns() - self._ping_sent_ns) // 1000
             self._ping_token = b""
+            self.rtt_us = us
             for waiting in self._waiting:
                 waiting.set()
             self._waiting.clear()
@@ -280,6 +282,10 @@ class Links:
         """Whether it is up, and not about to end."""
         link = self._links.get(peer)
         return link is not None and not link.finishing
+
+    def rtt_us(self, peer: Peer) -> int | None:
+        link = self._links.get(peer)
+        return None if link is None else link.rtt_us
 
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self._links)
