@@ -95,7 +95,7 @@ class Provider:
         self.receipts = ReceiptDesk(
             outbox, self.delivery.up, self.delivery.unsent, self._on_settled
         )
-        self.keeping = Keeping(outbox, self.ended, self.delivery, self.receipts)
+        self.keeping = Keeping(outbox, self.ended, self.delivery, self.receipts, reach)
         self.accepted_by: Callable[[Peer], None] = lambda _: None
         self.admission = Admission(
             outbox,
