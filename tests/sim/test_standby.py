@@ -152,6 +152,7 @@ def test_a_fleet_with_little_work_sleeps_and_tasks_start_as_soon() -> None:
     assert sleepy.quantile_ms(0.95) < 2 * still.quantile_ms(0.95)
 
 
+@pytest.mark.long
 def test_a_job_for_a_car_that_sleeps_waits_until_it_wakes() -> None:
     mesh = parked(40)
     assert mesh.run(lambda: bool(asleep(mesh)), ms_max=300_000)
@@ -174,6 +175,7 @@ def test_sleepers_stay_members_and_slots_are_not_cars() -> None:
     assert not asleep(few)
 
 
+@pytest.mark.long
 def test_the_rendezvous_of_a_small_cell_sends_nobody_to_sleep() -> None:
     mesh = parked(10)
     mesh.rest(3_000)
