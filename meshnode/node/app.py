@@ -115,7 +115,9 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             home, config, machine, driver, bulletin, blobs, clock, tuple(overlay.addrs)
         )
         driver.on_fetched = node.blob_fetched
-        sleeper = Sleeper(config.vehicle.sleep_command, machine.standby.still, driver.post)
+        sleeper = Sleeper(
+            config.vehicle.sleep_command, machine.standby.still, driver.post, driver.counters
+        )
         driver.on_sleep = sleeper.fall
         node.adopt(restored.jobs)
         nursery = await stack.enter_async_context(_closing_nursery())

@@ -27,13 +27,17 @@ class Sleeper:
     """`still`: whether the node may be suspended now; `post` feeds it events."""
 
     def __init__(
-        self, command: tuple[str, ...], still: Callable[[], bool], post: Callable[[Event], None]
+        self,
+        command: tuple[str, ...],
+        still: Callable[[], bool],
+        post: Callable[[Event], None],
+        counters: Counter[str],
     ) -> None:
         self._command = command
         self._still = still
         self._post = post
         self._asked, self._sleeps = trio.open_memory_channel[Sleep](1)
-        self.counters: Counter[str] = Counter()
+        self._counters = counters
 
     def fall(self, effect: Sleep) -> None:
         """From the driver; without a command the node keeps quiet and nothing else happens."""
@@ -42,7 +46,7 @@ class Sleeper:
         try:
             self._asked.send_nowait(effect)
         except trio.WouldBlock:
-            self.counters["sleeps_overtaken"] += 1  # the last one's command has not ended
+            self._counters["sleeps_overtaken"] += 1  # the last one's command has not ended
 
     async def run(self) -> None:
         async for effect in self._sleeps:
@@ -63,6 +67,6 @@ class Sleeper:
                     stderr=subprocess.DEVNULL,
                 )
             except OSError:
-                self.counters["sleep_commands_failed"] += 1
+                self._counters["sleep_commands_failed"] += 1
                 return
-            self.counters["sleep_commands_failed"] += done.returncode != 0
+            self._counters["sleep_commands_failed"] += done.returncode != 0

@@ -259,7 +259,7 @@ class Notify:
 @dataclass(frozen=True, slots=True)
 class Sleep:
     """Nobody expects anything of this node from `settle_ms` on until `for_ms` have passed: the
-    machine may be suspended. A `Tick` is due when it wakes."""
+    machine may be suspended. `Woke` says that it is awake again."""
 
     settle_ms: int
     for_ms: int

@@ -29,7 +29,7 @@ from .reasons import Reason
 LATE_PERMILLE: Final = 950  # of the runs of a kind: one is late when it has taken longer
 GAIN: Final = 1.5  # what is left must be so many times a fresh run, which costs a start as well
 RUN_MS_MAX: Final = 60_000  # a hedge is expected to take no longer: then it is no matter of latency
-HEDGES_MAX: Final = 3  # of one task, those included that found no car
+HEDGES_MAX: Final = 3  # of one task; one that no car was idle for does not count
 LOOK_MS_LEAST: Final = 250  # before a run is looked at again that no hedge would help
 LOOK_MS_SOON: Final = 20  # the same, where it is not late yet
 RUN_ALL_THE_SAME: Final = frozenset({Reason.SUPERSEDED, Reason.HELD})  # by another attempt

@@ -21,6 +21,7 @@ from .effects import Sleep
 from .messages import Rest
 from .outbox import Outbox, remember
 from .provider import Provider
+from .reasons import Reason
 from .types import SLEEP_MS_MAX, Peer
 
 IDLE_MS: Final = 60_000  # a car sleeps only after so long without work
@@ -84,7 +85,7 @@ class Standby:
 
     def _may_sleep(self) -> bool:
         now, identity = self._out.now, self._out.identity
-        if now.mono_ms < self._owner.worked_mono_ms + IDLE_MS or self._owner.may_run():
+        if now.mono_ms < self._owner.worked_mono_ms + IDLE_MS:
             return False
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         elected = any(identity.peer in ranks for ranks in posts)
@@ -92,7 +93,8 @@ class Standby:
         since_ms = now.mono_ms - HEARD_MS
         heard = sum(self._heard.get(peer, since_ms) > since_ms for peer in serving)
         agreed = heard == len(serving) >= SERVED_BY
-        return agreed and not elected and self.stance is Stance.STANDBY
+        may_run = self._owner.may_run() is Reason.OK
+        return agreed and may_run and not elected and self.stance is Stance.STANDBY
 
     def _sleep(self) -> None:
         """For half of what the owner allows, or longer: else all that fell asleep together would

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import trio
@@ -25,7 +26,7 @@ async def slept(command: tuple[str, ...], *effects: Sleep, still: bool = True) -
         heard.append(event)
         came.set()
 
-    sleeper = Sleeper(command, lambda: still, post)
+    sleeper = Sleeper(command, lambda: still, post, Counter())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sleeper.run)
         for effect in effects:

@@ -13,7 +13,7 @@ from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol.messages import CancelTask, pack
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.types import Account, ArraySpec, JobId, Limits, Peer, Rng, TaskId
+from meshnode.protocol.types import Account, ArraySpec, JobId, Limits, Peer, TaskId
 from testnet.sim.counting import CountingSigner, counted
 from testnet.sim.invariants import Proof
 from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
@@ -54,9 +54,6 @@ class Street(Mesh):
         self.came_ms: dict[JobId, int] = {}
         self._car = ""
         self._spread = random.Random(f"{seed} spread")
-
-    def rng_of(self, site: Site) -> Rng:
-        return random.Random(f"{self.seed} {site.name} {site.life}")
 
     def _execute(self, site: Site, effect: fx.StartExec, life: int) -> None:
         self._car = site.name
