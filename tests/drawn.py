@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshnode.overlay.config import OverlayConfig
-from meshnode.protocol import checkpoints, fleet, messages, objects
+from meshnode.protocol import checkpoints, fleet, messages, objects, papers
 from meshnode.protocol.attempt import TRANSITIONS
 from meshnode.protocol.attempt import State as AttemptState
 from meshnode.protocol.reasons import Reason
@@ -424,7 +424,7 @@ def messages_page() -> str:
     lines = [
         "# Messages and objects",
         "",
-        HEAD.format(sources="the rules in meshnode/protocol/messages.py and objects.py"),
+        HEAD.format(sources="the rules in meshnode/protocol/messages.py, papers.py and objects.py"),
         "The same as [the grammar](meshnode.cddl), to be read by people. A key with `?` may be",
         "missing; in the other fields something must stand. Bytes of text are bytes of UTF-8; a",
         "`uint` goes to 2^63 - 1. The envelope of what is signed is in",
@@ -442,7 +442,7 @@ def messages_page() -> str:
     lines += ["", "## Signed objects and what is in them"]
     numbered = set(messages.NUMBERS.values())
     for name in rules():
-        rule_class = getattr(objects, name, None)
+        rule_class = getattr(papers, name, None) or getattr(objects, name, None)
         if rule_class is not None and rule_class not in numbered:
             lines += section(rule_class, f"### {name}")
     lines += ["", "## Layers of a sandbox", "", "Bits of `sandbox_layers` and `sandbox_least`.", ""]

@@ -18,14 +18,7 @@ from typing import Final
 from ..errors import ArtifactRefused, RemoteProtocolError
 from ..protocol.codec import decode, encode
 from ..protocol.identity import KeySigner
-from ..protocol.objects import (
-    T_MANIFEST,
-    ArgRole,
-    Manifest,
-    ManifestArg,
-    Numerics,
-    Steps,
-)
+from ..protocol.objects import T_MANIFEST, ArgRole, Manifest, ManifestArg, Numerics, Steps
 from ..protocol.reasons import Reason
 from ..protocol.sealed import Sealed, seal, unseal
 from ..protocol.types import (

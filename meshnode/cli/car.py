@@ -115,7 +115,7 @@ def owner_terms(command: Any) -> Any:
 
 def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
     from meshnode.node import founding
-    from meshnode.protocol.objects import Submitters
+    from meshnode.protocol.papers import Submitters
 
     policy = founding.PolicyTerms(
         soc_floor_permille=given["soc_floor"] * 10,

@@ -35,7 +35,7 @@ def network_of(
     """The network to join: a file's, the home's own, or a new one signed by this account."""
     from meshnode.node import firstrun, founding, keystore
     from meshnode.node.home import make_home
-    from meshnode.protocol.objects import NetworkKind
+    from meshnode.protocol.papers import NetworkKind
 
     if genesis is not None and new is not None:
         raise UsageError("--genesis and --new exclude each other")

@@ -36,7 +36,7 @@ from meshnode.protocol.acceptances import NoAudit
 from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
 from meshnode.protocol.identity import peer_text
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import T_POLICY, Policy
+from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.placement import AdvertPlacement
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal

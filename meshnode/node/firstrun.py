@@ -22,7 +22,8 @@ from ..protocol.codec import decode, encode
 from ..protocol.effects import Persist
 from ..protocol.events import Persisted
 from ..protocol.identity import KeySigner, short
-from ..protocol.objects import (
+from ..protocol.outbox import Identity, row
+from ..protocol.papers import (
     T_CONSENT,
     T_GENESIS,
     T_MANDATE,
@@ -32,7 +33,6 @@ from ..protocol.objects import (
     Policy,
     Role,
 )
-from ..protocol.outbox import Identity, row
 from ..protocol.rule import decode_map, encode_map
 from ..protocol.sealed import Sealed
 from ..protocol.types import MANDATE_MS_MAX, Account, Digest, Durability

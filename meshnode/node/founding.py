@@ -16,7 +16,7 @@ from typing import Final
 from ..errors import MeshError, Refused, UsageError, VerificationFailed
 from ..protocol import sandbox
 from ..protocol.identity import KeySigner
-from ..protocol.objects import (
+from ..protocol.papers import (
     NO_CURRENCY,
     T_CONSENT,
     T_GENESIS,

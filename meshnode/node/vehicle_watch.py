@@ -15,7 +15,7 @@ from meshnode.config import VehicleSettings
 from meshnode.errors import UsageError
 from meshnode.protocol.budget import driver_is_back, spendable
 from meshnode.protocol.events import BudgetRead, Event, Recall
-from meshnode.protocol.objects import T_POLICY, Policy
+from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
 from meshnode.vehicle.sim import SimVehicle

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from ..errors import MeshError
 from .messages import Decline, Terms, TermsRequest
-from .objects import T_AGREEMENT, T_MANDATE, Agreement, Mandate, Rate, Role
+from .objects import T_AGREEMENT, Agreement, Rate
 from .outbox import Outbox, Restored, row
+from .papers import T_MANDATE, Mandate, Role
 from .reasons import Reason
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, MANDATE_MS_MAX, Digest, Durability, Lane, Peer

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from .events import BudgetRead
 from .forecast import LEASE_PROBABILITY, Parking, Stay
-from .objects import Policy
+from .papers import Policy
 from .reasons import Reason
 from .types import Now
 

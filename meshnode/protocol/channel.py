@@ -16,7 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .objects import NO_METERS, Acceptance, Agreement, Dispute, Measured, Rate, Receipt, Span, Work
+from .fields import Span
+from .objects import NO_METERS, Acceptance, Agreement, Dispute, Measured, Rate, Receipt, Work
 from .outbox import Identity
 from .reasons import Reason
 from .sealed import Sealed

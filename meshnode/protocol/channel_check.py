@@ -17,24 +17,10 @@ from dataclasses import dataclass, field
 from ..errors import MeshError, VerificationFailed
 from .channel import add_meters, bears, owed_nano
 from .effects import SignedObject
+from .fields import Span
 from .identity import short
-from .objects import (
-    NO_METERS,
-    T_ACCEPT,
-    T_AGREEMENT,
-    T_CONSENT,
-    T_MANDATE,
-    T_POLICY,
-    T_RECEIPT,
-    Acceptance,
-    Agreement,
-    Consent,
-    Mandate,
-    Policy,
-    Receipt,
-    Role,
-    Span,
-)
+from .objects import NO_METERS, T_ACCEPT, T_AGREEMENT, T_RECEIPT, Acceptance, Agreement, Receipt
+from .papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy, Role
 from .reasons import Reason
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, Digest, NetworkId

@@ -20,7 +20,8 @@ from .attempt import Attempt
 from .codec import decode, digest_of, encode_ordered
 from .durations import Durations
 from .events import JobOrder
-from .objects import JobArg, JobSpec, JobSteps, Span
+from .fields import Span
+from .objects import JobArg, JobSpec, JobSteps
 from .placement import Choice
 from .reasons import Reason
 from .rule import decode_map, encode_map

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .codec import decode, encode_ordered
-from .objects import ADDRS, BLOB, DIGEST, ID16, MS, NETWORK, PEER, RATES, Rate
+from .fields import ADDRS, BLOB, DIGEST, ID16, MS, NETWORK, PEER
+from .objects import RATES, Rate
 from .reasons import Reason
 from .rule import (
     Bstr,

@@ -1,12 +1,9 @@
-"""Everything that is signed, one frozen dataclass per rule of docs/spec/meshnode.cddl.
+"""What is signed in the course of work, one frozen dataclass per rule of docs/spec/meshnode.cddl.
 
 Key 0 is the schema version, 1 the network, 4 the object's own name where the typ alone could be
 mistaken. Money is in 1e-9 of the agreement's currency, times in unix milliseconds, energy in mWh.
 The `T_*` constants are the COSE `typ` values: one per kind of object, the domain separators.
-
-In one file of more than 600 lines, and in the grammar's order, because the two are read side by
-side: the signed part of docs/spec/meshnode.cddl is one list as well, and a split would put an
-object and the parts that it shares with others into different files.
+The order is the grammar's, because the two are read side by side; papers.py has its first rules.
 """
 
 from __future__ import annotations
@@ -16,9 +13,24 @@ from enum import IntEnum
 from typing import Annotated, Final, Literal, NamedTuple
 
 from ..errors import RemoteProtocolError
+from .fields import (
+    ACCOUNT,
+    ADDRS,
+    ARRAY,
+    BLOB,
+    CLASS_DIGEST,
+    DIGEST,
+    ID16,
+    MS,
+    NETWORK,
+    PEER,
+    PREFIX8,
+    RUN,
+    SPAN,
+    Span,
+)
 from .reasons import Reason
 from .rule import (
-    Bstr,
     Code,
     Fixed,
     Int,
@@ -34,18 +46,14 @@ from .rule import (
     rule,
 )
 from .types import (
-    ADDR_CHARS_MAX,
-    ADDRS_MAX,
     ARGS_MAX,
     ARTIFACT_BYTES_MAX,
     BLOB_BYTES_MAX,
     CACHED_MAX,
     CELL_CARS_MAX,
     CLASSES_MAX,
-    DIMS_MAX,
     JOB_UNITS_MAX,
     KERNEL_CHARS_MAX,
-    LEASE_UNITS_MAX,
     STEPS_MAX,
     Account,
     ArraySpec,
@@ -58,10 +66,6 @@ from .types import (
     TaskId,
 )
 
-T_GENESIS: Final = "mesh-genesis/1"
-T_MANDATE: Final = "mesh-mandate/1"
-T_POLICY: Final = "mesh-policy/1"
-T_CONSENT: Final = "mesh-consent/1"
 T_AGREEMENT: Final = "mesh-agreement/1"
 T_ADVERT: Final = "mesh-advert/1"
 T_ANNOUNCE: Final = "mesh-announce/1"
@@ -71,51 +75,6 @@ T_LEASE: Final = "mesh-lease/1"
 T_RECEIPT: Final = "mesh-receipt/1"
 T_ACCEPT: Final = "mesh-accept/1"
 T_MANIFEST: Final = "mesh-manifest/1"
-
-NO_CURRENCY: Final = "XXX"  # ISO 4217: no currency involved
-
-NETWORK: Final = Bstr(8)
-PEER: Final = Bstr(38)
-ACCOUNT: Final = Bstr(32)
-DIGEST: Final = Bstr(32)
-ID16: Final = Bstr(16)
-PREFIX8: Final = Bstr(8)
-MS: Final = Uint()
-ADDRS: Final = Many(Tstr(ADDR_CHARS_MAX), ADDRS_MAX)
-CLASS_DIGEST: Final = Bstr(8)
-BLOB: Final = Row(BlobRef, DIGEST, Uint(BLOB_BYTES_MAX))
-ARRAY: Final = Row(ArraySpec, Tstr(16), Many(Uint(1 << 40), DIMS_MAX))
-
-
-class Span(NamedTuple):
-    """[first, first + size): units of a job."""
-
-    first: int
-    size: int
-
-
-SPAN: Final = Row(Span, Uint(JOB_UNITS_MAX), Uint(JOB_UNITS_MAX))
-RUN: Final = Row(Span, Uint(JOB_UNITS_MAX), Uint(LEASE_UNITS_MAX))  # of one lease
-
-
-class NetworkKind(IntEnum):
-    TEST = 0
-    HOME = 1
-    COMMUNITY = 2
-    FLEET = 3
-
-
-class Credit(IntEnum):
-    FREE = 0
-    GUARANTEED = 1
-    PREPAID = 2
-
-
-class Role(IntEnum):
-    """Bits of a mandate."""
-
-    PROVIDE = 1
-    REQUEST = 2
 
 
 class Outcome(IntEnum):
@@ -133,150 +92,6 @@ class Method(IntEnum):
     TOLERANCE = 2
     SPOT_CHECK = 3
     ATTESTED = 4
-
-
-class Submitters(IntEnum):
-    MINE = 0
-    FLEET = 1
-    NETWORK = 2
-    LIST = 3
-
-
-@rule
-@dataclass(frozen=True, slots=True)
-class Genesis:
-    """Names a network; signed by its maker. Network id: first 8 bytes of the payload's SHA-256."""
-
-    version: Annotated[Literal[1], at(0, Fixed(1))]
-    maker: Annotated[Account, at(2, ACCOUNT)]
-    name_of_object: Annotated[Literal["genesis"], at(4, Fixed("genesis"))]
-    name: Annotated[str, at(5, Tstr(64))]
-    kind: Annotated[NetworkKind, at(6, Code(NetworkKind))]
-    currency: Annotated[str, at(7, Tstr(3, size=3))]
-    credit: Annotated[Credit, at(8, Code(Credit))]
-    bootstrap: Annotated[tuple[str, ...], at(9, ADDRS)]
-    release_keys: Annotated[tuple[Account, ...], at(10, Many(ACCOUNT, 8))]
-    protocol: Annotated[int, at(11, Uint(65535))]
-    created_ms: Annotated[int, at(12, MS)]
-
-
-@rule
-@dataclass(frozen=True, slots=True)
-class Mandate:
-    """An account lets a node key act for it, for at most seven days and up to a credit limit."""
-
-    version: Annotated[Literal[1], at(0, Fixed(1))]
-    network: Annotated[NetworkId, at(1, NETWORK)]
-    account: Annotated[Account, at(2, ACCOUNT)]
-    peer: Annotated[Peer, at(3, PEER)]
-    name_of_object: Annotated[Literal["mandate"], at(4, Fixed("mandate"))]
-    roles: Annotated[int, at(5, Uint(3))]
-    credit_nano: Annotated[int, at(6, Int())]
-    not_before_ms: Annotated[int, at(7, MS)]
-    not_after_ms: Annotated[int, at(8, MS)]
-
-
-class Band(NamedTuple):
-    first_minute: int
-    last_minute: int
-    nano_per_kwh: int
-
-
-class Departure(NamedTuple):
-    weekday: int
-    minute: int
-    wh: int
-
-
-class Resume(NamedTuple):
-    """Work resumes only past these, so that a reading at the edge does not flap."""
-
-    soc_permille: int
-    temp_low_dc: int
-    temp_high_dc: int
-
-
-class AdmitRule(NamedTuple):
-    mode: Submitters
-    accounts: tuple[Account, ...]
-
-
-class Caps(NamedTuple):
-    """Per account and local day; 0 is no cap."""
-
-    leases: int
-    bytes: int
-    device_s: int
-
-
-@rule
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the owner allows, in numbers; signed by the owner's account key."""
-
-    version: Annotated[Literal[1], at(0, Fixed(1))]
-    network: Annotated[NetworkId, at(1, NETWORK)]
-    account: Annotated[Account, at(2, ACCOUNT)]
-    name_of_object: Annotated[Literal["policy"], at(4, Fixed("policy"))]
-    soc_floor_permille: Annotated[int, at(5, Uint(1000))]
-    reserve_wh: Annotated[int, at(6, Uint())]
-    day_wh: Annotated[int, at(7, Uint())]
-    watt_max: Annotated[int, at(8, Uint())]
-    plugged_rule: Annotated[int, at(9, Uint(2))]
-    temp_dc: Annotated[tuple[int, int], at(10, Row(None, Int(), Int()))]
-    low_voltage_mv: Annotated[int, at(11, Uint())]
-    wear_nano_per_kwh: Annotated[int, at(12, Uint())]
-    tariff: Annotated[
-        tuple[Band, ...], at(13, Many(Row(Band, Uint(1439), Uint(1439), Uint()), 48, 1))
-    ]
-    efficiency_permille: Annotated[int, at(14, Uint(1000))]
-    awake_w: Annotated[int, at(15, Uint())]
-    submitters: Annotated[AdmitRule, at(18, Row(AdmitRule, Code(Submitters), Many(ACCOUNT, 256)))]
-    caps: Annotated[Caps, at(19, Row(Caps, Uint(), Uint(), Uint()))]
-    departures: Annotated[
-        tuple[Departure, ...] | None,
-        at(16, Many(Row(Departure, Uint(6), Uint(1439), Uint()), 28, 1), optional=True),
-    ] = None
-    metered_bytes_a_day: Annotated[int | None, at(17, Uint(), optional=True)] = None
-    resume: Annotated[
-        Resume | None, at(20, Row(Resume, Uint(1000), Int(), Int()), optional=True)
-    ] = None
-    sandbox_least: Annotated[int | None, at(21, Uint(65535), optional=True)] = None
-
-
-class Share(NamedTuple):
-    account: Account
-    role: int
-    parts: int
-
-
-@rule
-@dataclass(frozen=True, slots=True)
-class Consent:
-    """The owner's yes: purposes, split, policy and the notice that was shown; revocable."""
-
-    version: Annotated[Literal[1], at(0, Fixed(1))]
-    network: Annotated[NetworkId, at(1, NETWORK)]
-    account: Annotated[Account, at(2, ACCOUNT)]
-    name_of_object: Annotated[Literal["consent"], at(4, Fixed("consent"))]
-    operator: Annotated[Account, at(5, ACCOUNT)]
-    vehicle: Annotated[bytes, at(6, ID16)]
-    purposes: Annotated[int, at(7, Uint(65535))]
-    shares: Annotated[
-        tuple[Share, ...],
-        at(8, Many(Row(Share, ACCOUNT, Uint(4), Uint(10_000)), 16, 1)),
-    ]
-    policy: Annotated[Digest, at(9, DIGEST)]
-    notice: Annotated[Digest, at(10, DIGEST)]
-    language: Annotated[str, at(11, Tstr(16))]
-    given_ms: Annotated[int, at(12, MS)]
-    lapses_ms: Annotated[int, at(13, MS)]
-    replaces: Annotated[Digest | None, at(14, DIGEST, optional=True)] = None
-    withdrawn_ms: Annotated[int | None, at(15, MS, optional=True)] = None
-
-    def __post_init__(self) -> None:
-        if sum(share.parts for share in self.shares) != 10_000:
-            raise ValueError("shares do not add up to 10 000")
 
 
 class Rate(NamedTuple):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from .agreement import Agreements
 from .attempt import Late
 from .attempts import Attempts
+from .fields import Span
 from .fleet import Fleet
 from .job import Job, Task, input_root, run_inline
 from .jobs import Jobs
 from .messages import Assign, Inputs, pack
-from .objects import T_OFFER, Offer, OfferKind, Span
+from .objects import T_OFFER, Offer, OfferKind
 from .outbox import Outbox
 from .placement import Car, Choice, Need, Placement, run_units
 from .sealed import Sealed

@@ -13,17 +13,9 @@ from typing import Final
 from ..errors import MeshError
 from .events import BudgetRead, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
-from .objects import (
-    T_CONSENT,
-    T_POLICY,
-    Consent,
-    JobSpec,
-    Offer,
-    Policy,
-    Role,
-    Submitters,
-)
+from .objects import JobSpec, Offer
 from .outbox import Outbox, remember
+from .papers import T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
 from .reasons import Reason
 from .sandbox import missing
 from .sealed import Sealed, unseal

@@ -15,15 +15,7 @@ from .advert import bucket_lease_s, bucket_mwh, cell_topic
 from .cell import Roster, epoch_of, may_hold, served_by
 from .effects import Dial, Publish
 from .events import WorkerClass
-from .objects import (
-    T_ADVERT,
-    T_TOKEN,
-    Advert,
-    AdvertBudget,
-    AdvertClass,
-    Announce,
-    Token,
-)
+from .objects import T_ADVERT, T_TOKEN, Advert, AdvertBudget, AdvertClass, Announce, Token
 from .outbox import Outbox
 from .owner import Owner
 from .reasons import Reason

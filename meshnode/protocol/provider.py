@@ -40,13 +40,7 @@ from .messages import (
     Queued,
     Refuse,
 )
-from .objects import (
-    T_LEASE,
-    T_OFFER,
-    T_TOKEN,
-    Announce,
-    Offer,
-)
+from .objects import T_LEASE, T_OFFER, T_TOKEN, Announce, Offer
 from .outbox import Outbox
 from .owner import Owner
 from .parting import Parting

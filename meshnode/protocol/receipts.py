@@ -15,18 +15,10 @@ from .agreement import InForce
 from .channel import ProviderChannel
 from .effects import HeldDropped, HeldRecord
 from .events import Meters, SendFailed
+from .fields import Span
 from .lease import Granted
 from .merkle import root
-from .objects import (
-    T_ACCEPT,
-    T_RECEIPT,
-    Acceptance,
-    Measured,
-    Outcome,
-    Receipt,
-    Span,
-    Work,
-)
+from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Measured, Outcome, Receipt, Work
 from .outbox import Outbox, remember, row
 from .reasons import Reason
 from .sealed import Sealed

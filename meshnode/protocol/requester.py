@@ -22,6 +22,7 @@ from .checkpoints import Checkpoints
 from .codec import digest
 from .dues import Dues
 from .events import SendFailed, Submit
+from .fields import Span
 from .fleet import TOO_MUCH, UNSUITED, Fleet
 from .hedging import Hedging
 from .job import (
@@ -36,13 +37,7 @@ from .messages import (
     CancelTask,
     Refuse,
 )
-from .objects import (
-    T_LEASE,
-    Advert,
-    JobSpec,
-    Lease,
-    Span,
-)
+from .objects import T_LEASE, Advert, JobSpec, Lease
 from .offering import Offers
 from .outbox import Outbox
 from .pace import Pace

@@ -21,14 +21,7 @@ from meshnode.protocol import events as ev
 from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.job import JobState
 from meshnode.protocol.messages import Assign, Place, unpack
-from meshnode.protocol.objects import (
-    T_ACCEPT,
-    T_LEASE,
-    T_RECEIPT,
-    Acceptance,
-    Lease,
-    Receipt,
-)
+from meshnode.protocol.objects import T_ACCEPT, T_LEASE, T_RECEIPT, Acceptance, Lease, Receipt
 from meshnode.protocol.sealed import TAG_18, unseal
 from meshnode.protocol.types import Digest, JobId, LeaseId, Peer
 

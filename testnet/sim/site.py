@@ -14,7 +14,8 @@ from typing import Protocol
 from meshnode.protocol import effects as fx
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import (
+from meshnode.protocol.outbox import Identity
+from meshnode.protocol.papers import (
     NO_CURRENCY,
     T_CONSENT,
     T_MANDATE,
@@ -28,7 +29,6 @@ from meshnode.protocol.objects import (
     Share,
     Submitters,
 )
-from meshnode.protocol.outbox import Identity
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import Account, Digest, Limits, NetworkId, Peer
 

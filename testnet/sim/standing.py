@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from meshnode.protocol.agreement import FREE_RATES, InForce
 from meshnode.protocol.codec import digest_of
-from meshnode.protocol.objects import NO_CURRENCY, Agreement
+from meshnode.protocol.objects import Agreement
+from meshnode.protocol.papers import NO_CURRENCY
 from meshnode.protocol.types import Account, Digest, NetworkId, Peer
 
 

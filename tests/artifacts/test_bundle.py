@@ -19,7 +19,8 @@ from meshnode.artifact.bundle import (
 from meshnode.errors import ArtifactRefused, MeshError, RemoteProtocolError, VerificationFailed
 from meshnode.protocol.codec import encode
 from meshnode.protocol.identity import KeySigner
-from meshnode.protocol.objects import T_MANIFEST, T_POLICY, ArgRole, Manifest, Numerics, Steps
+from meshnode.protocol.objects import T_MANIFEST, ArgRole, Manifest, Numerics, Steps
+from meshnode.protocol.papers import T_POLICY
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import seal
 from meshnode.protocol.types import ArraySpec, NetworkId

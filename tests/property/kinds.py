@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from meshnode.protocol import messages, objects
+from meshnode.protocol import fields, messages, objects, papers
 from meshnode.protocol.rule import (
     Bstr,
     Code,
@@ -68,14 +68,14 @@ def rule(draw: st.DrawFn, rule_class: type) -> Any:
         name: draw(st.none() | kind(place.kind) if place.optional else kind(place.kind))
         for name, place in rules()[rule_class.__name__].places
     }
-    if rule_class is objects.Consent:
+    if rule_class is papers.Consent:
         mine = draw(st.integers(0, 10_000))
-        one, two = draw(kind(objects.ACCOUNT)), draw(kind(objects.ACCOUNT))
-        values["shares"] = (objects.Share(one, 0, mine), objects.Share(two, 4, 10_000 - mine))
+        one, two = draw(kind(fields.ACCOUNT)), draw(kind(fields.ACCOUNT))
+        values["shares"] = (papers.Share(one, 0, mine), papers.Share(two, 4, 10_000 - mine))
     elif rule_class in (objects.Agreement, messages.Terms):
         values["rates"] = tuple(rate._replace(unit=max(1, rate.unit)) for rate in values["rates"])
     elif rule_class is objects.Manifest:
-        state, constant = draw(kind(objects.ARRAY)), draw(kind(objects.ARRAY))
+        state, constant = draw(kind(fields.ARRAY)), draw(kind(fields.ARRAY))
         stepped = values["steps"] is not None
         role = objects.ArgRole.STATE if stepped else objects.ArgRole.MAPPED
         fixed = objects.ManifestArg(objects.ArgRole.CONSTANT, constant)
@@ -86,10 +86,10 @@ def rule(draw: st.DrawFn, rule_class: type) -> Any:
         first = draw(st.integers(0, JOB_UNITS_MAX - 1))
         size = draw(st.integers(1, min(LEASE_UNITS_MAX, JOB_UNITS_MAX - first)))
         before = draw(st.integers(0, first))
-        fields = {f: getattr(values["job"], f) for f in values["job"].__slots__}
-        values["job"] = objects.JobSpec(**{**fields, "units": first + size})
-        values["task"] = objects.Span(before, first + size - before)
-        values["run"] = objects.Span(first, size)
+        named = {f: getattr(values["job"], f) for f in values["job"].__slots__}
+        values["job"] = objects.JobSpec(**{**named, "units": first + size})
+        values["task"] = fields.Span(before, first + size - before)
+        values["run"] = fields.Span(first, size)
         if values["provider"] is None or values["channel"] is None:
             values["provider"] = values["channel"] = None
     return rule_class(**values)

@@ -17,9 +17,10 @@ from meshnode.protocol import effects as fx
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.codec import decode, encode
+from meshnode.protocol.fields import Span
 from meshnode.protocol.job import JobState
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import T_ANNOUNCE, Span
+from meshnode.protocol.objects import T_ANNOUNCE
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import TAG_18, unseal
 from meshnode.protocol.types import BlobRef, Digest, Lane, LeaseId, Peer

@@ -15,6 +15,7 @@ from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.agreement import FREE_RATES
 from meshnode.protocol.codec import digest
+from meshnode.protocol.fields import Span
 from meshnode.protocol.job import input_root, spec_bytes, task_digest
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
@@ -34,7 +35,6 @@ from meshnode.protocol.objects import (
     Offer,
     OfferKind,
     Receipt,
-    Span,
     Work,
 )
 from meshnode.protocol.reasons import Reason

@@ -11,6 +11,7 @@ from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.agreement import UNUSED_MAX
 from meshnode.protocol.effects import ArgSource
+from meshnode.protocol.fields import Span
 from meshnode.protocol.node import Node
 from meshnode.protocol.objects import (
     T_AGREEMENT,
@@ -20,7 +21,6 @@ from meshnode.protocol.objects import (
     Agreement,
     Offer,
     Outcome,
-    Span,
     Token,
     Work,
 )

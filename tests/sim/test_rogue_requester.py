@@ -5,9 +5,10 @@ from __future__ import annotations
 from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.admission import HEARTBEAT_MS_MIN
+from meshnode.protocol.fields import Span
 from meshnode.protocol.lease import FETCH_MS_MAX, INPUTS_MS_MAX
 from meshnode.protocol.node import Node
-from meshnode.protocol.objects import T_ANNOUNCE, Announce, Span
+from meshnode.protocol.objects import T_ANNOUNCE, Announce
 from meshnode.protocol.reasons import Reason
 from testnet.sim.mesh import ARTIFACT, PROVIDE, REQUEST, Mesh, Site
 

@@ -14,7 +14,7 @@ from meshnode.ledger.lock import hold_home
 from meshnode.node import armor, firstrun, founding, keystore
 from meshnode.protocol.codec import encode
 from meshnode.protocol.identity import KeySigner
-from meshnode.protocol.objects import (
+from meshnode.protocol.papers import (
     T_CONSENT,
     T_GENESIS,
     T_MANDATE,

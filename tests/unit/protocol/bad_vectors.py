@@ -14,7 +14,7 @@ from typing import Any
 
 import cbor2
 
-from meshnode.protocol import messages, objects
+from meshnode.protocol import messages, objects, papers
 from meshnode.protocol.codec import encode
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.rule import encode_map
@@ -151,10 +151,10 @@ def _rules() -> Iterator[tuple[str, str, Any]]:
     yield "run of 4097 units", objects.T_OFFER, {**offer, 8: [first, 4097]}
     job = {**offer[5], 99: 0}
     yield "unknown key in a nested rule", objects.T_OFFER, {**offer, 5: job}
-    consent = fields_of(sample(objects.Consent, rng, full=False))
+    consent = fields_of(sample(papers.Consent, rng, full=False))
     account = bytes(32)
-    yield "shares of 9999 parts", objects.T_CONSENT, {**consent, 8: [[account, 0, 9999]]}
-    yield "no shares", objects.T_CONSENT, {**consent, 8: []}
+    yield "shares of 9999 parts", papers.T_CONSENT, {**consent, 8: [[account, 0, 9999]]}
+    yield "no shares", papers.T_CONSENT, {**consent, 8: []}
     agreement = fields_of(sample(objects.Agreement, rng, full=False))
     yield "rate per 0", objects.T_AGREEMENT, {**agreement, 8: [[0, 1, 0]]}
     yield "currency of 4 letters", objects.T_AGREEMENT, {**agreement, 7: "EURO"}

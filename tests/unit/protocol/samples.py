@@ -10,7 +10,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from meshnode.protocol import messages, objects
+from meshnode.protocol import fields, messages, objects, papers
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.rule import (
     Bstr,
@@ -30,10 +30,10 @@ from meshnode.protocol.types import PEER_PREFIX, UINT_MAX
 
 # typ -> (rule, the field that names who signs)
 SIGNED: dict[str, tuple[type[Any], str]] = {
-    objects.T_GENESIS: (objects.Genesis, "maker"),
-    objects.T_MANDATE: (objects.Mandate, "account"),
-    objects.T_POLICY: (objects.Policy, "account"),
-    objects.T_CONSENT: (objects.Consent, "account"),
+    papers.T_GENESIS: (papers.Genesis, "maker"),
+    papers.T_MANDATE: (papers.Mandate, "account"),
+    papers.T_POLICY: (papers.Policy, "account"),
+    papers.T_CONSENT: (papers.Consent, "account"),
     objects.T_AGREEMENT: (objects.Agreement, "requester"),
     objects.T_ADVERT: (objects.Advert, "peer"),
     objects.T_ANNOUNCE: (objects.Announce, "requester"),
@@ -96,11 +96,11 @@ def sample(rule_class: type, rng: random.Random, *, full: bool) -> Any:
 
 def _whole(rule_class: type, values: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """Fields that bind each other."""
-    if rule_class is objects.Consent:
-        account = draw(objects.ACCOUNT, rng)
+    if rule_class is papers.Consent:
+        account = draw(fields.ACCOUNT, rng)
         values["shares"] = (
-            objects.Share(account, 0, 7_000),
-            objects.Share(account, 1, 3_000),
+            papers.Share(account, 0, 7_000),
+            papers.Share(account, 1, 3_000),
         )
     if rule_class in (objects.Agreement, messages.Terms):
         values["rates"] = tuple(rate._replace(unit=rate.unit or 1) for rate in values["rates"])
@@ -109,13 +109,13 @@ def _whole(rule_class: type, values: dict[str, Any], rng: random.Random) -> dict
     if rule_class is objects.Offer:
         first, size = rng.choice((0, 24, 1 << 31)), rng.choice((1, 256, 4096))
         values["job"] = replace(values["job"], units=first + 3 * size)
-        values["task"] = objects.Span(first, 2 * size)
-        values["run"] = objects.Span(first + size, size)
+        values["task"] = fields.Span(first, 2 * size)
+        values["run"] = fields.Span(first + size, size)
         if values["provider"] is None or values["channel"] is None:
             values["provider"] = values["channel"] = None
     if rule_class is objects.Manifest:
         stepped = values["steps"] is not None
-        array = draw(objects.ARRAY, rng)
+        array = draw(fields.ARRAY, rng)
         role = objects.ArgRole.STATE if stepped else objects.ArgRole.MAPPED
         constant = objects.ManifestArg(objects.ArgRole.CONSTANT, array)
         values["args"] = (constant, objects.ManifestArg(role, array))

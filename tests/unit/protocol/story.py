@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from meshnode.protocol import merkle, messages, objects
+from meshnode.protocol import fields, merkle, messages, objects, papers
 from meshnode.protocol.codec import digest_of, encode
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.reasons import Reason
@@ -45,15 +45,15 @@ class Story:
         self.steps: list[tuple[str, str, Any]] = []  # who, what, sealed object or frame
         self.genesis = self._sealed(
             self.owner,
-            objects.T_GENESIS,
-            objects.Genesis(
+            papers.T_GENESIS,
+            papers.Genesis(
                 1,
                 self.owner.account,
                 "genesis",
                 "vectors",
-                objects.NetworkKind.TEST,
+                papers.NetworkKind.TEST,
                 "EUR",
-                objects.Credit.FREE,
+                papers.Credit.FREE,
                 (),
                 (self.owner.account,),
                 1,
@@ -72,11 +72,11 @@ class Story:
     def _frame(self, who: str, message: Any) -> None:
         self.steps.append((who, type(message).__name__, messages.pack(message)))
 
-    def _mandate(self, account: KeySigner, node: KeySigner, role: objects.Role) -> Sealed:
+    def _mandate(self, account: KeySigner, node: KeySigner, role: papers.Role) -> Sealed:
         return self._sealed(
             account,
-            objects.T_MANDATE,
-            objects.Mandate(
+            papers.T_MANDATE,
+            papers.Mandate(
                 1,
                 self.network,
                 account.account,
@@ -90,8 +90,8 @@ class Story:
         )
 
     def agree(self) -> None:
-        car_mandate = self._mandate(self.owner, self.car, objects.Role.PROVIDE)
-        laptop_mandate = self._mandate(self.payer, self.laptop, objects.Role.REQUEST)
+        car_mandate = self._mandate(self.owner, self.car, papers.Role.PROVIDE)
+        laptop_mandate = self._mandate(self.payer, self.laptop, papers.Role.REQUEST)
         rates = (objects.Rate(0, 3, 7), objects.Rate(2, 1, 1000))
         end = NOW_MS + 7 * DAY_MS
         self._frame("laptop", messages.TermsRequest(laptop_mandate.wire))
@@ -146,7 +146,7 @@ class Story:
         self.task_digest = digest_of([self.job_digest, 0, UNITS, 0])
         self.input_root = Digest(hashlib.sha256(inline).digest())
         self.task_id = TaskId(self.task_digest[:16])
-        self.span = span = objects.Span(0, UNITS)
+        self.span = span = fields.Span(0, UNITS)
         self.offer = self._sealed(
             self.laptop,
             objects.T_OFFER,
@@ -227,7 +227,7 @@ class Story:
                 previous,
                 objects.Work(
                     JobId(self.job_digest[:16]),
-                    objects.Span(first, len(mine)),
+                    fields.Span(first, len(mine)),
                     self.task_digest,
                     self.job.artifact,
                     self.input_root,
@@ -261,7 +261,7 @@ class Story:
                 objects.Verdict(objects.Method.NONE, 0, 0),
                 NOW_MS + 400,
                 None,
-                (objects.Dispute(1, Reason.DUPLICATE, withheld, (objects.Span(5, 1),)),),
+                (objects.Dispute(1, Reason.DUPLICATE, withheld, (fields.Span(5, 1),)),),
             ),
         )
 

@@ -19,15 +19,7 @@ from meshnode.protocol.budget import (
 )
 from meshnode.protocol.events import BudgetRead
 from meshnode.protocol.forecast import KINDS
-from meshnode.protocol.objects import (
-    AdmitRule,
-    Band,
-    Caps,
-    Departure,
-    Policy,
-    Resume,
-    Submitters,
-)
+from meshnode.protocol.papers import AdmitRule, Band, Caps, Departure, Policy, Resume, Submitters
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, NetworkId, Now
 

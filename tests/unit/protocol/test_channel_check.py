@@ -14,27 +14,26 @@ from meshnode.protocol.agreement import FREE_RATES
 from meshnode.protocol.channel import DISPUTED_MAX, ProviderChannel, RequesterChannel
 from meshnode.protocol.channel_check import Checked, check_objects
 from meshnode.protocol.effects import SignedObject
+from meshnode.protocol.fields import Span
 from meshnode.protocol.identity import KeySigner
 from meshnode.protocol.merkle import root
 from meshnode.protocol.objects import (
     T_ACCEPT,
     T_AGREEMENT,
-    T_MANDATE,
     T_RECEIPT,
     Acceptance,
     Agreement,
     Dispute,
-    Mandate,
     Measured,
     Method,
     Outcome,
     Rate,
     Receipt,
-    Span,
     Verdict,
     Work,
 )
 from meshnode.protocol.outbox import Identity, row
+from meshnode.protocol.papers import T_MANDATE, Mandate
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed, seal, unseal
 from meshnode.protocol.types import Digest, JobId, LeaseId

@@ -9,8 +9,8 @@ import pytest
 from meshnode.protocol import events as ev
 from meshnode.protocol import sandbox
 from meshnode.protocol.identity import KeySigner
-from meshnode.protocol.objects import T_CONSENT, T_POLICY, Consent, Policy
 from meshnode.protocol.outbox import Identity
+from meshnode.protocol.papers import T_CONSENT, T_POLICY, Consent, Policy
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sandbox import Layer
 from meshnode.protocol.sealed import seal, unseal

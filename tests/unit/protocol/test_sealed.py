@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from meshnode.errors import LocalProtocolError, RemoteProtocolError, VerificationFailed
-from meshnode.protocol import messages, objects
+from meshnode.protocol import fields, messages, objects
 from meshnode.protocol.codec import decode, encode
 from meshnode.protocol.identity import KeySigner, peer_of_text, peer_text, public_key, short, verify
 from meshnode.protocol.merkle import root
@@ -126,7 +126,7 @@ def test_an_envelope_ends_at_64_kib() -> None:
 
 
 def test_what_is_too_large_is_our_own_fault() -> None:
-    spans = tuple(objects.Span(1 << 31, 1 << 31) for _ in range(64))
+    spans = tuple(fields.Span(1 << 31, 1 << 31) for _ in range(64))
     dispute = objects.Dispute(1 << 60, Reason.MISMATCH, 1 << 60, spans)
     fat = replace(
         sample(objects.Acceptance, random.Random(0), full=True), disputes=(dispute,) * 200

@@ -10,7 +10,7 @@ import pycddl
 import pytest
 
 from meshnode import errors
-from meshnode.protocol import merkle, messages, objects
+from meshnode.protocol import merkle, messages, objects, papers
 from meshnode.protocol.codec import decode, digest_of, encode
 from meshnode.protocol.identity import KeySigner, peer_of_text, peer_text
 from meshnode.protocol.rule import decode_map, encode_map
@@ -158,7 +158,7 @@ def test_the_story_holds_together() -> None:
     sealed = [(typ, unseal(bytes.fromhex(wire))) for typ, wire in wires]
     opened = [(typ, s, s.open(SIGNED[typ][0], typ)) for typ, s in sealed]
     of = {typ: [(s, obj) for kind, s, obj in opened if kind == typ] for typ, _ in sealed}
-    (genesis, _), *_ = of[objects.T_GENESIS]
+    (genesis, _), *_ = of[papers.T_GENESIS]
     assert genesis.digest[:8].hex() == content["network"]
     assert all(obj.network == genesis.digest[:8] for _, _, obj in opened[1:])
     asked, answered = of[objects.T_AGREEMENT]
