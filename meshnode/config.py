@@ -129,10 +129,17 @@ class VehicleSettings:
     """`[vehicle]`: where the readings come from. Without readings a car computes nothing."""
 
     adapter: str = "sim"
-    """`sim`: a simulated vehicle of fixed readings."""
-    poll_s: float = 1.0
-    """Time between two readings; a driver's return is noticed within it where the adapter does
-    not push."""
+    """`sim`: a simulated vehicle of fixed readings; or what another package adds under the entry
+    points `meshnode.vehicle`."""
+    address: str = ""
+    """Of the source that the adapter asks, as it wants it: a URL, or host:port."""
+    token_file: str = ""
+    """A file with the secret that the source asks for."""
+    options: tuple[str, ...] = ()
+    """NAME=VALUE each: what an adapter wants to know besides."""
+    poll_s: float = 2.0
+    """Time between two looks at motion and ignition while this car offers itself or works; a
+    driver's return is noticed within it where the adapter does not push. Else every 30 s."""
     sleep_command: tuple[str, ...] = ()
     """Run with a number of seconds appended when the car's cell does not need it (see
     `limits.sleep_ms_max`), for example `["rtcwake", "-m", "mem", "-s"]`; it should suspend the

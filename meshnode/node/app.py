@@ -50,7 +50,7 @@ from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .running import TMP_NAME, RunningNode
 from .sleeping import Sleeper
-from .vehicle_watch import open_vehicle, watch_vehicle
+from .vehicle_watch import VehicleWatch, open_vehicle
 from .wire import SOCKET_NAME
 
 DRAIN_POLL_S: Final = 0.05
@@ -131,8 +131,15 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             executor.probe()
         if executor is not None and identity.policy is not None:
             # Without a policy there is nothing to spend, and the machine says why.
-            vehicle = node.vehicle = open_vehicle(config.vehicle)
-            nursery.start_soon(watch_vehicle, vehicle, identity.policy, clock, driver.post)
+            watch = VehicleWatch(
+                open_vehicle(config.vehicle),
+                identity.policy,
+                clock,
+                driver.post,
+                poll_s=config.vehicle.poll_s,
+            )
+            node.vehicle = watch
+            nursery.start_soon(watch.run)
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
 

@@ -32,6 +32,8 @@ from ..protocol.papers import (
     Mandate,
     NetworkKind,
     Policy,
+    Quiet,
+    Resume,
     Role,
     Share,
     Submitters,
@@ -121,6 +123,10 @@ class PolicyTerms:
     departures: tuple[Departure, ...] | None = None
     metered_bytes_a_day: int | None = None
     sandbox_least: int = int(sandbox.LEAST)
+    resume: Resume | None = None  # None: two points of charge, one degree
+    stationary: bool = False
+    quiet: tuple[Quiet, ...] | None = None
+    idle_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +251,11 @@ def draft_policy(account: Account, network: NetworkId, terms: PolicyTerms) -> Po
         terms.caps,
         terms.departures,
         terms.metered_bytes_a_day,
+        resume=terms.resume,
         sandbox_least=terms.sandbox_least,
+        stationary=int(terms.stationary) or None,
+        quiet=terms.quiet,
+        idle_s=terms.idle_s,
     )
 
 

@@ -32,7 +32,6 @@ from meshnode.protocol.node import Node
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer, array_bytes
 from meshnode.protocol.view import JobView, View
-from meshnode.vehicle.sim import SimVehicle
 
 from . import status
 from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
@@ -41,6 +40,7 @@ from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
 from .driver import Driver
 from .failures import error_of_reason
 from .owners import Owners
+from .vehicle_watch import VehicleWatch
 
 ORDERS_KEPT_MAX: Final = 1_024
 HEARING_MS_MAX: Final = 3_000
@@ -93,7 +93,7 @@ class RunningNode:
         self.stopping = trio.Event()
         """Set by `stop`: whoever owns the node drains it and ends it."""
         self.clients = 0
-        self.vehicle: SimVehicle | None = None
+        self.vehicle: VehicleWatch | None = None
         self._machine = machine
         self._clock = clock
         self._request_ids = itertools.count(1)
@@ -308,6 +308,7 @@ class RunningNode:
             "jobs_running": sum(job.state == "running" for job in view.jobs),
             "blob_bytes": self.blobs.bytes_used,
             "clients": self.clients,
+            "vehicle": None if self.vehicle is None else self.vehicle.says(),
             "counters": {**dict(view.counters), **self.driver.counters},
         }
 

@@ -2,58 +2,188 @@
 
 Between `meshnode.vehicle` (readings only), `meshnode.protocol.budget` (the numbers) and the driver.
 The driver's return is posted in the task that reads it, before anything is computed from it.
+
+It fails closed: a source that falls silent is noticed by the clock, not by its next word, and an
+adapter that fails is run again after a pause, while the car computes nothing.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+import math
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
+
+import trio
 
 from meshnode.config import VehicleSettings
-from meshnode.errors import UsageError
-from meshnode.protocol.budget import driver_is_back, spendable
+from meshnode.errors import MeshError, UsageError
+from meshnode.protocol.budget import VehicleState, driver_is_back, fresh_ms_left, spendable
 from meshnode.protocol.events import BudgetRead, Event, Recall
 from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
-from meshnode.vehicle.sim import SimVehicle
-from meshnode.vehicle.state import VehicleAdapter
+from meshnode.vehicle.state import ENTRY_POINTS, PERIOD_S_MAX, Pace, Source, VehicleAdapter
 
 from .clock import Clock
 
 RECALL_GRACE_MS: Final = 100
 """A run may end its unit within it, then it is killed: the accelerator is idle in 250 ms."""
+AGAIN_S_LEAST: Final = 0.5
+AGAIN_S_MAX: Final = 30.0
+"""Pause before an adapter that failed is run again; it doubles while no reading comes."""
+
+_BUILT_IN: Final = {
+    "sim": ("meshnode.vehicle.sim", "open_sim"),
+}
+
+log = logging.getLogger("meshnode.node")
 
 
-def open_vehicle(settings: VehicleSettings) -> SimVehicle:
-    """The adapter that the configuration names."""
-    if settings.adapter != "sim":
-        raise UsageError(f"there is no vehicle adapter {settings.adapter!r}; there is: sim")
-    file = Path(settings.sim_file).expanduser() if settings.sim_file else None
-    return SimVehicle(file=file, period_s=settings.poll_s)
+def open_vehicle(settings: VehicleSettings) -> VehicleAdapter:
+    """The adapter that the configuration names: a built-in one, or another package's.
+
+    UsageError if there is none of the name, or its options are wrong; LocalResource if what it
+    reads is not there.
+    """
+    source = Source(
+        settings.address,
+        Path(settings.sim_file).expanduser() if settings.sim_file else None,
+        Path(settings.token_file).expanduser() if settings.token_file else None,
+        options=_options(settings.options),
+    )
+    name = settings.adapter
+    if name in _BUILT_IN:
+        module, maker = _BUILT_IN[name]
+        adapter: VehicleAdapter = getattr(importlib.import_module(module), maker)(source)
+        return adapter
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        there = ", ".join(sorted({*_BUILT_IN, *found}))
+        raise UsageError(f"there is no vehicle adapter {name!r}; there are: {there}")
+    try:
+        foreign: VehicleAdapter = found[name].load()(source)
+    except MeshError:
+        raise
+    except Exception as error:  # noqa: BLE001 - another package's code: its failure is the user's to read
+        raise UsageError(f"the vehicle adapter {name} does not start: {error!r}") from None
+    return foreign
 
 
-async def watch_vehicle(
-    vehicle: VehicleAdapter, policy_wire: bytes, clock: Clock, post: Callable[[Event], None]
-) -> None:
-    """Task: until cancelled. Only changes are posted."""
-    policy = unseal(policy_wire).open(Policy, T_POLICY)
-    told: BudgetRead | None = None
-    was_back = False
-    async for state in vehicle.watch():
+def local_offset_min(unix_ms: int) -> int:
+    """Of this machine's time zone, which the owner's hours and departures are in."""
+    return time.localtime(unix_ms / 1000).tm_gmtoff // 60
+
+
+def _options(pairs: tuple[str, ...]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"vehicle.options: {pair!r} is not NAME=VALUE")
+        options[name] = value
+    return options
+
+
+class VehicleWatch:
+    """One car's adapter, kept running; `run` is the task."""
+
+    def __init__(
+        self,
+        adapter: VehicleAdapter,
+        policy_wire: bytes,
+        clock: Clock,
+        post: Callable[[Event], None],
+        *,
+        poll_s: float,
+    ) -> None:
+        self.adapter = adapter
+        self._policy = unseal(policy_wire).open(Policy, T_POLICY)
+        self._clock = clock
+        self._post = post
+        self._poll_s = poll_s
+        self._pace = Pace(poll_s)
+        self._state: VehicleState | None = None
+        self._told: BudgetRead | None = None
+        self._was_back = False
+        self._stale = trio.CancelScope()
+        self._still_ms: int | None = None  # since when the car is seen to stand, monotonic
+        self.lost: str | None = None  # why there are no readings now
+
+    def says(self) -> dict[str, str | int | None]:
+        """For `status`: the adapter, how old its last word is, and why there is none."""
+        state = self._state
+        age_ms = None if state is None else max(0, self._clock.now().unix_ms - state.at_ms)
+        return {"adapter": self.adapter.name, "age_ms": age_ms, "lost": self.lost}
+
+    async def run(self) -> None:
+        """Task: until cancelled. Only changes are posted."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mind_silence)
+            await self._keep_running()
+
+    async def _keep_running(self) -> NoReturn:
+        pause_s = AGAIN_S_LEAST
+        while True:
+            before = self._state
+            try:
+                await self.adapter.run(self._tell, self._pace)
+                self.lost = "the adapter ended"
+            except MeshError as error:
+                self.lost = str(error)
+            except Exception as error:
+                # Whoever wrote the adapter: without readings the car stops, the node does not.
+                self.lost = f"the adapter failed: {error!r}"
+                log.exception("vehicle %s", self.adapter.name)
+            if self._state is not before:
+                pause_s = AGAIN_S_LEAST
+            log.warning("vehicle %s: %s; again in %.1f s", self.adapter.name, self.lost, pause_s)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, AGAIN_S_MAX)
+
+    async def _mind_silence(self) -> NoReturn:
+        """The budget ends when a reading that it needs is too old, whoever is silent."""
+        while True:
+            with self._stale:
+                await trio.Event().wait()  # for ever, but mypy knows of no scope that expires
+            self._stale = trio.CancelScope()
+            self._weigh()
+
+    def _tell(self, state: VehicleState) -> None:
         back = driver_is_back(state)
-        if back and not was_back:
-            post(Recall(Reason.DRIVING, RECALL_GRACE_MS))
-        was_back = back
+        if back and not self._was_back:
+            self._post(Recall(Reason.DRIVING, RECALL_GRACE_MS))
+        self._was_back = back
+        if back:
+            self._still_ms = None
+        elif self._still_ms is None:
+            self._still_ms = self._clock.now().mono_ms
+        self.lost = None
+        self._state = state
+        self._weigh()
+
+    def _weigh(self) -> None:
+        now = self._clock.now()
         budget = spendable(
-            state,
-            policy,
-            clock.now(),
-            utc_offset_min=time.localtime().tm_gmtoff // 60,
-            previous=told,
+            self._state,
+            self._policy,
+            now,
+            offset_at=local_offset_min,
+            previous=self._told,
+            still_s=0 if self._still_ms is None else (now.mono_ms - self._still_ms) // 1000,
+            provides=self.adapter.provides,
         )
-        if budget != told:
-            post(budget)
-            told = budget
+        if budget != self._told:
+            self._post(budget)
+            self._told = budget
+        # Motion is looked at while a token or a lease is out; else something stops the car anyway.
+        offers = budget.may_run or budget.reason is Reason.READINGS
+        self._pace.set(self._poll_s if offers else PERIOD_S_MAX)
+        left_ms = fresh_ms_left(self._state, self._policy, now, self.adapter.provides)
+        self._stale.deadline = (
+            trio.current_time() + left_ms / 1000 if budget.may_run and left_ms else math.inf
+        )

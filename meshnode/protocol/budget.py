@@ -14,7 +14,7 @@ departure, or where none is named as long as nine of ten such cars.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -38,6 +38,13 @@ LEASE_S_MAX: Final = 24 * 3600
 _WEEK_MIN: Final = 7 * 1440
 _UNBOUNDED_MWH: Final = 1 << 62
 _SURPLUS: Final = ("charging", "complete")
+
+OffsetAt = Callable[[int], int]
+"""Minutes that local time is ahead of UTC at a unix time in milliseconds."""
+
+
+def _utc(_unix_ms: int) -> int:
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +86,32 @@ def spendable(
     now: Now,
     *,
     spent_today_mwh: int = 0,
-    utc_offset_min: int = 0,
+    offset_at: OffsetAt = _utc,
     previous: BudgetRead | None = None,
+    still_s: int = 0,
+    provides: Collection[str] = tuple(FRESH_MS),
 ) -> BudgetRead:
-    """The budget that holds until the next reading.
+    """The budget that holds until the next reading, or until one that it needs is too old.
 
-    `utc_offset_min` places the policy's tariff bands and departures (Monday is weekday 0);
+    `offset_at` places the policy's hours, tariff bands and departures (Monday is weekday 0); it is
+    asked for the offset at the departure too, which a change of the clocks may come before.
+    `still_s` is how long the car was seen to stand, where it does not say so itself.
     `previous` gives the hysteresis: what stopped at a limit goes on only past the resume threshold.
+    `provides` are the readings that the adapter can give at all. One that it cannot is missing like
+    any other, unless the policy calls the machine stationary.
     """
     held_by = previous.reason if previous is not None and not previous.may_run else Reason.OK
     if state is None:
         return _stopped(Reason.READINGS)
-    reason = _in_the_way(state, policy, now, held_by)
+    reason = _in_the_way(state, policy, now, held_by, provides) or _bad_hour(
+        state, policy, now, offset_at, still_s
+    )
     if reason is not Reason.OK:
         return _stopped(reason)
-    departs_s, departs_wh = _next_departure(state, policy, now, utc_offset_min)
+    departs_s, departs_wh = _next_departure(state, policy, now, offset_at)
     reserve_mwh = 1000 * max(policy.reserve_wh, departs_wh)
     day_mwh = policy.day_wh * 1000 - spent_today_mwh
-    term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s)
+    term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s, provides)
     if term_mwh is None:
         return _stopped(Reason.READINGS)
     watt_max, spend_mwh = policy.watt_max, min(day_mwh, term_mwh)
@@ -108,7 +123,7 @@ def spendable(
     if lease_s == 0:
         about_to_leave = departs_s is not None and departs_s == 0
         return _stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
-    floor = floor_nano_per_s(state, policy, now, utc_offset_min)
+    floor = floor_nano_per_s(state, policy, now, offset_at)
     return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor, stay_s)
 
 
@@ -121,12 +136,14 @@ def stay_of(state: VehicleState, now: Now, departs_s: int | None) -> Stay:
     return Stay(state.parking, parked_s, departs_s)
 
 
-def floor_nano_per_s(state: VehicleState, policy: Policy, now: Now, utc_offset_min: int = 0) -> int:
+def floor_nano_per_s(
+    state: VehicleState, policy: Policy, now: Now, offset_at: OffsetAt = _utc
+) -> int:
     """What a second of full load costs the owner: energy, and wear unless the plug carries it.
 
     The awake draw is in it: it is larger than that of one inference chip (250 against 36 W).
     """
-    minute = _minute_of_week(now, utc_offset_min) % 1440
+    minute = _minute_of_week(now, offset_at) % 1440
     rate = state.tariff_nano_per_kwh
     if rate is None:
         rates = [b.nano_per_kwh for b in policy.tariff if _in_band(minute, b[0], b[1])]
@@ -145,25 +162,40 @@ def _stopped(reason: Reason) -> BudgetRead:
     return BudgetRead(False, reason, 0, 0, 0, 0)
 
 
-def _in_the_way(state: VehicleState, policy: Policy, now: Now, held_by: Reason) -> Reason:
+def _on_the_plug(state: VehicleState, policy: Policy, provides: Collection[str]) -> bool:
+    """A stationary machine that has neither battery nor cable to read of runs from the mains."""
+    mains = policy.stationary and not {"plugged", "soc_permille"} & set(provides)
+    return state.plugged is True or bool(mains)
+
+
+def _needed(policy: Policy, provides: Collection[str]) -> list[str]:
+    """The readings without which nothing runs."""
+    return [name for name in FRESH_MS if name in provides or not policy.stationary]
+
+
+def fresh_ms_left(
+    state: VehicleState | None, policy: Policy, now: Now, provides: Collection[str]
+) -> int:
+    """How long the readings that work needs stay fresh, if nothing more is read; 0: one is not."""
+    if state is None:
+        return 0
+    left_ms = [_fresh_ms_left(state, name, now) for name in _needed(policy, provides)]
+    return min(left_ms, default=LEASE_S_MAX * 1000)
+
+
+def _in_the_way(
+    state: VehicleState, policy: Policy, now: Now, held_by: Reason, provides: Collection[str]
+) -> Reason:
     """The first limit that does not allow work, the driver's return before all."""
     if driver_is_back(state):
         return Reason.DRIVING
-    if not all(_fresh(state, name, now) for name in FRESH_MS):
+    if not fresh_ms_left(state, policy, now, provides):
         return Reason.READINGS
-    assert state.soc_permille is not None
-    assert state.pack_temp_dc is not None
-    lowest, highest = state.pack_temp_dc
-    low, high = policy.temp_dc
-    if held_by is Reason.TEMPERATURE:
-        resume = policy.resume
-        low = max(low, resume.temp_low_dc) if resume else low + RESUME_TEMP_DC
-        high = min(high, resume.temp_high_dc) if resume else high - RESUME_TEMP_DC
-    if lowest < low or highest > high:
+    if _outside_temperatures(state, policy, held_by):
         return Reason.TEMPERATURE
     if state.low_voltage_mv is not None and state.low_voltage_mv < policy.low_voltage_mv:
         return Reason.LOW_VOLTAGE
-    if policy.plugged_rule != 1 and state.plugged is not True:
+    if policy.plugged_rule != 1 and not _on_the_plug(state, policy, provides):
         return Reason.UNPLUGGED
     if policy.plugged_rule == 2 and state.charging not in _SURPLUS:
         # A charger in surplus mode (evcc: "pv") delivers only while there is surplus.
@@ -173,26 +205,62 @@ def _in_the_way(state: VehicleState, policy: Policy, now: Now, held_by: Reason) 
         resume = policy.resume
         floor = max(floor, resume.soc_permille - 1 if resume else floor + RESUME_SOC_PERMILLE)
     # Also on the plug: below its floor the car charges first.
-    return Reason.CHARGE_FLOOR if state.soc_permille <= floor else Reason.OK
+    low = state.soc_permille is not None and state.soc_permille <= floor
+    return Reason.CHARGE_FLOOR if low else Reason.OK
 
 
-def _fresh(state: VehicleState, name: str, now: Now) -> bool:
+def _outside_temperatures(state: VehicleState, policy: Policy, held_by: Reason) -> bool:
+    if state.pack_temp_dc is None:
+        return False  # a stationary machine whose battery has no thermometer
+    lowest, highest = state.pack_temp_dc
+    low, high = policy.temp_dc
+    if held_by is Reason.TEMPERATURE:
+        resume = policy.resume
+        low = max(low, resume.temp_low_dc) if resume else low + RESUME_TEMP_DC
+        high = min(high, resume.temp_high_dc) if resume else high - RESUME_TEMP_DC
+    return lowest < low or highest > high
+
+
+def _fresh_ms_left(state: VehicleState, name: str, now: Now) -> int:
     age_ms = state.ages_ms.get(name)
     if getattr(state, name) is None or age_ms is None:
-        return False
+        return 0
     # A reading from the future means that a clock jumped: then its age is not known.
     since_ms = now.unix_ms - state.at_ms
-    return since_ms >= -FRESH_MS["moving"] and age_ms + max(0, since_ms) <= FRESH_MS[name]
+    if since_ms < -FRESH_MS["moving"]:
+        return 0
+    return max(0, FRESH_MS[name] + 1 - age_ms - max(0, since_ms))
+
+
+def _bad_hour(
+    state: VehicleState, policy: Policy, now: Now, offset_at: OffsetAt, still_s: int
+) -> Reason:
+    """What the time says against work, of the day and since the car stands."""
+    weekday, minute = divmod(_minute_of_week(now, offset_at), 1440)
+    for quiet in policy.quiet or ():
+        past_midnight = quiet.first_minute > quiet.last_minute >= minute
+        began = (weekday - past_midnight) % 7
+        if quiet.weekdays >> began & 1 and _in_band(minute, *quiet[1:]):
+            return Reason.QUIET_HOURS
+    stands_s = stay_of(state, now, None).parked_s or 0
+    if max(stands_s, still_s) < (policy.idle_s or 0):
+        return Reason.JUST_PARKED
+    return Reason.OK
 
 
 # ---- energy
 
 
 def _term_mwh(
-    state: VehicleState, policy: Policy, reserve_mwh: int, departs_s: int | None
+    state: VehicleState,
+    policy: Policy,
+    reserve_mwh: int,
+    departs_s: int | None,
+    provides: Collection[str],
 ) -> int | None:
     """The battery's or the plug's side of the minimum; None if the readings do not say."""
-    assert state.soc_permille is not None
+    if state.soc_permille is None:  # a stationary machine without a battery
+        return _UNBOUNDED_MWH if _on_the_plug(state, policy, provides) else None
     capacity_mwh = _capacity_mwh(state)
     if capacity_mwh is None:
         return None
@@ -225,23 +293,26 @@ def _capacity_mwh(state: VehicleState) -> int | None:
 
 
 def _next_departure(
-    state: VehicleState, policy: Policy, now: Now, utc_offset_min: int
+    state: VehicleState, policy: Policy, now: Now, offset_at: OffsetAt
 ) -> tuple[int | None, int]:
     """Seconds to the earliest departure that the car or the policy knows, and Wh it needs."""
     known: list[tuple[int, int]] = []
     if state.departure_ms is not None and state.departure_ms > now.unix_ms:
         known.append(((state.departure_ms - now.unix_ms) // 1000, 0))
-    minute = _minute_of_week(now, utc_offset_min)
+    minute = _minute_of_week(now, offset_at)
     into_minute_s = now.unix_ms // 1000 % 60
     for departure in policy.departures or ():
         ahead_min = (departure.weekday * 1440 + departure.minute - minute) % _WEEK_MIN
+        # Half past seven is half past seven, also on the day after the clocks have changed.
+        then_ms = now.unix_ms + ahead_min * 60_000
+        ahead_min -= offset_at(then_ms) - offset_at(now.unix_ms)
         known.append((max(0, ahead_min * 60 - into_minute_s), departure.wh))
     return min(known, default=(None, 0), key=lambda row: row[0] or 0)
 
 
-def _minute_of_week(now: Now, utc_offset_min: int) -> int:
+def _minute_of_week(now: Now, offset_at: OffsetAt) -> int:
     # 1 January 1970 was a Thursday, weekday 3.
-    return (now.unix_ms // 60_000 + utc_offset_min + 3 * 1440) % _WEEK_MIN
+    return (now.unix_ms // 60_000 + offset_at(now.unix_ms) + 3 * 1440) % _WEEK_MIN
 
 
 def _in_band(minute: int, first: int, last: int) -> bool:

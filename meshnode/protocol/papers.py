@@ -119,6 +119,15 @@ class Departure(NamedTuple):
     wh: int
 
 
+class Quiet(NamedTuple):
+    """No work from one minute of the day to another, `last_minute` included; past midnight the
+    weekday is that of the beginning. Bit 0 of `weekdays` is Monday."""
+
+    weekdays: int
+    first_minute: int
+    last_minute: int
+
+
 class Resume(NamedTuple):
     """Work resumes only past these, so that a reading at the edge does not flap."""
 
@@ -173,6 +182,12 @@ class Policy:
         Resume | None, at(20, Row(Resume, Uint(1000), Int(), Int()), optional=True)
     ] = None
     sandbox_least: Annotated[int | None, at(21, Uint(65535), optional=True)] = None
+    stationary: Annotated[int | None, at(22, Uint(1), optional=True)] = None
+    quiet: Annotated[
+        tuple[Quiet, ...] | None,
+        at(23, Many(Row(Quiet, Uint(127), Uint(1439), Uint(1439)), 28, 1), optional=True),
+    ] = None
+    idle_s: Annotated[int | None, at(24, Uint(86_400), optional=True)] = None
 
 
 class Share(NamedTuple):

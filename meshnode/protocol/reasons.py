@@ -79,6 +79,7 @@ class Reason(IntEnum):
     )
     NO_TOKEN = 49, "no idle car is at hand there"
     ASLEEP = 50, "the car is not needed and sleeps for a while"
+    QUIET_HOURS = 51, "the owner keeps this time of the day free"
     ARTIFACT_FORMAT = 52, "the bytes are no artifact; `mesh artifact build` makes one"
     ARTIFACT_OP = 53, "the artifact uses an operation that cars do not run"
     ARTIFACT_CALL = 54, "the artifact calls native code, which only a release's own kernels may"
@@ -89,6 +90,8 @@ class Reason(IntEnum):
     ARTIFACT_CONSTANT = 59, "the artifact holds a large constant; pass it as an argument"
     ARTIFACT_PLATFORM = 60, "the artifact was not exported for this platform"
     ARTIFACT_MANIFEST = 61, "the manifest does not fit the artifact beside it"
+    JUST_PARKED = 62, "the car does not stand for as long as its owner asks for"
+    PAUSED = 63, "the owner has paused the car"
     # ---- what happened
     DONE = 64, "all units are done"
     FAILED_BY_JOB = 65, "the kernel failed on these inputs"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import AsyncIterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import trio
 from meshnode.errors import LocalResource
 from meshnode.protocol.forecast import KINDS
 
-from .state import PERIOD_S_MAX, VehicleState
-
-READINGS = frozenset(field.name for field in fields(VehicleState)) - {"at_ms", "ages_ms"}
+from .filewatch import watch_file
+from .state import READINGS, Pace, Source, Tell, VehicleState
 
 PARKED = VehicleState(
     at_ms=0,
@@ -43,28 +41,31 @@ PARKED = VehicleState(
 """Parked at home for an hour and plugged in, charged to its limit."""
 
 
+def open_sim(source: Source) -> SimVehicle:
+    """By `[vehicle] sim_file`; without one the car stands parked and plugged."""
+    return SimVehicle(file=source.file)
+
+
 class SimVehicle:
-    """`file` (TOML, names of `VehicleState`) overlays `start` and is read again every period."""
+    """`file` (TOML, names of `VehicleState`) overlays `start` and is read again at every look, and
+    at once when it changes."""
 
     name = "sim"
     provides = READINGS
 
-    def __init__(
-        self, start: VehicleState = PARKED, *, file: Path | None = None, period_s: float = 1.0
-    ) -> None:
+    def __init__(self, start: VehicleState = PARKED, *, file: Path | None = None) -> None:
         self._readings = start
         self._file = file
-        self._period_s = min(period_s, PERIOD_S_MAX)
-        self._changed = trio.Event()
+        self._pace: Pace | None = None
         if file is not None:
             self._overlaid()  # a bad file is said at the start
 
     def change(self, **readings: Any) -> None:
-        """Set readings by name; every watcher sees the new state at once."""
+        """Set readings by name; they are told at once."""
         _check(readings)
         self._readings = replace(self._readings, **readings)
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._pace is not None:
+            self._pace.hurry()
 
     def read(self) -> VehicleState:
         """The state now. A file that went bad while in use is a car whose readings failed."""
@@ -74,11 +75,14 @@ class SimVehicle:
             readings = VehicleState(at_ms=0)
         return replace(readings, at_ms=time.time_ns() // 1_000_000)
 
-    def watch(self) -> AsyncIterator[VehicleState]:
-        return _Watch(self)
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
+    async def run(self, tell: Tell, pace: Pace) -> None:
+        self._pace = pace
+        async with trio.open_nursery() as nursery:
+            if self._file is not None:
+                nursery.start_soon(watch_file, self._file, pace.hurry)
+            while True:
+                tell(self.read())
+                await pace.rest()
 
     def _overlaid(self) -> VehicleState:
         if self._file is None:
@@ -93,26 +97,6 @@ class SimVehicle:
         if "pack_temp_dc" in readings:
             readings["pack_temp_dc"] = tuple(readings["pack_temp_dc"])
         return replace(self._readings, **readings)
-
-
-class _Watch:
-    """An iterator of its own and no generator: those must be closed by whoever stops early."""
-
-    def __init__(self, car: SimVehicle) -> None:
-        self._car = car
-        self._changed: trio.Event | None = None
-
-    def __aiter__(self) -> _Watch:
-        return self
-
-    async def __anext__(self) -> VehicleState:
-        if self._changed is None:
-            await trio.lowlevel.checkpoint()
-        else:
-            with trio.move_on_after(self._car._period_s):
-                await self._changed.wait()
-        self._changed = self._car._changed
-        return self._car.read()
 
 
 def _check(readings: dict[str, Any]) -> None:

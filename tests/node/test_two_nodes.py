@@ -22,6 +22,7 @@ from meshnode.node.running import RunningNode
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import JobId
+from meshnode.vehicle.sim import SimVehicle
 
 from .node_kit import make_home, node_config, noop_order, stacked
 
@@ -170,11 +171,11 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
 def test_the_driver_comes_back_and_leaves_again(tmp_path: Path) -> None:
     async def test(car: RunningNode, own: RunningNode) -> None:
         await own.call(noop_order(1, durable=False))
-        assert car.vehicle is not None
-        car.vehicle.change(moving=True)
+        assert car.vehicle is not None and isinstance(car.vehicle.adapter, SimVehicle)
+        car.vehicle.adapter.change(moving=True)
         await until(lambda: car.view().may_run is Reason.DRIVING)
         job_id = await own.submit(noop_order(2))
-        car.vehicle.change(moving=False)
+        car.vehicle.adapter.change(moving=False)
         assert (await own.wait(job_id)).state == "done"
 
     with_two_nodes(tmp_path, test)

@@ -12,14 +12,25 @@ from hypothesis import strategies as st
 from meshnode.protocol.budget import (
     FRESH_MS,
     LEASE_S_MAX,
+    OffsetAt,
     VehicleState,
     driver_is_back,
     floor_nano_per_s,
+    fresh_ms_left,
     spendable,
 )
 from meshnode.protocol.events import BudgetRead
 from meshnode.protocol.forecast import KINDS
-from meshnode.protocol.papers import AdmitRule, Band, Caps, Departure, Policy, Resume, Submitters
+from meshnode.protocol.papers import (
+    AdmitRule,
+    Band,
+    Caps,
+    Departure,
+    Policy,
+    Quiet,
+    Resume,
+    Submitters,
+)
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, NetworkId, Now
 
@@ -62,6 +73,11 @@ UNPLUGGED = VehicleState(
 CHARGING = replace(
     UNPLUGGED, plugged=True, charging="charging", pack_power_w=7_000, charge_limit_permille=800
 )
+
+
+def zone(minutes: int) -> OffsetAt:
+    """A zone that is so many minutes ahead of UTC all year."""
+    return lambda _unix_ms: minutes
 
 
 def budget(state: VehicleState | None, policy: Policy = POLICY, **more: Any) -> BudgetRead:
@@ -123,10 +139,10 @@ def test_departures_of_the_policy_reserve_and_end_leases() -> None:
     assert read.lease_s_max == 3_600
     # An hour west of Greenwich it is 11:00: two hours are left.
     policy = replace(POLICY, departures=(monday_13,))
-    assert budget(parked, policy, utc_offset_min=-60).lease_s_max == 6_000  # 500 Wh at 300 W
-    assert budget(parked, policy, utc_offset_min=30).lease_s_max == 1_800
-    assert reason(parked, policy, utc_offset_min=60) is Reason.DRAINING
-    assert budget(parked, policy, utc_offset_min=61).lease_s_max == 6_000  # in a week
+    assert budget(parked, policy, offset_at=zone(-60)).lease_s_max == 6_000  # 500 Wh at 300 W
+    assert budget(parked, policy, offset_at=zone(30)).lease_s_max == 1_800
+    assert reason(parked, policy, offset_at=zone(60)) is Reason.DRAINING
+    assert budget(parked, policy, offset_at=zone(61)).lease_s_max == 6_000  # in a week
     past = replace(parked, departure_ms=MONDAY_NOON_MS - 1)
     assert budget(past) == budget(parked)
 
@@ -199,6 +215,85 @@ def test_every_reading_that_must_be_fresh(name: str) -> None:
         assert reason(state) is Reason.READINGS
 
 
+def test_how_long_the_needed_readings_stay_fresh() -> None:
+    ages = {"moving": 1_000, "ignition": 0, "soc_permille": 0, "pack_temp_dc": 0}
+    state = replace(UNPLUGGED, at_ms=MONDAY_NOON_MS - 500, ages_ms=ages)
+    left_ms = fresh_ms_left(state, POLICY, NOW, READINGS)
+    assert left_ms == 5_000 - 1_500 + 1
+    then = Now(0, NOW.unix_ms + left_ms)
+    assert spendable(state, POLICY, then).reason is Reason.READINGS
+    assert spendable(state, POLICY, then._replace(unix_ms=then.unix_ms - 1)).may_run
+    assert not fresh_ms_left(None, POLICY, NOW, READINGS)
+    assert not fresh_ms_left(replace(state, moving=None), POLICY, NOW, READINGS)
+
+
+def test_only_the_owner_can_say_that_what_cannot_be_read_does_not_matter() -> None:
+    """A laptop has no ignition: that is no proof that nobody drives it, until its owner says so."""
+    laptop = ("soc_permille", "plugged", "charging")
+    state = replace(UNPLUGGED, moving=None, ignition=None, pack_temp_dc=None)
+    still = replace(POLICY, stationary=1)
+    assert reason(state, provides=laptop) is Reason.READINGS
+    assert reason(state, still, provides=laptop) is Reason.OK
+    # What it does provide must be there, fresh, and past its limits as anywhere.
+    assert reason(state, still) is Reason.READINGS
+    assert reason(replace(state, soc_permille=None), still, provides=laptop) is Reason.READINGS
+    assert reason(replace(state, soc_permille=300), still, provides=laptop) is Reason.CHARGE_FLOOR
+    assert reason(replace(state, moving=True), still, provides=laptop) is Reason.DRIVING
+
+
+def test_a_stationary_machine_without_a_battery_runs_from_the_mains() -> None:
+    nothing = VehicleState(at_ms=MONDAY_NOON_MS, departure_ms=MONDAY_NOON_MS + 7_200_000)
+    plugged_only = replace(POLICY, plugged_rule=0)
+    assert reason(nothing, plugged_only, provides=()) is Reason.READINGS
+    read = budget(nothing, replace(plugged_only, stationary=1), provides=())
+    assert (read.may_run, read.spendable_mwh, read.lease_s_max) == (True, 5_000_000, 7_200)
+    # With a cable or a battery to read of, it is these that count.
+    still = replace(plugged_only, stationary=1)
+    assert reason(nothing, still, provides=("plugged",)) is Reason.UNPLUGGED
+    assert reason(nothing, replace(still, plugged_rule=2), provides=()) is Reason.UNPLUGGED
+
+
+@pytest.mark.parametrize(
+    ("quiet", "shift_min", "expected"),
+    [
+        (Quiet(0b1, 720, 720), 0, Reason.QUIET_HOURS),  # Monday 12:00, that minute
+        (Quiet(0b1, 720, 720), 1, Reason.OK),
+        (Quiet(0b10, 720, 720), 0, Reason.OK),  # Tuesday's
+        (Quiet(0b1, 1_320, 360), 11 * 60, Reason.QUIET_HOURS),  # Monday 23:00, from 22:00
+        (Quiet(0b1, 1_320, 360), 18 * 60, Reason.QUIET_HOURS),  # Tuesday 6:00, of Monday's night
+        (Quiet(0b1, 1_320, 360), 18 * 60 + 1, Reason.OK),
+        (Quiet(0b1, 1_320, 360), -6 * 60, Reason.OK),  # Monday 6:00 belongs to Sunday's night
+        (Quiet(0b1000000, 1_320, 360), -6 * 60, Reason.QUIET_HOURS),
+    ],
+)
+def test_quiet_hours(quiet: Quiet, shift_min: int, expected: Reason) -> None:
+    policy = replace(POLICY, quiet=(Quiet(0b100, 0, 1), quiet))
+    assert reason(UNPLUGGED, policy, offset_at=zone(shift_min)) is expected
+
+
+def test_a_car_that_has_just_parked_waits() -> None:
+    policy = replace(POLICY, idle_s=180)
+    assert reason(UNPLUGGED, policy) is Reason.JUST_PARKED
+    assert reason(UNPLUGGED, policy, still_s=179) is Reason.JUST_PARKED
+    assert reason(UNPLUGGED, policy, still_s=180) is Reason.OK
+    assert reason(replace(UNPLUGGED, parked_s=180), policy) is Reason.OK
+
+
+def test_half_past_seven_stays_so_when_the_clocks_change() -> None:
+    """Central European time goes from +60 to +120 on 29 March 2026 at 01:00 UTC."""
+    change_ms = 1_774_746_000_000
+
+    def berlin(unix_ms: int) -> int:
+        return 120 if unix_ms >= change_ms else 60
+
+    saturday_22 = Now(0, change_ms - 4 * 3_600_000)  # 22:00 in Berlin
+    sunday_730 = replace(POLICY, departures=(Departure(6, 450, 0),))
+    parked = replace(UNPLUGGED, at_ms=saturday_22.unix_ms, departure_ms=None, usable_wh=None)
+    assert spendable(parked, sunday_730, saturday_22, offset_at=zone(60)).stay_s == 34_200
+    # From two o'clock it is three: an hour of that night never is.
+    assert spendable(parked, sunday_730, saturday_22, offset_at=berlin).stay_s == 30_600
+
+
 def test_plugged_rules() -> None:
     only, either, surplus = (replace(POLICY, plugged_rule=rule) for rule in range(3))
     unknown = replace(UNPLUGGED, plugged=None)
@@ -238,11 +333,11 @@ def test_the_floor_price_follows_band_tariff_and_plug() -> None:
     def price(state: VehicleState, **more: Any) -> int:
         return floor_nano_per_s(state, POLICY, NOW, **more)
 
-    noon, night = price(CHARGING), price(CHARGING, utc_offset_min=11 * 60)
+    noon, night = price(CHARGING), price(CHARGING, offset_at=zone(11 * 60))
     assert noon == -(-584 * 300_000_000 // 3_600_000)
     assert night == -(-584 * 200_000_000 // 3_600_000)
-    assert price(CHARGING, utc_offset_min=17 * 60 + 59) == night  # 05:59
-    assert price(CHARGING, utc_offset_min=18 * 60) == noon
+    assert price(CHARGING, offset_at=zone(17 * 60 + 59)) == night  # 05:59
+    assert price(CHARGING, offset_at=zone(18 * 60)) == noon
     assert price(UNPLUGGED) > noon  # wear
     assert price(replace(CHARGING, tariff_nano_per_kwh=0)) == 0
     gap = replace(POLICY, tariff=(Band(0, 1, 100), Band(2, 3, 900_000_000)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import trio.testing
 
 from meshnode.errors import LocalResource
 from meshnode.protocol.budget import FRESH_MS, VehicleState
-from meshnode.vehicle.sim import PARKED, READINGS, SimVehicle
-from meshnode.vehicle.state import VehicleAdapter
+from meshnode.vehicle.sim import PARKED, SimVehicle, open_sim
+from meshnode.vehicle.state import READINGS, Pace, Source
 
 
 def test_a_state_holds_nothing_that_tells_who_or_where() -> None:
@@ -27,41 +28,78 @@ def test_a_state_holds_nothing_that_tells_who_or_where() -> None:
     assert set(PARKED.ages_ms) >= set(FRESH_MS)
 
 
-def test_a_change_is_seen_at_once_and_the_period_bounds_silence() -> None:
+async def told(
+    car: SimVehicle, pace: Pace, until: Callable[[VehicleState], bool]
+) -> list[VehicleState]:
+    """The states that the adapter tells, up to the one that is asked for."""
+    seen: list[VehicleState] = []
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+
+            def tell(state: VehicleState) -> None:
+                seen.append(state)
+                if until(state):
+                    nursery.cancel_scope.cancel()
+
+            await car.run(tell, pace)
+    return seen
+
+
+def test_a_change_is_told_at_once() -> None:
     async def main() -> None:
-        car: VehicleAdapter = SimVehicle(period_s=30.0)
-        assert isinstance(car, SimVehicle)
-        seen: list[VehicleState] = []
-        with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
+        car = SimVehicle()
+        async with trio.open_nursery() as nursery:
 
-                async def watch() -> None:
-                    async for state in car.watch():
-                        seen.append(state)
-                        if state.moving:
-                            return
-
-                nursery.start_soon(watch)
+            async def drive_away() -> None:
                 await trio.testing.wait_all_tasks_blocked()
-                assert len(seen) == 1
                 car.change(moving=True, ignition="on", plugged=False, charging="no")
+
+            nursery.start_soon(drive_away)
+            seen = await told(car, Pace(30.0), lambda state: bool(state.moving))
         assert [state.moving for state in seen] == [False, True]
         assert seen[0].plugged
         assert abs(seen[0].at_ms - time.time() * 1000) < 60_000
-        await car.aclose()
 
     trio.run(main)
 
 
 def test_without_a_change_a_state_comes_every_period() -> None:
     async def main() -> None:
-        states = SimVehicle(period_s=0.01).watch()
-        with trio.fail_after(10):
-            first, second = await anext(states), await anext(states)
-        assert second.at_ms > first.at_ms
+        times: list[int] = []
+
+        def enough(state: VehicleState) -> bool:
+            times.append(state.at_ms)
+            return len(times) == 3
+
+        await told(SimVehicle(), Pace(0.01), enough)
+        assert times[0] < times[2]
 
     trio.run(main)
-    assert SimVehicle(period_s=1e9)._period_s == 30.0
+    assert Pace(1e9).period_s == 30.0
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_changed_file_is_read_at_once(tmp_path: Path, atomic: bool) -> None:
+    """Within the 30 s of its period: the kernel says that the file was written, or replaced."""
+    file = tmp_path / "car.toml"
+    file.write_text("moving = false\n")
+
+    async def main() -> None:
+        car = open_sim(Source(file=file))
+        async with trio.open_nursery() as nursery:
+
+            async def drive_away() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                (tmp_path / "other.toml").write_text("nothing")
+                written = tmp_path / "new.toml" if atomic else file
+                written.write_text("moving = true\n")
+                written.rename(file)
+
+            nursery.start_soon(drive_away)
+            seen = await told(car, Pace(30.0), lambda state: bool(state.moving))
+        assert len(seen) <= 3  # the start, perhaps an empty file, the change: no other file's
+
+    trio.run(main)
 
 
 def test_a_file_overlays_the_readings_and_is_read_again(tmp_path: Path) -> None:
