@@ -22,6 +22,7 @@ from .found import (
     write_config,
 )
 from .frame import Late, LateGroup, enter
+from .owner import clock_time
 
 if TYPE_CHECKING:
     from meshnode.node.founding import ConsentTerms, PolicyTerms
@@ -31,6 +32,9 @@ _COMMANDS = {
     "init": Late("meshnode.cli.car:init", "Make this machine a car of a network."),
     "run": Late("meshnode.cli.car:run_node", "Run the node until it is stopped."),
     "status": Late("meshnode.cli.car:status", "Show the node: work, budget, peers."),
+    "pause": Late("meshnode.cli.owner:pause", "Stop work now, perhaps for a time."),
+    "resume": Late("meshnode.cli.owner:resume", "Work again as your policy allows."),
+    "mode": Late("meshnode.cli.owner:mode", "When to work: always, auto or never."),
     "consent": Late("meshnode.cli.car:consent", "Consent by an account that lives elsewhere."),
 }
 _PLUGGED = {"plugged": 0, "battery": 1, "surplus": 2}
@@ -283,6 +287,8 @@ def status(home: Path) -> None:
     why = found["may_run"]
     click.echo(f"state     runs since {found['up_s']} s (pid {found['pid']})")
     click.echo(f"work      {'may run' if not why['code'] else why['text']}")
+    if (vehicle := found["vehicle"]) is not None:
+        put_vehicle(vehicle)
     budget = found["budget"]
     if found["provides"] and budget["may_run"]:
         left = f"{budget['spendable_mwh'] / 1e6:.1f} kWh to spend, {budget['watt_max']} W"
@@ -306,6 +312,19 @@ def status(home: Path) -> None:
     for lease in found["leases"]:
         done = f"{lease['done']} of {lease['count']}"
         click.echo(f"lease     {lease['kernel']} {lease['stage']} {done}")
+
+
+def put_vehicle(vehicle: dict[str, Any]) -> None:
+    """Where the readings come from, what is wrong with them, and the owner's mode."""
+    age_ms = vehicle["age_ms"]
+    heard = "nothing read yet" if age_ms is None else f"read {age_ms / 1000:.0f} s ago"
+    click.echo(f"vehicle   {vehicle['adapter']}, {heard}")
+    if vehicle["lost"]:
+        click.echo(f"          {vehicle['lost']}")
+    mode = vehicle["mode"]
+    if mode["kind"] != "auto":
+        until = "" if mode["until_ms"] is None else f" until {clock_time(mode['until_ms'])}"
+        click.echo(f"mode      {mode['kind']}{until}; meshnode resume ends it")
 
 
 @click.group(epilog="Example: meshnode consent request -o request.mesh")

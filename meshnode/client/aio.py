@@ -93,6 +93,13 @@ class AsyncMesh:
     async def drain(self) -> None:
         await self._ask("drain")
 
+    async def mode(self, kind: str, until_ms: int | None = None) -> dict[str, Any] | None:
+        """Let the car work by its policy (`auto`), not at all (`never`), or also in hours that its
+        policy keeps free (`always`), until a unix time; None if this node runs nobody's work."""
+        answer = await self._ask("mode", mode=kind, until_ms=until_ms)
+        found: dict[str, Any] | None = answer["mode"]
+        return found
+
     async def shutdown(self) -> None:
         await self._ask("shutdown")
 

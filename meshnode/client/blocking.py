@@ -134,6 +134,13 @@ class Mesh:
         """Take no new work; what runs goes on."""
         self._ask("drain")
 
+    def mode(self, kind: str, until_ms: int | None = None) -> dict[str, Any] | None:
+        """Let the car work by its policy (`auto`), not at all (`never`), or also in hours that its
+        policy keeps free (`always`), until a unix time; None if this node runs nobody's work."""
+        answer = self._ask("mode", mode=kind, until_ms=until_ms)
+        found: dict[str, Any] | None = answer["mode"]
+        return found
+
     def shutdown(self) -> None:
         """Ask the node to drain and end."""
         self._ask("shutdown")

@@ -48,6 +48,7 @@ from .control import open_control
 from .driver import Driver
 from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
+from .mode import read_mode
 from .running import TMP_NAME, RunningNode
 from .sleeping import Sleeper
 from .vehicle_watch import VehicleWatch, open_vehicle
@@ -137,6 +138,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
                 clock,
                 driver.post,
                 poll_s=config.vehicle.poll_s,
+                mode=read_mode(home),
             )
             node.vehicle = watch
             nursery.start_soon(watch.run)

@@ -26,6 +26,7 @@ from meshnode.protocol.types import JobId
 
 from . import wire
 from .collector import Packed
+from .mode import KINDS, Mode
 from .running import TMP_NAME, RunningNode
 
 OUT_BYTES_MAX: Final = 64 << 20
@@ -54,6 +55,7 @@ class _Client:
             "call": self._call,
             "cancel": self._cancel,
             "drain": self._drain,
+            "mode": self._mode,
             "shutdown": self._shutdown,
             "drop": self._drop,
         }
@@ -168,6 +170,12 @@ class _Client:
     def _drain(self, request: Reply) -> Reply:
         self._node.drain()
         return {}
+
+    def _mode(self, request: Reply) -> Reply:
+        kind, until_ms = request.get("mode"), request.get("until_ms")
+        if kind not in KINDS or not (until_ms is None or type(until_ms) is int):
+            raise LocalProtocolError("a mode is one of " + ", ".join(KINDS))
+        return {"mode": self._node.set_mode(Mode(kind, until_ms))}
 
     def _shutdown(self, request: Reply) -> Reply:
         self._node.stop()

@@ -39,6 +39,7 @@ from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
 from .driver import Driver
 from .failures import error_of_reason
+from .mode import Mode
 from .owners import Owners
 from .vehicle_watch import VehicleWatch
 
@@ -321,6 +322,14 @@ class RunningNode:
     def recall(self, reason: Reason, grace_ms: int) -> None:
         """The driver is back: the accelerator is idle when this returns, or after the grace."""
         self.driver.post(Recall(reason, grace_ms))
+
+    def set_mode(self, mode: Mode) -> dict[str, Any] | None:
+        """The owner's word in force from now on; None where nothing is ever run."""
+        if self.vehicle is None:
+            return None
+        self.vehicle.set_mode(mode)
+        says: dict[str, Any] = self.vehicle.says()["mode"]
+        return says
 
     def stop(self) -> None:
         self.stopping.set()

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
 from meshnode.config import VehicleSettings
 from meshnode.errors import MeshError, UsageError
-from meshnode.protocol.budget import VehicleState, driver_is_back, fresh_ms_left, spendable
+from meshnode.protocol.budget import VehicleState, driver_is_back, fresh_ms_left, spendable, stopped
 from meshnode.protocol.events import BudgetRead, Event, Recall
 from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.reasons import Reason
@@ -30,6 +30,7 @@ from meshnode.protocol.sealed import unseal
 from meshnode.vehicle.state import ENTRY_POINTS, PERIOD_S_MAX, Pace, Source, VehicleAdapter
 
 from .clock import Clock
+from .mode import AUTO, Mode
 
 RECALL_GRACE_MS: Final = 100
 """A run may end its unit within it, then it is killed: the accelerator is idle in 250 ms."""
@@ -100,25 +101,35 @@ class VehicleWatch:
         post: Callable[[Event], None],
         *,
         poll_s: float,
+        mode: Mode = AUTO,
     ) -> None:
         self.adapter = adapter
         self._policy = unseal(policy_wire).open(Policy, T_POLICY)
         self._clock = clock
         self._post = post
         self._poll_s = poll_s
+        self.mode = mode
         self._pace = Pace(poll_s)
         self._state: VehicleState | None = None
         self._told: BudgetRead | None = None
         self._was_back = False
         self._stale = trio.CancelScope()
         self._still_ms: int | None = None  # since when the car is seen to stand, monotonic
+        self._recalled: Reason | None = None  # until it may run again
         self.lost: str | None = None  # why there are no readings now
 
-    def says(self) -> dict[str, str | int | None]:
+    def says(self) -> dict[str, Any]:
         """For `status`: the adapter, how old its last word is, and why there is none."""
         state = self._state
-        age_ms = None if state is None else max(0, self._clock.now().unix_ms - state.at_ms)
-        return {"adapter": self.adapter.name, "age_ms": age_ms, "lost": self.lost}
+        now_ms = self._clock.now().unix_ms
+        age_ms = None if state is None else max(0, now_ms - state.at_ms)
+        mode = {"kind": self.mode.at(now_ms), "until_ms": self.mode.until_unix_ms}
+        return {"adapter": self.adapter.name, "age_ms": age_ms, "lost": self.lost, "mode": mode}
+
+    def set_mode(self, mode: Mode) -> None:
+        """The owner's word, at once."""
+        self.mode = mode
+        self._weigh()
 
     async def run(self) -> None:
         """Task: until cancelled. Only changes are posted."""
@@ -146,7 +157,8 @@ class VehicleWatch:
             pause_s = min(2 * pause_s, AGAIN_S_MAX)
 
     async def _mind_silence(self) -> NoReturn:
-        """The budget ends when a reading that it needs is too old, whoever is silent."""
+        """The budget ends when a reading that it needs is too old, whoever is silent; and so does
+        the owner's mode when its time is over."""
         while True:
             with self._stale:
                 await trio.Event().wait()  # for ever, but mypy knows of no scope that expires
@@ -156,7 +168,7 @@ class VehicleWatch:
     def _tell(self, state: VehicleState) -> None:
         back = driver_is_back(state)
         if back and not self._was_back:
-            self._post(Recall(Reason.DRIVING, RECALL_GRACE_MS))
+            self._recall(Reason.DRIVING)
         self._was_back = back
         if back:
             self._still_ms = None
@@ -168,22 +180,39 @@ class VehicleWatch:
 
     def _weigh(self) -> None:
         now = self._clock.now()
-        budget = spendable(
+        mode = self.mode.at(now.unix_ms)
+        read = spendable(
             self._state,
             self._policy,
             now,
             offset_at=local_offset_min,
             previous=self._told,
+            at_any_hour=mode == "always",
             still_s=0 if self._still_ms is None else (now.mono_ms - self._still_ms) // 1000,
             provides=self.adapter.provides,
         )
+        # A pause is shown before what else would stop the car, but for the driver's return.
+        paused = mode == "never" and read.reason is not Reason.DRIVING
+        budget = stopped(Reason.PAUSED) if paused else read
+        if budget.may_run:
+            self._recalled = None
         if budget != self._told:
+            if self._told is not None and self._told.may_run and not budget.may_run:
+                # Whatever ends the permission ends the work: unplugged, too hot, at the floor.
+                self._recall(budget.reason)
             self._post(budget)
             self._told = budget
         # Motion is looked at while a token or a lease is out; else something stops the car anyway.
         offers = budget.may_run or budget.reason is Reason.READINGS
         self._pace.set(self._poll_s if offers else PERIOD_S_MAX)
-        left_ms = fresh_ms_left(self._state, self._policy, now, self.adapter.provides)
-        self._stale.deadline = (
-            trio.current_time() + left_ms / 1000 if budget.may_run and left_ms else math.inf
-        )
+        left_ms = [fresh_ms_left(self._state, self._policy, now, self.adapter.provides)]
+        if not budget.may_run:
+            left_ms = []
+        if self.mode.until_unix_ms is not None and mode == self.mode.kind:
+            left_ms.append(max(1, self.mode.until_unix_ms - now.unix_ms))
+        self._stale.deadline = trio.current_time() + min(left_ms, default=math.inf) / 1000
+
+    def _recall(self, reason: Reason) -> None:
+        if self._recalled is not reason:
+            self._recalled = reason
+            self._post(Recall(reason, RECALL_GRACE_MS))

@@ -89,40 +89,42 @@ def spendable(
     offset_at: OffsetAt = _utc,
     previous: BudgetRead | None = None,
     still_s: int = 0,
+    at_any_hour: bool = False,
     provides: Collection[str] = tuple(FRESH_MS),
 ) -> BudgetRead:
     """The budget that holds until the next reading, or until one that it needs is too old.
 
     `offset_at` places the policy's hours, tariff bands and departures (Monday is weekday 0); it is
     asked for the offset at the departure too, which a change of the clocks may come before.
-    `still_s` is how long the car was seen to stand, where it does not say so itself.
+    `still_s` is how long the car was seen to stand, where it does not say so itself;
+    `at_any_hour` is the owner's word that quiet hours and the wait after parking do not count now.
     `previous` gives the hysteresis: what stopped at a limit goes on only past the resume threshold.
     `provides` are the readings that the adapter can give at all. One that it cannot is missing like
     any other, unless the policy calls the machine stationary.
     """
     held_by = previous.reason if previous is not None and not previous.may_run else Reason.OK
     if state is None:
-        return _stopped(Reason.READINGS)
-    reason = _in_the_way(state, policy, now, held_by, provides) or _bad_hour(
-        state, policy, now, offset_at, still_s
-    )
+        return stopped(Reason.READINGS)
+    reason = _in_the_way(state, policy, now, held_by, provides)
+    if reason is Reason.OK and not at_any_hour:
+        reason = _bad_hour(state, policy, now, offset_at, still_s)
     if reason is not Reason.OK:
-        return _stopped(reason)
+        return stopped(reason)
     departs_s, departs_wh = _next_departure(state, policy, now, offset_at)
     reserve_mwh = 1000 * max(policy.reserve_wh, departs_wh)
     day_mwh = policy.day_wh * 1000 - spent_today_mwh
     term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s, provides)
     if term_mwh is None:
-        return _stopped(Reason.READINGS)
+        return stopped(Reason.READINGS)
     watt_max, spend_mwh = policy.watt_max, min(day_mwh, term_mwh)
     if watt_max <= 0 or spend_mwh <= 0:
-        return _stopped(Reason.BUDGET)
+        return stopped(Reason.BUDGET)
     lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * watt_max))  # mWh / W in seconds
     stay_s = stay_of(state, now, departs_s).lease_s_at(LEASE_PROBABILITY, LEASE_S_MAX)
     lease_s = min(lease_s, stay_s)
     if lease_s == 0:
         about_to_leave = departs_s is not None and departs_s == 0
-        return _stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
+        return stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
     floor = floor_nano_per_s(state, policy, now, offset_at)
     return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor, stay_s)
 
@@ -158,7 +160,8 @@ def floor_nano_per_s(
 # ---- what stands in the way
 
 
-def _stopped(reason: Reason) -> BudgetRead:
+def stopped(reason: Reason) -> BudgetRead:
+    """Nothing may be spent, and why."""
     return BudgetRead(False, reason, 0, 0, 0, 0)
 
 

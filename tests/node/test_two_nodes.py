@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import trio
 
+from meshnode.client.aio import connect
 from meshnode.client.orders import split_outputs
-from meshnode.errors import LocalResource, NoSuitableNode, UsageError
+from meshnode.errors import LocalProtocolError, LocalResource, NoSuitableNode, UsageError
 from meshnode.ledger.load import signed_objects
 from meshnode.node.app import open_node
 from meshnode.node.running import RunningNode
@@ -177,5 +178,23 @@ def test_the_driver_comes_back_and_leaves_again(tmp_path: Path) -> None:
         job_id = await own.submit(noop_order(2))
         car.vehicle.adapter.change(moving=False)
         assert (await own.wait(job_id)).state == "done"
+
+    with_two_nodes(tmp_path, test)
+
+
+def test_the_owner_pauses_the_car_over_the_control_socket(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        await own.call(noop_order(1, durable=False))
+        async with connect(car.home) as owner:
+            assert await owner.mode("never") == {"kind": "never", "until_ms": None}
+            await until(lambda: car.view().may_run is Reason.PAUSED)
+            assert (await owner.status())["vehicle"]["mode"]["kind"] == "never"
+            job_id = await own.submit(noop_order(2))
+            await owner.mode("auto")
+            assert (await own.wait(job_id)).state == "done"
+            with pytest.raises(LocalProtocolError, match="a mode is one of"):
+                await owner.mode("often")
+        async with connect(own.home) as owner:
+            assert await owner.mode("never") is None  # it runs nobody's work anyway
 
     with_two_nodes(tmp_path, test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import trio.testing
 from meshnode.config import VehicleSettings
 from meshnode.errors import UsageError
 from meshnode.node import founding, vehicle_watch
+from meshnode.node.mode import MODE_FILE, Mode, read_mode, write_mode
 from meshnode.node.vehicle_watch import AGAIN_S_LEAST, AGAIN_S_MAX, VehicleWatch, open_vehicle
 from meshnode.protocol.budget import FRESH_MS
 from meshnode.protocol.events import BudgetRead, Event, Recall
@@ -68,9 +70,22 @@ class Told:
         return trio.current_time() - began_s
 
 
-def watched(test: Callable[[Told, VehicleWatch, list[Event]], Any]) -> None:
+async def goes_by(seconds: float) -> None:
+    """Turn the clock; nobody waits, and whatever was due has run."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    clock.autojump_threshold = float("inf")
+    clock.jump(seconds)
+    await trio.testing.wait_all_tasks_blocked()
+    clock.autojump_threshold = 0.05
+
+
+def watched(
+    test: Callable[[Told, VehicleWatch, list[Event]], Any],
+    terms: founding.PolicyTerms = founding.TEST_POLICY,
+) -> None:
     key = founding.seeded_key(7, "account/car-0")
-    policy = founding.draft_policy(key.account, NetworkId(bytes(8)), founding.TEST_POLICY)
+    policy = founding.draft_policy(key.account, NetworkId(bytes(8)), terms)
     wire = founding.sign_as(key, policy).wire
 
     async def main() -> None:
@@ -108,17 +123,17 @@ def test_silence_stops_the_car_by_the_clock() -> None:
 
     async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
         car.says()
-        await trio.sleep(FRESH_MS["moving"] / 1000 - 0.1)
+        await goes_by(FRESH_MS["moving"] / 1000 - 0.1)
         assert reasons(posted) == [Reason.OK]
         car.says()
-        await trio.sleep(FRESH_MS["moving"] / 1000 - 0.1)
+        await goes_by(FRESH_MS["moving"] / 1000 - 0.1)
         assert reasons(posted) == [Reason.OK]
-        await trio.sleep(0.2)
+        await goes_by(0.2)
         assert reasons(posted) == [Reason.OK, Reason.READINGS]
         car.says()
         assert reasons(posted)[-1] is Reason.OK
         # Frozen: what it says is its last reading, which gets no younger by being said again.
-        await trio.sleep(2)
+        await goes_by(2)
         car.says(ages_ms=dict.fromkeys(READINGS, FRESH_MS["moving"] + 1))
         assert reasons(posted)[-1] is Reason.READINGS
 
@@ -190,7 +205,79 @@ def test_another_package_adds_an_adapter(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_status_says_how_old_the_last_word_is() -> None:
     async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
         car.says()
-        await trio.sleep(1.5)
-        assert watch.says() == {"adapter": "told", "age_ms": 1500, "lost": None}
+        await goes_by(1.5)
+        mode = {"kind": "auto", "until_ms": None}
+        assert watch.says() == {"adapter": "told", "age_ms": 1500, "lost": None, "mode": mode}
 
     watched(test)
+
+
+def test_whatever_ends_the_permission_ends_the_work() -> None:
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        for readings, reason in (
+            ({"soc_permille": 100}, Reason.CHARGE_FLOOR),
+            ({"pack_temp_dc": (200, 500)}, Reason.TEMPERATURE),
+            ({"low_voltage_mv": 11_000}, Reason.LOW_VOLTAGE),
+        ):
+            posted.clear()
+            car.says()
+            car.says(**readings)
+            car.says(**readings)
+            assert [type(event) for event in posted] == [BudgetRead, Recall, BudgetRead]
+            assert posted[1] == Recall(reason, vehicle_watch.RECALL_GRACE_MS)
+
+    watched(test)
+
+
+def test_a_pause_recalls_at_once_and_ends_by_the_clock() -> None:
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        car.says()
+        posted.clear()
+        now_ms = TrialClock().now().unix_ms
+        watch.set_mode(Mode("never", now_ms + 3_000))
+        assert posted[0] == Recall(Reason.PAUSED, vehicle_watch.RECALL_GRACE_MS)
+        assert reasons(posted) == [Reason.PAUSED]
+        car.says(moving=True)  # the driver comes before the pause
+        assert reasons(posted)[-1] is Reason.DRIVING
+        car.says()
+        assert reasons(posted)[-1] is Reason.PAUSED
+        await goes_by(2.9)
+        car.says()
+        assert reasons(posted)[-1] is Reason.PAUSED
+        await goes_by(0.2)
+        assert reasons(posted)[-1] is Reason.OK
+        watch.set_mode(Mode("never"))
+        await goes_by(3)
+        car.says()
+        assert reasons(posted)[-1] is Reason.PAUSED
+        watch.set_mode(Mode())
+        assert reasons(posted)[-1] is Reason.OK
+
+    watched(test)
+
+
+def test_always_sets_the_hours_aside_and_no_limit() -> None:
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        car.says(parked_s=5)
+        assert reasons(posted)[-1] is Reason.JUST_PARKED
+        watch.set_mode(Mode("always", TrialClock().now().unix_ms + 2_000))
+        assert reasons(posted)[-1] is Reason.OK
+        car.says(parked_s=5, soc_permille=100)
+        assert reasons(posted)[-1] is Reason.CHARGE_FLOOR
+        car.says(parked_s=5)
+        await goes_by(2.1)
+        assert reasons(posted)[-1] is Reason.JUST_PARKED
+
+    watched(test, replace(founding.TEST_POLICY, idle_s=600))
+
+
+def test_the_mode_is_kept_in_the_home(tmp_path: Path) -> None:
+    assert read_mode(tmp_path) == Mode()
+    for mode in (Mode("never"), Mode("always", 5), Mode()):
+        write_mode(tmp_path, mode)
+        assert read_mode(tmp_path) == mode
+    for bad in ("", "{}", "[]", '{"mode": "often", "until_ms": null}', '{"mode": "auto"}', "nul"):
+        (tmp_path / MODE_FILE).write_text(bad)
+        assert read_mode(tmp_path) == Mode("never")
+    assert Mode("always", 5).at(4) == "always"
+    assert Mode("always", 5).at(5) == "auto"
