@@ -2,11 +2,12 @@
 
 Readings come from `meshnode.vehicle` through `node.vehicle_watch`; out comes a `BudgetRead` for
 the machine. Integers only: mWh, W, per mille, 0.1 degC. It fails closed: what is unknown or stale
-counts against running. Energies are those at the terminals of battery or plug, as `watt_max` is.
+counts against running. Energies are those at the terminals of the battery, as `watt_max` and
+`awake_w` are; a charger's loss comes on top of what is paid for.
 
     spendable = max(0, min(what is left of the day, battery or plug term))
     battery term = stored - floor - reserve of the next departure
-    plug term    = hours to departure x charger W x efficiency - what is still to charge
+    plug term    = hours to departure x charger W x its efficiency - what is still to charge
 
 A lease is as long as the energy lasts at full power and as the car stays (`forecast`): until its
 departure, or where none is named as long as nine of ten such cars.
@@ -35,6 +36,8 @@ FRESH_MS: Final = {
 RESUME_SOC_PERMILLE: Final = 20  # past the floor, if the policy names no thresholds of its own
 RESUME_TEMP_DC: Final = 10
 LEASE_S_MAX: Final = 24 * 3600
+CHARGER_PERMILLE: Final = 900
+"""From the wall to the battery, of an onboard charger; what the battery gives was charged once."""
 _WEEK_MIN: Final = 7 * 1440
 _UNBOUNDED_MWH: Final = 1 << 62
 _SURPLUS: Final = ("charging", "complete")
@@ -116,17 +119,17 @@ def spendable(
     term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s, provides)
     if term_mwh is None:
         return stopped(Reason.READINGS)
-    watt_max, spend_mwh = policy.watt_max, min(day_mwh, term_mwh)
-    if watt_max <= 0 or spend_mwh <= 0:
+    load_w, spend_mwh = policy.watt_max + policy.awake_w, min(day_mwh, term_mwh)
+    if policy.watt_max <= 0 or spend_mwh <= 0:
         return stopped(Reason.BUDGET)
-    lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * watt_max))  # mWh / W in seconds
+    lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * load_w))  # mWh / W in seconds
     stay_s = stay_of(state, now, departs_s).lease_s_at(LEASE_PROBABILITY, LEASE_S_MAX)
     lease_s = min(lease_s, stay_s)
     if lease_s == 0:
         about_to_leave = departs_s is not None and departs_s == 0
         return stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
     floor = floor_nano_per_s(state, policy, now, offset_at)
-    return BudgetRead(True, Reason.OK, spend_mwh, watt_max, lease_s, floor, stay_s)
+    return BudgetRead(True, Reason.OK, spend_mwh, policy.watt_max, lease_s, floor, stay_s, load_w)
 
 
 def stay_of(state: VehicleState, now: Now, departs_s: int | None) -> Stay:
@@ -151,7 +154,7 @@ def floor_nano_per_s(
         rates = [b.nano_per_kwh for b in policy.tariff if _in_band(minute, b[0], b[1])]
         # A minute that no band covers costs the dearest: never below the owner's cost.
         rate = max(rates or [band.nano_per_kwh for band in policy.tariff])
-    load_w = _up(policy.watt_max * 1000, max(1, policy.efficiency_permille)) + policy.awake_w
+    load_w = _up((policy.watt_max + policy.awake_w) * 1000, CHARGER_PERMILLE)
     if not (state.plugged is True and state.charging in _SURPLUS):
         rate += policy.wear_nano_per_kwh
     return _up(load_w * max(0, rate), 3_600_000)
@@ -282,8 +285,9 @@ def _term_mwh(
         return _UNBOUNDED_MWH
     limit = 1000 if state.charge_limit_permille is None else state.charge_limit_permille
     due_mwh = max(0, capacity_mwh * limit // 1000 - stored_mwh)
-    # W x s / 3600 is Wh; x 1000 / 1000 for mWh and for the efficiency in per mille.
-    flows_mwh = state.pack_power_w * departs_s * policy.efficiency_permille // 3600
+    # W x s / 3600 is Wh; x 1000 / 1000 for mWh and for a charger's efficiency in per mille: some
+    # sources know the power at the wall only.
+    flows_mwh = state.pack_power_w * departs_s * CHARGER_PERMILLE // 3600
     return flows_mwh - due_mwh
 
 

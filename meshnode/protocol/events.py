@@ -191,6 +191,8 @@ class BudgetRead:
     stay_s: int | None = None
     """Until the departure that is named, else the time that nine of ten such cars stay: the part
     of `lease_s_max` that is not energy. None: it may not run, or nobody has asked."""
+    load_w: int = 0
+    """What battery or plug give while a run works at full power: `watt_max` and being awake."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,9 +188,10 @@ class Owner:
         # A long job may be handed on in the middle.
         if job.steps is None and run_ms > self.budget.lease_s_max * 1000:
             return Reason.LEASE_LENGTH, f"{takes}; {self.budget.lease_s_max} s are allowed"
-        energy_mwh = self.budget.watt_max * run_ms / 3600
+        load_w = max(self.budget.load_w, self.budget.watt_max)
+        energy_mwh = load_w * run_ms / 3600
         if energy_mwh > self.budget.spendable_mwh:
-            needs = f"{takes} and {self.budget.watt_max} W: {energy_mwh / 1000:.3g} Wh"
+            needs = f"{takes} and {load_w} W: {energy_mwh / 1000:.3g} Wh"
             return Reason.BUDGET, f"{needs}; {self.budget.spendable_mwh / 1000:.3g} Wh may be spent"
         return Reason.OK, ""
 

@@ -93,14 +93,14 @@ def reason(state: VehicleState | None, policy: Policy = POLICY, **more: Any) -> 
 
 
 def test_the_battery_term_by_hand() -> None:
-    # 60 kWh at 50 % is 30 kWh; floor 18 kWh, reserve 10 kWh: 2 kWh; at 300 W that is 24,000 s.
+    # 60 kWh at 50 % is 30 kWh; floor 18 kWh, reserve 10 kWh: 2 kWh; at 300 + 250 W 13,090 s.
     read = budget(UNPLUGGED)
     assert (read.may_run, read.spendable_mwh, read.watt_max) == (True, 2_000_000, 300)
-    assert read.lease_s_max == 24_000
+    assert (read.load_w, read.lease_s_max) == (550, 13_090)
     assert budget(replace(UNPLUGGED, usable_wh=45_000)) == read  # the careful one of two readings
     assert budget(replace(UNPLUGGED, usable_wh=29_000)).spendable_mwh == 1_000_000
-    # 300 W / 0.9 + 250 W, at 0.30 + 0.05 a kWh, for a second: 584 x 0.35 / 3.6e6
-    assert read.floor_nano_per_s == -(-584 * 350_000_000 // 3_600_000)
+    # (300 + 250 W) / 0.9 at the wall, at 0.30 + 0.05 a kWh, for a second: 612 x 0.35 / 3.6e6
+    assert read.floor_nano_per_s == -(-612 * 350_000_000 // 3_600_000)
 
 
 def test_the_day_bounds_it() -> None:
@@ -115,7 +115,7 @@ def test_the_plug_term_by_hand() -> None:
     # 80 % of 60 kWh is 18 kWh away; 3 h x 7 kW x 0.9 is 18.9 kWh: 900 Wh are left over.
     in_3_h = replace(CHARGING, departure_ms=MONDAY_NOON_MS + 3 * 3_600_000)
     assert budget(in_3_h, generous).spendable_mwh == 900_000
-    assert budget(in_3_h, generous).lease_s_max == 10_800
+    assert budget(in_3_h, generous).lease_s_max == 5_890  # 900 Wh at 550 W
     in_2_h = replace(CHARGING, departure_ms=MONDAY_NOON_MS + 2 * 3_600_000)
     assert reason(in_2_h, generous) is Reason.BUDGET
     assert budget(CHARGING, generous).spendable_mwh == 100_000_000
@@ -136,13 +136,13 @@ def test_departures_of_the_policy_reserve_and_end_leases() -> None:
     tuesday_8 = Departure(1, 8 * 60, 0)
     read = budget(parked, replace(POLICY, departures=(tuesday_8, monday_13)))
     assert read.spendable_mwh == 500_000  # 30 - 18 - 11.5 kWh
-    assert read.lease_s_max == 3_600
+    assert (read.stay_s, read.lease_s_max) == (3_600, 3_272)  # 500 Wh at 550 W
     # An hour west of Greenwich it is 11:00: two hours are left.
     policy = replace(POLICY, departures=(monday_13,))
-    assert budget(parked, policy, offset_at=zone(-60)).lease_s_max == 6_000  # 500 Wh at 300 W
+    assert budget(parked, policy, offset_at=zone(-60)).stay_s == 7_200
     assert budget(parked, policy, offset_at=zone(30)).lease_s_max == 1_800
     assert reason(parked, policy, offset_at=zone(60)) is Reason.DRAINING
-    assert budget(parked, policy, offset_at=zone(61)).lease_s_max == 6_000  # in a week
+    assert budget(parked, policy, offset_at=zone(61)).lease_s_max == 3_272  # in a week
     past = replace(parked, departure_ms=MONDAY_NOON_MS - 1)
     assert budget(past) == budget(parked)
 
@@ -161,7 +161,7 @@ def test_where_no_departure_is_named_the_forecast_ends_leases() -> None:
     named = replace(at_work, departure_ms=MONDAY_NOON_MS + 3 * 3_600_000)
     assert budget(named).lease_s_max == budget(named).stay_s == 10_800
     little = replace(POLICY, day_wh=10)
-    assert (budget(at_work, little).lease_s_max, budget(at_work, little).stay_s) == (120, 480)
+    assert (budget(at_work, little).lease_s_max, budget(at_work, little).stay_s) == (65, 480)
     # Of what nobody knows the careful guess is made.
     nothing = replace(UNPLUGGED, departure_ms=None)
     assert budget(nothing).stay_s == min(
@@ -334,15 +334,15 @@ def test_the_floor_price_follows_band_tariff_and_plug() -> None:
         return floor_nano_per_s(state, POLICY, NOW, **more)
 
     noon, night = price(CHARGING), price(CHARGING, offset_at=zone(11 * 60))
-    assert noon == -(-584 * 300_000_000 // 3_600_000)
-    assert night == -(-584 * 200_000_000 // 3_600_000)
+    assert noon == -(-612 * 300_000_000 // 3_600_000)
+    assert night == -(-612 * 200_000_000 // 3_600_000)
     assert price(CHARGING, offset_at=zone(17 * 60 + 59)) == night  # 05:59
     assert price(CHARGING, offset_at=zone(18 * 60)) == noon
     assert price(UNPLUGGED) > noon  # wear
     assert price(replace(CHARGING, tariff_nano_per_kwh=0)) == 0
     gap = replace(POLICY, tariff=(Band(0, 1, 100), Band(2, 3, 900_000_000)))
     dearest = floor_nano_per_s(CHARGING, gap, NOW)
-    assert dearest == -(-584 * 900_000_000 // 3_600_000)
+    assert dearest == -(-612 * 900_000_000 // 3_600_000)
 
 
 def test_who_is_back() -> None:
