@@ -11,6 +11,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --progress-bar off --retries 5 --use-pep517
 # A venv of its own: cwt reads our signed objects and must not share our CBOR library.
 CWT := cwt==3.3.0
+# Another: kuksa-client needs a protobuf that libp2p does not allow.
+KUKSA := kuksa-client==0.6.0
 # For python -m tests.bench, e.g. make bench BENCH="overhead --quick"
 BENCH ?= overhead minilm footprint validator warm kernels
 
@@ -35,6 +37,11 @@ $(VENV)/.peers: $(VENV)/.installed
 .venv-cwt/.installed: Makefile
 	@python=$$(.ci/needs); [ -x .venv-cwt/bin/python ] || "$$python" -m venv .venv-cwt
 	@.venv-cwt/bin/python -m pip --disable-pip-version-check install --quiet $(CWT)
+	@touch $@
+
+.venv-kuksa/.installed: Makefile
+	@python=$$(.ci/needs); [ -x .venv-kuksa/bin/python ] || "$$python" -m venv .venv-kuksa
+	@.venv-kuksa/bin/python -m pip --disable-pip-version-check install --quiet $(KUKSA)
 	@touch $@
 
 .PHONY: node
@@ -63,7 +70,7 @@ bench: $(VENV)/.peers  ## the numbers of docs/explanation/performance.md
 	@for name in $(filter-out -%,$(BENCH)); do \
 	  $(PY) -m tests.bench $$name $(filter -%,$(BENCH)); done
 
-test-long: $(VENV)/.peers .venv-cwt/.installed node  ## fuzz, fault seeds, interop: at most an hour, skips nothing
+test-long: $(VENV)/.peers .venv-cwt/.installed .venv-kuksa/.installed node  ## fuzz, fault seeds, interop: at most an hour, skips nothing
 	@$(PY) -m tests --long
 
 clean-room:  ## a fresh clone with an empty home: demo, then test
@@ -85,5 +92,5 @@ fuzz-artifacts: venv  ## N mutants of artifacts, each judged in a process of its
 	@$(PY) -m tests.fuzz artifacts --count $(N) --seed $(SEED)
 
 clean:  ## remove what make made
-	rm -rf .venv .venv-cwt build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cwt .venv-kuksa build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

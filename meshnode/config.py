@@ -129,14 +129,18 @@ class VehicleSettings:
     """`[vehicle]`: where the readings come from. Without readings a car computes nothing."""
 
     adapter: str = "sim"
-    """`sim`: a simulated vehicle of fixed readings; or what another package adds under the entry
-    points `meshnode.vehicle`."""
+    """`sim`: a simulated vehicle; `vss`: a car's own signals, by a KUKSA databroker; `sysfs`: a
+    laptop's battery and plug; `evcc`: a charge controller in the house. Neither of the last two
+    knows of motion, so they need a policy with `stationary`. Or what another package adds under the
+    entry points `meshnode.vehicle`."""
     address: str = ""
-    """Of the source that the adapter asks, as it wants it: a URL, or host:port."""
+    """Of the source that the adapter asks, as it wants it: `http://evcc.local:7070`, or for vss
+    HOST:PORT, `grpcs://HOST:PORT` or `unix:/PATH` (empty: 127.0.0.1:55555)."""
     token_file: str = ""
-    """A file with the secret that the source asks for."""
+    """A file with the secret that the source asks for: a databroker's JWT."""
     options: tuple[str, ...] = ()
-    """NAME=VALUE each: what an adapter wants to know besides."""
+    """NAME=VALUE each: what an adapter wants to know besides; for evcc loadpoint, vehicle and
+    currency, for vss ca_file."""
     poll_s: float = 2.0
     """Time between two looks at motion and ignition while this car offers itself or works; a
     driver's return is noticed within it where the adapter does not push. Else every 30 s."""

@@ -40,6 +40,9 @@ AGAIN_S_MAX: Final = 30.0
 
 _BUILT_IN: Final = {
     "sim": ("meshnode.vehicle.sim", "open_sim"),
+    "sysfs": ("meshnode.vehicle.sysfs", "SysfsVehicle"),
+    "vss": ("meshnode.vehicle.vss.adapter", "VssVehicle"),
+    "evcc": ("meshnode.vehicle.evcc", "EvccVehicle"),
 }
 
 log = logging.getLogger("meshnode.node")
@@ -129,6 +132,11 @@ class VehicleWatch:
     def set_mode(self, mode: Mode) -> None:
         """The owner's word, at once."""
         self.mode = mode
+        self._weigh()
+
+    def set_policy(self, policy_wire: bytes) -> None:
+        """Another policy of the owner's, at once."""
+        self._policy = unseal(policy_wire).open(Policy, T_POLICY)
         self._weigh()
 
     async def run(self) -> None:

@@ -83,7 +83,7 @@ class Source:
     file: Path | None = None
     token_file: Path | None = None  # a secret that the source asks for
     root: Path = Path("/")  # of the file system, for what is read under /sys
-    options: Mapping[str, str] = field(default_factory=dict)  # of an adapter that others wrote
+    options: Mapping[str, str] = field(default_factory=dict)  # what one adapter alone asks for
 
 
 class VehicleAdapter(Protocol):
