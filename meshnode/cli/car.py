@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -14,7 +13,6 @@ from meshnode.errors import Unreachable
 from . import frame
 from .found import (
     account_of_text,
-    describe,
     how_to_join,
     network_of,
     now_ms,
@@ -23,10 +21,7 @@ from .found import (
 )
 from .frame import Late, LateGroup, enter
 from .owner import clock_time
-
-if TYPE_CHECKING:
-    from meshnode.node.founding import ConsentTerms, PolicyTerms
-    from meshnode.protocol.types import Digest
+from .terms import ask_notice, owner_terms, terms_of
 
 _COMMANDS = {
     "init": Late("meshnode.cli.car:init", "Make this machine a car of a network."),
@@ -35,9 +30,9 @@ _COMMANDS = {
     "pause": Late("meshnode.cli.owner:pause", "Stop work now, perhaps for a time."),
     "resume": Late("meshnode.cli.owner:resume", "Work again as your policy allows."),
     "mode": Late("meshnode.cli.owner:mode", "When to work: always, auto or never."),
-    "consent": Late("meshnode.cli.car:consent", "Consent by an account that lives elsewhere."),
+    "policy": Late("meshnode.cli.policy:policy", "What this car's owner allows."),
+    "consent": Late("meshnode.cli.consent:consent", "The owner's yes: give, show, withdraw."),
 }
-_PLUGGED = {"plugged": 0, "battery": 1, "surplus": 2}
 
 
 @click.group(
@@ -54,101 +49,6 @@ def meshnode() -> None:
     The driver comes first: work stops when the car is taken. Exit codes: 0 ok, 2 usage,
     5 verification, 7 unreachable, 8 local resource.
     """
-
-
-def _layers(_: click.Context, __: click.Parameter, text: str | None) -> int:
-    from meshnode.protocol import sandbox
-
-    if text is None:
-        return int(sandbox.LEAST)
-    try:
-        return int(sandbox.of_names(text))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-_TERMS: tuple[Any, ...] = (
-    click.option(
-        "--soc-floor",
-        type=click.IntRange(0, 100),
-        default=30,
-        show_default=True,
-        metavar="PERCENT",
-        help="Never work below this charge.",
-    ),
-    click.option("--day-wh", type=click.IntRange(0), default=5_000, show_default=True),
-    click.option("--watt-max", type=click.IntRange(0), default=300, show_default=True),
-    click.option(
-        "--power",
-        type=click.Choice(list(_PLUGGED)),
-        default="plugged",
-        show_default=True,
-        help="Work only when plugged in, also from the battery, or only on surplus.",
-    ),
-    click.option(
-        "--submitters",
-        type=click.Choice(["mine", "fleet", "network"]),
-        default="fleet",
-        show_default=True,
-        help="Whose work may run here: this account's, the operator's too, or everybody's.",
-    ),
-    click.option(
-        "--sandbox-least",
-        metavar="LAYERS",
-        callback=_layers,
-        help="Sandbox layers without which nothing runs here, separated by commas. Default: "
-        "no_new_privs,no_capabilities,syscalls,files,rlimits",
-    ),
-    click.option(
-        "--operator", metavar="HEX", help="The account that runs the fleet; else your own."
-    ),
-    click.option(
-        "--accept-notice",
-        is_flag=True,
-        help="Say yes to the notice without being asked; for scripts.",
-    ),
-)
-
-
-def owner_terms(command: Any) -> Any:
-    """What the owner allows: policy and consent in the words of a person."""
-    for option in _TERMS:
-        command = option(command)
-    return command
-
-
-def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
-    from meshnode.node import founding
-    from meshnode.protocol.papers import Submitters
-
-    policy = founding.PolicyTerms(
-        soc_floor_permille=given["soc_floor"] * 10,
-        day_wh=given["day_wh"],
-        watt_max=given["watt_max"],
-        plugged_rule=_PLUGGED[given["power"]],
-        submitters=Submitters[given["submitters"].upper()],
-        sandbox_least=given["sandbox_least"],
-    )
-    purposes = founding.PURPOSES_DEFAULT
-    if given["power"] == "battery":
-        purposes |= founding.PURPOSE_ENERGY_BATTERY
-    return policy, founding.ConsentTerms(account_of_text(given["operator"]), purposes=purposes)
-
-
-def ask_notice(accepted: bool) -> Digest | None:
-    """Show the notice and hear the person's yes; None without one."""
-    from meshnode.node import founding
-
-    if accepted:
-        return founding.NOTICE_DIGEST
-    frame.talk(founding.NOTICE)
-    if not sys.stdin.isatty():
-        frame.talk("nobody is here to say yes: without --accept-notice the car computes nothing")
-        return None
-    if click.confirm("Do you consent?", err=True):
-        return founding.NOTICE_DIGEST
-    frame.talk("the car joins and computes nothing; run the command again to consent")
-    return None
 
 
 @click.command(epilog="Example: meshnode init --genesis garage.mesh --soc-floor 40")
@@ -325,47 +225,6 @@ def put_vehicle(vehicle: dict[str, Any]) -> None:
     if mode["kind"] != "auto":
         until = "" if mode["until_ms"] is None else f" until {clock_time(mode['until_ms'])}"
         click.echo(f"mode      {mode['kind']}{until}; meshnode resume ends it")
-
-
-@click.group(epilog="Example: meshnode consent request -o request.mesh")
-def consent() -> None:
-    """Consent by an account whose key is not on this machine: request, sign there, install."""
-
-
-@consent.command(epilog="Example: meshnode consent request -o request.mesh")
-@click.option(
-    "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE"
-)
-@owner_terms
-@frame.home_options
-def request(out: Path, home: Path, **given: Any) -> None:
-    """Write the file that the account's owner signs with `mesh account sign`."""
-    from meshnode.node import armor, firstrun
-
-    policy, terms = terms_of(given)
-    notice = ask_notice(given["accept_notice"])
-    blocks = firstrun.consent_request(
-        home, now_ms=now_ms(), notice_accepted=notice, policy=policy, consent=terms
-    )
-    armor.write_file(out, blocks, "sign with: mesh account sign FILE -o ANSWER")
-    for draft in firstrun.read_request(blocks, str(out)).drafts:
-        frame.talk(f"asks for: {describe(draft)}")
-    frame.talk(
-        f"wrote {out}; where the account key is: mesh account sign {out.name} -o answer.mesh"
-    )
-
-
-@consent.command(epilog="Example: meshnode consent install answer.mesh")
-@click.argument("answer", type=click.Path(dir_okay=False, path_type=Path))
-@frame.home_options
-@frame.json_option
-def install(answer: Path, home: Path) -> None:
-    """Check the account's answer and put it in force; the node reads it at its next start."""
-    from meshnode.node import armor, firstrun
-
-    blocks = armor.read_file(answer)
-    stands = firstrun.consent_install(home, blocks, str(answer), now_ms=now_ms())
-    put_standing(stands, home)
 
 
 def main() -> NoReturn:

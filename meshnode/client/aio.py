@@ -100,6 +100,12 @@ class AsyncMesh:
         found: dict[str, Any] | None = answer["mode"]
         return found
 
+    async def terms(self, papers: Sequence[bytes]) -> bool:
+        """Put the owner's signed papers in force, or withdraw the consent (none of them); whether
+        the node must be started again before it computes."""
+        restart: bool = (await self._ask("terms", papers=list(papers)))["restart"]
+        return restart
+
     async def shutdown(self) -> None:
         await self._ask("shutdown")
 

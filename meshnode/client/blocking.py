@@ -141,6 +141,12 @@ class Mesh:
         found: dict[str, Any] | None = answer["mode"]
         return found
 
+    def terms(self, papers: Sequence[bytes]) -> bool:
+        """Put the owner's signed papers in force, or withdraw the consent (none of them); whether
+        the node must be started again before it computes."""
+        restart: bool = (self._ask("terms", papers=list(papers)))["restart"]
+        return restart
+
     def shutdown(self) -> None:
         """Ask the node to drain and end."""
         self._ask("shutdown")

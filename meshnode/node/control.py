@@ -63,6 +63,7 @@ class _Client:
             "put_bytes": self._put_bytes,
             "put_path": self._put_path,
             "submit": self._submit,
+            "terms": self._terms,
             "jobs": self._jobs,
             "show": self._show,
             "explain": self._explain,
@@ -170,6 +171,12 @@ class _Client:
     def _drain(self, request: Reply) -> Reply:
         self._node.drain()
         return {}
+
+    async def _terms(self, request: Reply) -> Reply:
+        papers = request.get("papers")
+        if not isinstance(papers, list) or not all(isinstance(each, bytes) for each in papers):
+            raise LocalProtocolError("papers are a list of sealed objects")
+        return {"restart": await self._node.set_terms(tuple(papers))}
 
     def _mode(self, request: Reply) -> Reply:
         kind, until_ms = request.get("mode"), request.get("until_ms")

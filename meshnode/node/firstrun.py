@@ -5,7 +5,7 @@
 
 Files in the home are the objects in force (armor.py has the format); the ledger keeps every one
 there ever was. An account key may live elsewhere: `consent_request` writes drafts, `account_sign`
-answers them on the other machine, `consent_install` takes the answer.
+answers them on the other machine, `read_answer` takes the answer.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def init_submitter(
     node, signer = _prepare(home, network, account, keys)
     if signer is not None:
         papers = papers_for(signer, network.ident, node.peer, now_ms, policy_terms=None)
-        _install(home, papers.all())
+        install(home, papers.all())
     return standing(home)
 
 
@@ -123,7 +123,7 @@ def init_car(
         terms = policy or PolicyTerms()
         if notice_accepted is None:
             mandate = draft_mandate(signer.account, network.ident, node.peer, 3, now_ms)
-            _install(home, (sign_as(signer, mandate),))
+            install(home, (sign_as(signer, mandate),))
         else:
             papers = papers_for(
                 signer,
@@ -135,7 +135,7 @@ def init_car(
                 vehicle=vehicle or secrets.token_bytes(16),
                 replaces=_replaced(home),
             )
-            _install(home, papers.all())
+            install(home, papers.all())
     return standing(home)
 
 
@@ -144,7 +144,7 @@ def init_seeded(home: Path, seed: int, name: str, *, car: bool, now_ms: int) -> 
     network = seeded_genesis(seed)
     keys = (key_seed(seed, f"node/{name}"), key_seed(seed, f"account/{name}"))
     _prepare(home, network, None, keys)
-    _install(home, seeded_papers(seed, name, now_ms, car=car).all())
+    install(home, seeded_papers(seed, name, now_ms, car=car).all())
     return standing(home)
 
 
@@ -185,7 +185,7 @@ def _write_account(home: Path, account: Account) -> None:
         raise LocalResource(f"{home / ACCOUNT_FILE} cannot be written: {error.strerror}") from None
 
 
-def _install(home: Path, papers: tuple[Sealed, ...]) -> None:
+def install(home: Path, papers: tuple[Sealed, ...]) -> None:
     """Into the ledger first, durable, then into force."""
     with hold_home(home):
         store = Store(home)
@@ -394,8 +394,8 @@ def account_sign(request: Request, account: KeySigner) -> list[armor.Block]:
     return [armor.block_of(sign_as(account, draft)) for draft in request.drafts]
 
 
-def consent_install(home: Path, blocks: list[armor.Block], where: str, *, now_ms: int) -> Standing:
-    """Check the account's answer against this home and put it in force."""
+def read_answer(home: Path, blocks: list[armor.Block], where: str, *, now_ms: int) -> Papers:
+    """The account's answer, checked against this home; `install` puts it in force."""
     network = read_network(home)
     account, _ = account_of(home)
     node = keystore.load(home, keystore.NODE)
@@ -415,5 +415,4 @@ def consent_install(home: Path, blocks: list[armor.Block], where: str, *, now_ms
         raise UsageError(f"{where} holds a policy or a consent without the other")
     if consent is not None and policy is not None:
         check_consent(consent, policy, network.ident, account)
-    _install(home, Papers(mandate, policy, consent).all())
-    return standing(home)
+    return Papers(mandate, policy, consent)

@@ -25,7 +25,16 @@ from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.load import read_results
 from meshnode.protocol.codec import digest
 from meshnode.protocol.effects import JobRecord, Notice
-from meshnode.protocol.events import BlobsHeld, Cancel, Drain, JobOrder, Meet, Recall, Submit
+from meshnode.protocol.events import (
+    BlobsHeld,
+    Cancel,
+    Drain,
+    JobOrder,
+    Meet,
+    Recall,
+    Submit,
+    TermsChanged,
+)
 from meshnode.protocol.identity import peer_of_text
 from meshnode.protocol.job import JobState, make_spec, spec_bytes
 from meshnode.protocol.node import Node
@@ -33,7 +42,7 @@ from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer, array_bytes
 from meshnode.protocol.view import JobView, View
 
-from . import status
+from . import status, terms
 from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
 from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
@@ -330,6 +339,19 @@ class RunningNode:
         self.vehicle.set_mode(mode)
         says: dict[str, Any] = self.vehicle.says()["mode"]
         return says
+
+    async def set_terms(self, papers: tuple[bytes, ...]) -> bool:
+        """The owner's papers in force from now on; none of them is a withdrawal. Whether the node
+        must be started again before it computes: it has had no policy, so it has no vehicle."""
+        if not papers:
+            self.driver.post(TermsChanged(None, None))  # what follows may fail, this may not
+        now_ms = self._clock.now().unix_ms
+        consent, policy = await trio.to_thread.run_sync(terms.accept, self.home, papers, now_ms)
+        if papers:
+            self.driver.post(TermsChanged(consent, policy))
+        if self.vehicle is not None and policy is not None:
+            self.vehicle.set_policy(policy)
+        return self.vehicle is None and policy is not None and self.config.node.provides
 
     def stop(self) -> None:
         self.stopping.set()

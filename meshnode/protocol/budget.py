@@ -24,6 +24,7 @@ from .forecast import LEASE_PROBABILITY, Parking, Stay
 from .papers import Policy
 from .reasons import Reason
 from .types import Now
+from .upkeep import Upkeep
 
 ChargingState = Literal["no", "charging", "complete", "discharging"]
 
@@ -93,6 +94,7 @@ def spendable(
     previous: BudgetRead | None = None,
     still_s: int = 0,
     at_any_hour: bool = False,
+    upkeep: Upkeep | None = None,
     provides: Collection[str] = tuple(FRESH_MS),
 ) -> BudgetRead:
     """The budget that holds until the next reading, or until one that it needs is too old.
@@ -100,7 +102,8 @@ def spendable(
     `offset_at` places the policy's hours, tariff bands and departures (Monday is weekday 0); it is
     asked for the offset at the departure too, which a change of the clocks may come before.
     `still_s` is how long the car was seen to stand, where it does not say so itself;
-    `at_any_hour` is the owner's word that quiet hours and the wait after parking do not count now.
+    `at_any_hour` is the owner's word that quiet hours and the wait after parking do not count now;
+    `upkeep` is what waiting has cost and work has not paid for yet.
     `previous` gives the hysteresis: what stopped at a limit goes on only past the resume threshold.
     `provides` are the readings that the adapter can give at all. One that it cannot is missing like
     any other, unless the policy calls the machine stationary.
@@ -129,6 +132,8 @@ def spendable(
         about_to_leave = departs_s is not None and departs_s == 0
         return stopped(Reason.DRAINING if about_to_leave else Reason.BUDGET)
     floor = floor_nano_per_s(state, policy, now, offset_at)
+    if upkeep is not None:
+        floor += upkeep.nano_per_s(floor)
     return BudgetRead(True, Reason.OK, spend_mwh, policy.watt_max, lease_s, floor, stay_s, load_w)
 
 

@@ -23,7 +23,7 @@ from .objects import NO_METERS, T_ACCEPT, T_AGREEMENT, T_RECEIPT, Acceptance, Ag
 from .papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy, Role
 from .reasons import Reason
 from .sealed import Sealed, unseal
-from .types import CLOCK_SKEW_MS_MAX, Digest, NetworkId
+from .types import CLOCK_SKEW_MS_MAX, Account, Digest, NetworkId
 
 LEASE_MS_MAX = 3_600_000  # the bound of Offer.lease_ms: how far a run may outlast its agreement
 DISPUTE_SPANS_MAX = 64  # the bound of Dispute.units: at it, the list may have been cut
@@ -92,6 +92,8 @@ class _Checker:
         self._acceptances: list[tuple[Acceptance, Sealed]] = []
         self._mandates: dict[Digest, Mandate] = {}
         self._consents: dict[Digest, Consent] = {}
+        # Account and digest of a consent that a withdrawal of the same account names.
+        self._withdrawn_ms: dict[tuple[Account, Digest], int] = {}
         self._policies: set[Digest] = set()
 
     def _find(
@@ -167,6 +169,10 @@ class _Checker:
                 consent = sealed.open(Consent, T_CONSENT)
                 signer, network = consent.account, consent.network
                 self._consents[sealed.digest] = consent
+                if consent.withdrawn_ms is not None and consent.replaces is not None:
+                    ended = (consent.account, consent.replaces)
+                    before_ms = self._withdrawn_ms.get(ended, consent.withdrawn_ms)
+                    self._withdrawn_ms[ended] = min(before_ms, consent.withdrawn_ms)
             case "mesh-policy/1":
                 policy = sealed.open(Policy, T_POLICY)
                 signer, network = policy.account, policy.network
@@ -363,6 +369,7 @@ class _Checker:
                 or consent.policy != receipt.policy
                 or not consent.given_ms - CLOCK_SKEW_MS_MAX <= start < consent.lapses_ms
                 or (consent.withdrawn_ms is not None and consent.withdrawn_ms <= start)
+                or start > self._withdrawn_ms.get((receipt.payee, receipt.consent), start)
             )
         if no_consent:
             self._find(

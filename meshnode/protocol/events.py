@@ -297,6 +297,15 @@ class MandateRenewed:
     mandate: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class TermsChanged:
+    """The owner has signed another policy and consent, or withdrawn the consent (None, or one that
+    says so); sealed bytes, checked by the node."""
+
+    consent: bytes | None
+    policy: bytes | None
+
+
 Event: TypeAlias = (
     Tick
     | PeerUp
@@ -328,4 +337,5 @@ Event: TypeAlias = (
     | Meet
     | BlobsHeld
     | MandateRenewed
+    | TermsChanged
 )

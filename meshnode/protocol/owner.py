@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from ..errors import MeshError
 from .events import BudgetRead, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
 from .objects import JobSpec, Offer
-from .outbox import Outbox, remember
+from .outbox import Outbox, remember, row
 from .papers import T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
 from .reasons import Reason
 from .sandbox import missing
@@ -25,6 +27,7 @@ from .types import (
     INLINE_BYTES_MAX,
     LEASE_UNITS_MAX,
     Digest,
+    Durability,
     array_bytes,
 )
 
@@ -64,6 +67,23 @@ class Owner:
         self.worked_mono_ms = 0  # when it last did
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
+        """The last that held: what was done under it is receipted, also after a withdrawal."""
+        self.withdrawn = False
+
+    def on_terms(self, consent: bytes | None, policy: bytes | None) -> bool:
+        """Other papers are in force from now on; whether they let this car work."""
+        self._out.identity = replace(self._out.identity, consent=consent, policy=policy)
+        found = self._read_consent()
+        self.withdrawn = found is None
+        if found is not None:
+            self.consent = found
+            if self.recalled is Reason.NO_CONSENT:
+                self.recalled = None
+        with suppress(MeshError):
+            papers = [row(unseal(wire)) for wire in (consent, policy) if wire is not None]
+            if papers:
+                self._out.persist(tuple(papers), Durability.POWER)
+        return found is not None
 
     def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
         identity = self._out.identity
@@ -99,8 +119,10 @@ class Owner:
         if self.wakes_unix_ms is not None:
             return Reason.ASLEEP
         now = self._out.now.unix_ms
-        if self.consent is None or not (
-            self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms
+        if (
+            self.consent is None
+            or self.withdrawn
+            or not (self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms)
         ):
             return Reason.NO_CONSENT
         if self.classes is None or not self.classes.classes:

@@ -59,6 +59,7 @@ from .types import (
     array_bytes,
 )
 
+WITHDRAWN_GRACE_MS = 100  # a unit may end in it; consent ends within one slice of work
 FIRST_HOLD_MS = 2_000
 """Of a slot for a requester that we have no agreement with: dial, terms, award."""
 
@@ -521,6 +522,12 @@ class Provider:
             self.owner.recalled, changed = None, True
         if changed:
             self.presence.changed(now=True)
+
+    def on_terms(self, consent: bytes | None, policy: bytes | None) -> None:
+        """The owner's new word. Withdrawn: what was done is receipted, and nothing more is done."""
+        if not self.owner.on_terms(consent, policy):
+            self.on_recall(Reason.NO_CONSENT, WITHDRAWN_GRACE_MS)
+        self.presence.changed(now=True)
 
     def on_blobs(self, blob_ids: tuple[Digest, ...]) -> None:
         self.presence.blobs = blob_ids

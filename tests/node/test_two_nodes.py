@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,14 @@ import trio
 
 from meshnode.client.aio import connect
 from meshnode.client.orders import split_outputs
-from meshnode.errors import LocalProtocolError, LocalResource, NoSuitableNode, UsageError
+from meshnode.errors import LocalProtocolError, LocalResource, MeshError, NoSuitableNode, UsageError
 from meshnode.ledger.load import signed_objects
+from meshnode.node import founding, terms
 from meshnode.node.app import open_node
 from meshnode.node.running import RunningNode
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
 from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import Sealed
 from meshnode.protocol.types import JobId
 from meshnode.vehicle.sim import SimVehicle
 
@@ -198,3 +202,41 @@ def test_the_owner_pauses_the_car_over_the_control_socket(tmp_path: Path) -> Non
             assert await owner.mode("never") is None  # it runs nobody's work anyway
 
     with_two_nodes(tmp_path, test)
+
+
+def test_consent_is_withdrawn_and_given_again_while_the_node_runs(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        await own.call(noop_order(1, durable=False))
+        async with connect(car.home) as owner:
+            now_ms = time.time_ns() // 1_000_000
+            ended = terms.withdrawal(car.home, now_ms)
+            assert ended is not None
+            assert await owner.terms([ended.wire]) is False
+            await until(lambda: car.view().may_run is Reason.NO_CONSENT)
+            await until(lambda: [one.reason for one in own.view().cars] == [Reason.NO_CONSENT])
+            found = terms.in_force(car.home)
+            assert found is not None and found.consent.withdrawn_ms == now_ms
+            job_id = await own.submit(noop_order(2))
+            policy = replace(founding.TEST_POLICY, watt_max=77)
+            operator = founding.ConsentTerms(operator=found.consent.operator)
+            papers = terms.change(
+                car.home, policy, operator, vehicle=bytes(range(16)), now_ms=now_ms + 1
+            )
+            await owner.terms([each.wire for each in papers])
+            assert (await own.wait(job_id)).state == "done"
+            assert car.view().budget.watt_max == 77
+            # Without the account's key: the car stops all the same.
+            await owner.terms([])
+            await until(lambda: car.view().may_run is Reason.NO_CONSENT)
+            with pytest.raises(MeshError, match="not signed by the car's account"):
+                await owner.terms([other_networks_consent().wire])
+        past = terms.history(car.home)
+        assert [one.consent.withdrawn_ms is None for one in past] == [True, False, True]
+
+    with_two_nodes(tmp_path, test)
+
+
+def other_networks_consent() -> Sealed:
+    consent = founding.seeded_papers(99, "car-0", 1, car=True).consent
+    assert consent is not None
+    return consent

@@ -207,16 +207,16 @@ def test_request_sign_install(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="another account"):
         firstrun.account_sign(request, KeySigner(bytes([6]) * 32))
     answer = firstrun.account_sign(request, account)
-    firstrun.consent_install(home, answer, "answer", now_ms=NOW_MS)
+    firstrun.install(home, firstrun.read_answer(home, answer, "answer", now_ms=NOW_MS).all())
     identity = firstrun.load_identity(home, cell="home", now_ms=NOW_MS)
     assert identity.account == account.account and identity.consent is not None
 
     other = tmp_path / "other"
     firstrun.init_car(other, HOME_NET, now_ms=NOW_MS, notice_accepted=None, account=account.account)
     with pytest.raises(VerificationFailed, match="names another node key"):
-        firstrun.consent_install(other, answer, "answer", now_ms=NOW_MS)
+        firstrun.read_answer(other, answer, "answer", now_ms=NOW_MS)
     with pytest.raises(MeshError):
-        firstrun.consent_install(home, blocks, "the request itself", now_ms=NOW_MS)
+        firstrun.read_answer(home, blocks, "the request itself", now_ms=NOW_MS)
 
 
 def test_a_request_for_anything_else_is_refused() -> None:

@@ -33,7 +33,7 @@ from meshnode.protocol.objects import (
     Work,
 )
 from meshnode.protocol.outbox import Identity, row
-from meshnode.protocol.papers import T_MANDATE, Mandate
+from meshnode.protocol.papers import T_CONSENT, T_MANDATE, Consent, Mandate
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed, seal, unseal
 from meshnode.protocol.types import Digest, JobId, LeaseId
@@ -343,6 +343,34 @@ def test_a_requester_keeps_so_many_acceptances_with_disputes_and_no_more() -> No
         one.accept((Dispute(number, Reason.DUPLICATE, 0, (Span(8 * number, 1),)),))
     assert len(one.requester.said_again(0)) == DISPUTED_MAX
     assert reasons(one.rows) == set()
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "by", "found"),
+    [
+        (1_000, "car-0", set()),  # the receipt's period begins with it
+        (999, "car-0", {Reason.NO_CONSENT}),
+        (1_500, "car-0", set()),  # what ran then is paid
+        (0, "car-1", set()),  # another owner's word ends nothing here
+    ],
+)
+def test_work_that_begins_after_a_withdrawal_is_found(
+    after_ms: int, by: str, found: set[Reason]
+) -> None:
+    one = Writer("car-0")
+    one.receipt(0, 8)
+    assert one.papers.consent is not None
+    consent = one.papers.consent.open(Consent, T_CONSENT)
+    account = seeded_key(SEED, f"account/{by}")
+    ended = dataclasses.replace(
+        consent,
+        account=account.account,
+        replaces=one.papers.consent.digest,
+        withdrawn_ms=NOW_MS + after_ms,
+    )
+    word = seal(ended, T_CONSENT, account.account, account.sign)
+    assert reasons([*one.rows, row(word)]) == found
+    assert reasons([row(word), *one.rows]) == found
 
 
 def test_objects_of_another_network_are_found() -> None:
