@@ -144,6 +144,9 @@ class VehicleSettings:
     poll_s: float = 2.0
     """Time between two looks at motion and ignition while this car offers itself or works; a
     driver's return is noticed within it where the adapter does not push. Else every 30 s."""
+    board: str = "generic"
+    """What runs draw where nothing measures it: a board's profile. `generic` draws the policy's
+    `watt_max` at full load; the others are named in meshnode/vehicle/meters/boards.toml."""
     sleep_command: tuple[str, ...] = ()
     """Run with a number of seconds appended when the car's cell does not need it (see
     `limits.sleep_ms_max`), for example `["rtcwake", "-m", "mem", "-s"]`; it should suspend the

@@ -45,6 +45,7 @@ from .cache import ExecutableCache
 from .compiling import Compiler
 from .forks import ZygoteLost
 from .link import open_blob, open_link
+from .metering import EnergyMeter
 from .outbox import Outbox
 from .probing import forget, probe
 from .programs import Programs
@@ -65,7 +66,10 @@ class Executor:
         blobs: BlobFiles,
         artifacts: ArtifactSource,
         nursery: trio.Nursery,
+        meter: EnergyMeter | None = None,
     ) -> None:
+        self._meter = meter
+        self._platform = "cpu"  # on which runs draw their energy, as the probe found it
         self._config = config
         self._blobs = blobs
         # Lives exactly as long as `open_executor`'s block, like this object: `start` is not async
@@ -233,7 +237,7 @@ class Executor:
             worker.doom(Reason.WORKER_DIED)
             return False
         worker.run = run
-        run.started_s = trio.current_time()
+        run.begin(self._meter, self._platform)
         assert worker.figures is not None
         run.learn(worker.figures)
         worker.scope.deadline = run.started_s + effect.spec.wall_ms_max / 1000
@@ -377,7 +381,7 @@ class Executor:
         run.device_ms = device_ms
         if run.stepped is not None:
             run.stepped.on_units(run.done)
-        meters = run.meters()
+        meters = run.meters(ends=bool(last))
         await self._outbox.send(UnitsDone(exec_id, first, outputs, meters))
         if last:
             if run.done != effect.run.count:
@@ -475,7 +479,7 @@ class Executor:
 
     def _end(self, run: Run, reason: Reason, text: str, meters: Meters | None = None) -> None:
         del self._runs[run.effect.exec_id]
-        self._emit(ExecEnded(run.effect.exec_id, reason, meters or run.meters(), text))
+        self._emit(ExecEnded(run.effect.exec_id, reason, meters or run.meters(ends=True), text))
         if run.stepped is not None:
             run.stepped.close()
 
@@ -492,9 +496,9 @@ class Executor:
                 found = await probe(self._config, self._zygote.get)
             self._layers = found.sandbox_layers
             self._rate_mflops = rate_mflops_most(found.classes)
-            self._exclusive = not self._config.share_device and any(
-                each.platform != "cpu" for each in found.classes
-            )
+            devices = [each.platform for each in found.classes if each.platform != "cpu"]
+            self._platform = devices[0] if devices else "cpu"
+            self._exclusive = not self._config.share_device and bool(devices)
             self._emit(found)
         finally:
             self._probing = False
@@ -511,11 +515,14 @@ class Executor:
 
 @asynccontextmanager
 async def open_executor(
-    config: ExecutorConfig, blobs: BlobFiles, artifacts: ArtifactSource
+    config: ExecutorConfig,
+    blobs: BlobFiles,
+    artifacts: ArtifactSource,
+    meter: EnergyMeter | None = None,
 ) -> AsyncIterator[Executor]:
     """An executor for the length of the block; afterwards no process, file or socket is left."""
     async with trio.open_nursery() as nursery:
-        executor = Executor(config, blobs, artifacts, nursery)
+        executor = Executor(config, blobs, artifacts, nursery, meter)
         try:
             yield executor
         finally:

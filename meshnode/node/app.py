@@ -48,6 +48,7 @@ from .control import open_control
 from .driver import Driver
 from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
+from .metering import Metering, open_metering
 from .mode import read_mode
 from .running import TMP_NAME, RunningNode
 from .sleeping import Sleeper
@@ -91,7 +92,8 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         restored = await trio.to_thread.run_sync(load, home, clock.now().unix_ms)
         blobs = await trio.to_thread.run_sync(_open_blobs, home, config)
         overlay = await stack.enter_async_context(open_overlay(_overlay(home, config), blobs))
-        executor = await _open_executor(stack, home, config, blobs, identity.policy)
+        metering = await _open_metering(stack, config, identity.policy)
+        executor = await _open_executor(stack, home, config, blobs, identity.policy, metering)
         machine = Node(
             identity,
             config.limits,
@@ -142,6 +144,10 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             )
             node.vehicle = watch
             nursery.start_soon(watch.run)
+            if metering is not None:
+                node.metering = metering
+                watch.on_state = metering.feed
+                nursery.start_soon(metering.run)
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
 
@@ -205,12 +211,22 @@ def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
     )
 
 
+async def _open_metering(
+    stack: AsyncExitStack, config: NodeConfig, policy: bytes | None
+) -> Metering | None:
+    """None for a node that runs nobody's work, or may not: nothing draws energy for it."""
+    if policy is None or not config.node.provides or config.compute.slots < 1:
+        return None
+    return await stack.enter_async_context(open_metering(policy, config.vehicle.board))
+
+
 async def _open_executor(
     stack: AsyncExitStack,
     home: Path,
     config: NodeConfig,
     blobs: BlobStore,
     policy: bytes | None,
+    meter: Metering | None,
 ) -> Executor | None:
     """None for a node that runs nobody's work: no worker, no zygote."""
     settings = config.compute
@@ -235,7 +251,9 @@ async def _open_executor(
         share_device=settings.share_device,
         log_workers=settings.worker_log,
     )
-    return await stack.enter_async_context(open_executor(executor, blobs, NodeArtifacts(blobs)))
+    return await stack.enter_async_context(
+        open_executor(executor, blobs, NodeArtifacts(blobs), meter)
+    )
 
 
 # ---- the process

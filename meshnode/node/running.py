@@ -48,6 +48,7 @@ from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
 from .driver import Driver
 from .failures import error_of_reason
+from .metering import Metering
 from .mode import Mode
 from .owners import Owners
 from .vehicle_watch import VehicleWatch
@@ -104,6 +105,7 @@ class RunningNode:
         """Set by `stop`: whoever owns the node drains it and ends it."""
         self.clients = 0
         self.vehicle: VehicleWatch | None = None
+        self.metering: Metering | None = None
         self._machine = machine
         self._clock = clock
         self._request_ids = itertools.count(1)
@@ -318,6 +320,7 @@ class RunningNode:
             "jobs_running": sum(job.state == "running" for job in view.jobs),
             "blob_bytes": self.blobs.bytes_used,
             "clients": self.clients,
+            "meters": [] if self.metering is None else self.metering.names,
             "vehicle": None if self.vehicle is None else self.vehicle.says(),
             "counters": {**dict(view.counters), **self.driver.counters},
         }
@@ -351,6 +354,8 @@ class RunningNode:
             self.driver.post(TermsChanged(consent, policy))
         if self.vehicle is not None and policy is not None:
             self.vehicle.set_policy(policy)
+        if self.metering is not None and policy is not None:
+            self.metering.set_policy(policy)
         return self.vehicle is None and policy is not None and self.config.node.provides
 
     def stop(self) -> None:

@@ -119,6 +119,8 @@ class VehicleWatch:
         self._stale = trio.CancelScope()
         self._still_ms: int | None = None  # since when the car is seen to stand, monotonic
         self._recalled: Reason | None = None  # until it may run again
+        self.on_state: Callable[[VehicleState], None] = lambda _: None
+        """Also told of every state, after the driver's return."""
         self.lost: str | None = None  # why there are no readings now
 
     def says(self) -> dict[str, Any]:
@@ -185,6 +187,7 @@ class VehicleWatch:
         self.lost = None
         self._state = state
         self._weigh()
+        self.on_state(state)
 
     def _weigh(self) -> None:
         now = self._clock.now()

@@ -113,8 +113,11 @@ class Meters:
     device_ms: int = 0
     wall_ms: int = 0
     kflop: int = 0  # loops whose length is data count once
-    energy_mwh: int = 0
     counted: bool = True  # there are no such loops
+    energy_uj: int = 0  # at the terminals of battery or plug; a call of 3 ms is below one mWh
+    method: int = 0  # how it was measured, as in a receipt; 0: nobody did
+    uncertainty_permille: int = 0
+    battery_uj: int = 0  # of it out of the traction battery
 
 
 @dataclass(frozen=True, slots=True)

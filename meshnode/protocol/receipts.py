@@ -32,6 +32,7 @@ from .types import (
 )
 
 ENERGY_ESTIMATED = 1
+UJ_PER_MWH = 3_600_000  # microjoule
 ESTIMATE_UNCERTAINTY_PERMILLE = 300  # a board profile is within 30 %
 SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
@@ -96,7 +97,8 @@ class ReceiptDesk:
         self._keep_again_mono_ms: int | None = None
         self._later: dict[Peer, Later] = {}  # who refuses our receipts for now
         self._due_mono_ms: int | None = None
-        self._watt_ms = 0  # energy of runs too short for a whole mWh is carried over
+        self._left_uj = 0  # energy of runs too short for a whole mWh is carried over
+        self._left_battery_uj = 0
 
     def restore(
         self,
@@ -136,16 +138,17 @@ class ReceiptDesk:
         first, count = granted.receipted, granted.done - granted.receipted
         before, after = granted.receipted_meters, granted.meters
         wall_ms = max(0, after.wall_ms - before.wall_ms)
+        energy, battery = self._energy_mwh(before, after, watt)
         measured = Measured(
             max(0, after.device_ms - before.device_ms),
             wall_ms,
             kflop,
             granted.bytes_in,
             granted.bytes_out,
-            self._energy_mwh(before, after, watt),
-            ENERGY_ESTIMATED,
-            ESTIMATE_UNCERTAINTY_PERMILLE,
-            0,
+            energy,
+            after.method or ENERGY_ESTIMATED,
+            after.uncertainty_permille if after.method else ESTIMATE_UNCERTAINTY_PERMILLE,
+            battery,
         )
         work = Work(
             JobId(granted.job_digest[:16]),
@@ -174,13 +177,20 @@ class ReceiptDesk:
         elif self._due_mono_ms is None:
             self._due_mono_ms = now.mono_ms + self._out.limits.receipt_delay_ms
 
-    def _energy_mwh(self, before: Meters, after: Meters, watt: int) -> int:
-        metered = after.energy_mwh - before.energy_mwh
-        if metered > 0:
-            return metered
-        self._watt_ms += watt * max(0, after.wall_ms - before.wall_ms)
-        energy, self._watt_ms = divmod(self._watt_ms, 3600)  # 1 W for 3,600 ms is 1 mWh
-        return energy
+    def _energy_mwh(self, before: Meters, after: Meters, watt: int) -> tuple[int, int]:
+        """Whole mWh, and those of them out of the battery; what is less goes into the next receipt.
+
+        Where nobody measures, it is the most that the owner lets a run draw, for its time.
+        """
+        if after.method:
+            self._left_uj += max(0, after.energy_uj - before.energy_uj)
+            self._left_battery_uj += max(0, after.battery_uj - before.battery_uj)
+        else:
+            self._left_uj += watt * 1_000 * max(0, after.wall_ms - before.wall_ms)
+        energy, self._left_uj = divmod(self._left_uj, UJ_PER_MWH)
+        battery = min(energy, self._left_battery_uj // UJ_PER_MWH)
+        self._left_battery_uj -= battery * UJ_PER_MWH
+        return energy, battery
 
     def interval_over(self, granted: Granted) -> bool:
         interval_ms = min(self._out.limits.receipt_interval_ms, RECEIPT_SPAN_MS_MAX)
