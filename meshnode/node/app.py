@@ -45,7 +45,9 @@ from . import keystore
 from .bulletin import Bulletin
 from .clock import Clock, SystemClock
 from .control import open_control
+from .diary import Diary
 from .driver import Driver
+from .energy_book import EnergyBook
 from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .metering import Metering, open_metering
@@ -132,24 +134,37 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             executor.probe()
-        if executor is not None and identity.policy is not None:
+        if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
-            watch = VehicleWatch(
-                open_vehicle(config.vehicle),
-                identity.policy,
-                clock,
-                driver.post,
-                poll_s=config.vehicle.poll_s,
-                mode=read_mode(home),
-            )
-            node.vehicle = watch
-            nursery.start_soon(watch.run)
-            if metering is not None:
-                node.metering = metering
-                watch.on_state = metering.feed
-                nursery.start_soon(metering.run)
+            await stack.enter_async_context(_minding(node, nursery, identity.policy, metering))
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
+
+
+@asynccontextmanager
+async def _minding(
+    node: RunningNode, nursery: trio.Nursery, policy: bytes, metering: Metering
+) -> AsyncIterator[None]:
+    """The car's readings, its energy and the owner's mode, from here on in every budget."""
+    settings, clock = node.config.vehicle, node.clock
+    book = EnergyBook(node.home, node.drawn, Diary(node.home))
+    watch = VehicleWatch(
+        open_vehicle(settings),
+        policy,
+        clock,
+        node.driver.post,
+        poll_s=settings.poll_s,
+        mode=read_mode(node.home),
+        book=book,
+    )
+    watch.on_state = metering.feed
+    node.vehicle, node.metering = watch, metering
+    for task in (watch.run, metering.run, book.run):
+        nursery.start_soon(task)
+    try:
+        yield
+    finally:
+        book.close(clock.now())
 
 
 async def renew_mandate_in_time(home: Path, machine: Node, driver: Driver, clock: Clock) -> None:

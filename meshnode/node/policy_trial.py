@@ -12,7 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..protocol.budget import CHARGER_PERMILLE, VehicleState, floor_nano_per_s, spendable
+from ..protocol.budget import (
+    CHARGER_PERMILLE,
+    VehicleState,
+    floor_nano_per_s,
+    spendable,
+    tariff_nano_per_kwh,
+)
 from ..protocol.events import BudgetRead
 from ..protocol.papers import Policy
 from ..protocol.reasons import Reason
@@ -131,9 +137,7 @@ def _book(
         trial.standby_min += 1
         trial.standby_mwh += from_pack + from_plug
     grid_mwh = -(-(from_pack + from_plug) * 1_000 // CHARGER_PERMILLE)
-    rate = state.tariff_nano_per_kwh
-    if rate is None:
-        rate = tariff_at(policy, (state.at_ms // 60_000) % 1440)
+    rate = tariff_nano_per_kwh(state, policy, Now(0, state.at_ms))
     trial.from_battery_mwh += from_pack
     trial.grid_mwh += grid_mwh
     energy_nano = grid_mwh * rate // 1_000_000
@@ -141,20 +145,6 @@ def _book(
     trial.energy_nano += energy_nano
     trial.wear_nano += wear_nano
     return energy_nano + wear_nano
-
-
-def tariff_at(policy: Policy, minute: int) -> int:
-    """What a kWh costs at this minute of the day; where no band says it, the dearest."""
-    rates = [
-        band.nano_per_kwh
-        for band in policy.tariff
-        if (
-            band.first_minute <= minute <= band.last_minute
-            if band.first_minute <= band.last_minute
-            else minute >= band.first_minute or minute <= band.last_minute
-        )
-    ]
-    return max(rates or [band.nano_per_kwh for band in policy.tariff])
 
 
 def _note(trial: Trial, minute: int, reason: Reason, working: bool) -> None:

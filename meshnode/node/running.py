@@ -47,6 +47,7 @@ from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
 from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
 from .driver import Driver
+from .energy_book import Drawn
 from .failures import error_of_reason
 from .metering import Metering
 from .mode import Mode
@@ -107,7 +108,7 @@ class RunningNode:
         self.vehicle: VehicleWatch | None = None
         self.metering: Metering | None = None
         self._machine = machine
-        self._clock = clock
+        self.clock = clock
         self._request_ids = itertools.count(1)
         self._orders: dict[JobId, JobOrder] = {}
         self._ingests = trio.CapacityLimiter(max(1, config.storage.ingests_max))
@@ -246,7 +247,7 @@ class RunningNode:
 
     async def explain(self, job_id: JobId) -> dict[str, Any]:
         """Why its runs wait or went where they went; of a job of before, how it ended."""
-        found = self._machine.explain(job_id, self._clock.now())
+        found = self._machine.explain(job_id, self.clock.now())
         job = self._job_view(job_id)
         if found is not None and job is not None:
             return status.explanation_of(found, status.explained(job))
@@ -260,7 +261,7 @@ class RunningNode:
         order = self._with_accounts(order)
         while self._hears_of_nobody_yet():  # noqa: ASYNC110 - the machine wakes nobody for it
             await trio.sleep(HEARING_POLL_S)
-        found = self._machine.would(order, kflop_per_unit, self._clock.now())
+        found = self._machine.would(order, kflop_per_unit, self.clock.now())
         if isinstance(found, tuple):
             raise error_of_reason(*found)
         answer: dict[str, Any] = status.plain(found)
@@ -298,7 +299,7 @@ class RunningNode:
     # ---- the node
 
     def view(self) -> View:
-        return self._machine.view(self._clock.now())
+        return self._machine.view(self.clock.now())
 
     def status(self) -> dict[str, Any]:
         view = self.view()
@@ -314,7 +315,7 @@ class RunningNode:
             "pid": os.getpid(),
             "home": str(self.home),
             "provides": self.config.node.provides,
-            "up_s": (self._clock.now().mono_ms - self._started_mono_ms) // 1000,
+            "up_s": (self.clock.now().mono_ms - self._started_mono_ms) // 1000,
             "peers_up": sum(peer.ready for peer in view.peers),
             "cars_known": len(view.cars),
             "jobs_running": sum(job.state == "running" for job in view.jobs),
@@ -348,7 +349,7 @@ class RunningNode:
         must be started again before it computes: it has had no policy, so it has no vehicle."""
         if not papers:
             self.driver.post(TermsChanged(None, None))  # what follows may fail, this may not
-        now_ms = self._clock.now().unix_ms
+        now_ms = self.clock.now().unix_ms
         consent, policy = await trio.to_thread.run_sync(terms.accept, self.home, papers, now_ms)
         if papers:
             self.driver.post(TermsChanged(consent, policy))
@@ -357,6 +358,12 @@ class RunningNode:
         if self.metering is not None and policy is not None:
             self.metering.set_policy(policy)
         return self.vehicle is None and policy is not None and self.config.node.provides
+
+    def drawn(self) -> Drawn:
+        """For the energy book: what all runs have drawn, and what the car does now."""
+        owner = self._machine.provider.owner
+        working, asleep = self._machine.provider.admission.working(), owner.wakes_unix_ms
+        return Drawn(owner.drawn_uj, owner.drawn_battery_uj, bool(working), asleep is not None)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -409,7 +416,7 @@ class RunningNode:
         self.driver.post(Submit(request_id, order))
 
     def _hears_of_nobody_yet(self) -> bool:
-        up_ms = self._clock.now().mono_ms - self._started_mono_ms
+        up_ms = self.clock.now().mono_ms - self._started_mono_ms
         return not self._machine.book.cars and up_ms < HEARING_MS_MAX
 
     def _with_accounts(self, order: JobOrder) -> JobOrder:

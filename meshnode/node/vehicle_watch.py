@@ -30,6 +30,7 @@ from meshnode.protocol.sealed import unseal
 from meshnode.vehicle.state import ENTRY_POINTS, PERIOD_S_MAX, Pace, Source, VehicleAdapter
 
 from .clock import Clock
+from .energy_book import EnergyBook
 from .mode import AUTO, Mode
 
 RECALL_GRACE_MS: Final = 100
@@ -105,6 +106,7 @@ class VehicleWatch:
         *,
         poll_s: float,
         mode: Mode = AUTO,
+        book: EnergyBook | None = None,
     ) -> None:
         self.adapter = adapter
         self._policy = unseal(policy_wire).open(Policy, T_POLICY)
@@ -112,6 +114,7 @@ class VehicleWatch:
         self._post = post
         self._poll_s = poll_s
         self.mode = mode
+        self._book = book
         self._pace = Pace(poll_s)
         self._state: VehicleState | None = None
         self._told: BudgetRead | None = None
@@ -192,12 +195,18 @@ class VehicleWatch:
     def _weigh(self) -> None:
         now = self._clock.now()
         mode = self.mode.at(now.unix_ms)
+        spent_mwh, upkeep = 0, None
+        if self._book is not None:
+            self._book.account(now, self._state, self._policy, self._told, local_offset_min)
+            spent_mwh, upkeep = self._book.spent_today_mwh(), self._book.upkeep
         read = spendable(
             self._state,
             self._policy,
             now,
+            spent_today_mwh=spent_mwh,
             offset_at=local_offset_min,
             previous=self._told,
+            upkeep=upkeep,
             at_any_hour=mode == "always",
             still_s=0 if self._still_ms is None else (now.mono_ms - self._still_ms) // 1000,
             provides=self.adapter.provides,

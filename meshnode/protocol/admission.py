@@ -160,7 +160,17 @@ class Admission:
 
     def affords(self, offer: Offer) -> tuple[Reason, str]:
         kflop, _ = self._admitted.get(offer.job.artifact, (0, True))
-        return self._owner.affords(offer, kflop)
+        return self._owner.affords(offer, kflop, self._promised_mwh(offer))
+
+    def _promised_mwh(self, but: Offer) -> float:
+        """Energy that the leases in hand will still draw."""
+        return sum(
+            self._owner.run_mwh(
+                self._owner.run_ms(lease.offer.job, lease.offer.run.size - lease.done)
+            )
+            for lease in self._leases.values()
+            if lease.offer is not but
+        )
 
     def kflop(self, granted: Granted) -> int:
         """Of the units that stand in no receipt yet; 0 where loops run on as their data says."""

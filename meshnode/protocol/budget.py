@@ -153,16 +153,23 @@ def floor_nano_per_s(
 
     The awake draw is in it: it is larger than that of one inference chip (250 against 36 W).
     """
-    minute = _minute_of_week(now, offset_at) % 1440
-    rate = state.tariff_nano_per_kwh
-    if rate is None:
-        rates = [b.nano_per_kwh for b in policy.tariff if _in_band(minute, b[0], b[1])]
-        # A minute that no band covers costs the dearest: never below the owner's cost.
-        rate = max(rates or [band.nano_per_kwh for band in policy.tariff])
+    rate = tariff_nano_per_kwh(state, policy, now, offset_at)
     load_w = _up((policy.watt_max + policy.awake_w) * 1000, CHARGER_PERMILLE)
     if not (state.plugged is True and state.charging in _SURPLUS):
         rate += policy.wear_nano_per_kwh
     return _up(load_w * max(0, rate), 3_600_000)
+
+
+def tariff_nano_per_kwh(
+    state: VehicleState | None, policy: Policy, now: Now, offset_at: OffsetAt = _utc
+) -> int:
+    """What a kWh costs now: as the source says, else by the policy's bands."""
+    if state is not None and state.tariff_nano_per_kwh is not None:
+        return state.tariff_nano_per_kwh
+    minute = _minute_of_week(now, offset_at) % 1440
+    rates = [b.nano_per_kwh for b in policy.tariff if _in_band(minute, b[0], b[1])]
+    # A minute that no band covers costs the dearest: never below the owner's cost.
+    return max(rates or [band.nano_per_kwh for band in policy.tariff])
 
 
 # ---- what stands in the way

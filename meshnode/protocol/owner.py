@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from ..errors import MeshError
-from .events import BudgetRead, WorkerClass, WorkerClasses
+from .events import BudgetRead, Meters, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
 from .objects import JobSpec, Offer
 from .outbox import Outbox, remember, row
@@ -65,6 +65,9 @@ class Owner:
         self.recalled: Reason | None = None  # until the readings allow work again
         self.wakes_unix_ms: int | None = None  # it sleeps until then
         self.worked_mono_ms = 0  # when it last did
+        self.drawn_uj = 0  # by all runs since this node began, and of it out of the battery
+        self.drawn_battery_uj = 0
+        self.stopped: dict[int, Meters] = {}  # runs that were stopped, until their end is told
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
         """The last that held: what was done under it is receipted, also after a withdrawal."""
@@ -160,6 +163,16 @@ class Owner:
             before = self._unit_ms.get(job.artifact, spent)
             remember(self._unit_ms, job.artifact, 0.5 * before + 0.5 * spent, UNIT_MS_MAX)
 
+    def drew(self, before: Meters, after: Meters) -> Meters:
+        """A run's newest meters, whose energy counts from here on."""
+        self.drawn_uj += max(0, after.energy_uj - before.energy_uj)
+        self.drawn_battery_uj += max(0, after.battery_uj - before.battery_uj)
+        return after
+
+    def run_mwh(self, run_ms: float) -> float:
+        """What battery or plug give for so long a run, at the most that the owner allows."""
+        return max(self.budget.load_w, self.budget.watt_max) * run_ms / 3_600
+
     @property
     def slots(self) -> int:
         return self.classes.slots if self.classes else 0
@@ -190,8 +203,9 @@ class Owner:
             return Reason.KERNEL_SPEC
         return Reason.OK
 
-    def affords(self, offer: Offer, kflop_per_unit: int) -> tuple[Reason, str]:
+    def affords(self, offer: Offer, kflop_per_unit: int, promised_mwh: float) -> tuple[Reason, str]:
         """Whether the run fits the lease's time and the battery's energy, and the figures if not.
+        `promised_mwh` is what leases before it will still draw.
 
         The time is what such units took here before; without that, what the best of the device's
         rates would need for `kflop_per_unit` (0: not known, and then nothing is refused).
@@ -210,11 +224,12 @@ class Owner:
         # A long job may be handed on in the middle.
         if job.steps is None and run_ms > self.budget.lease_s_max * 1000:
             return Reason.LEASE_LENGTH, f"{takes}; {self.budget.lease_s_max} s are allowed"
-        load_w = max(self.budget.load_w, self.budget.watt_max)
-        energy_mwh = load_w * run_ms / 3600
-        if energy_mwh > self.budget.spendable_mwh:
+        energy_mwh = self.run_mwh(run_ms)
+        left_mwh = max(0.0, self.budget.spendable_mwh - promised_mwh)
+        if energy_mwh > left_mwh:
+            load_w = max(self.budget.load_w, self.budget.watt_max)
             needs = f"{takes} and {load_w} W: {energy_mwh / 1000:.3g} Wh"
-            return Reason.BUDGET, f"{needs}; {self.budget.spendable_mwh / 1000:.3g} Wh may be spent"
+            return Reason.BUDGET, f"{needs}; {left_mwh / 1000:.3g} Wh may be spent"
         return Reason.OK, ""
 
     @staticmethod

@@ -10,19 +10,21 @@ from .events import Partial, SliceDone
 from .lease import Granted
 from .messages import Checkpoint, Handoff, Watch
 from .outbox import Outbox
+from .owner import Owner
 from .presence import Presence
 from .reasons import Reason
 from .types import WATCH_BYTES_MAX, Lane
 
 
 class Parting:
-    def __init__(self, outbox: Outbox, presence: Presence) -> None:
+    def __init__(self, outbox: Outbox, presence: Presence, owner: Owner) -> None:
         self._out = outbox
+        self._owner = owner
         self._presence = presence
 
     def checkpoint(self, granted: Granted, event: SliceDone) -> None:
         granted.state, granted.step = event.state, event.step
-        granted.meters = event.meters
+        granted.meters = self._owner.drew(granted.meters, event.meters)
         granted.beat_mono_ms = self._out.now.mono_ms
         said = Checkpoint(granted.lease_id, event.step, event.state)
         self._out.send(granted.requester, Lane.CONTROL, said)

@@ -85,7 +85,7 @@ class Provider:
         self.presence.on_change = self.tokens.changed
         self.leases: dict[LeaseId, Granted] = {}  # not ended
         self.ended: dict[LeaseId, Granted] = {}  # kept until their receipts are accepted
-        self._parting = Parting(outbox, self.presence)
+        self._parting = Parting(outbox, self.presence, self.owner)
         self.delivery = Delivery(outbox, self.presence, self.leases, self.ended)
         self.receipts = ReceiptDesk(
             outbox, self.delivery.up, self.delivery.unsent, self._on_settled
@@ -325,7 +325,7 @@ class Provider:
         granted.outputs_bytes += size * len(outputs)
         granted.bytes_out += size * len(outputs)
         granted.digests += [hashlib.sha256(output).digest() for output in outputs]
-        granted.meters = event.meters
+        granted.meters = self.owner.drew(granted.meters, event.meters)
         granted.beat_mono_ms = self._out.now.mono_ms
         self.delivery.say(granted)
         if granted.done < run.size and self.receipts.interval_over(granted):
@@ -338,9 +338,10 @@ class Provider:
             return
         granted = self._by_exec.pop(event.exec_id, None)
         if granted is None or granted.ended:
+            self.owner.drew(self.owner.stopped.pop(event.exec_id, event.meters), event.meters)
             self._start_ready()
             return
-        granted.meters = event.meters
+        granted.meters = self.owner.drew(granted.meters, event.meters)
         if event.reason is Reason.DONE and granted.done < granted.offer.run.size:
             self._end(granted, Reason.WORKER_DIED, "the worker ended before its units")
             return
@@ -435,6 +436,7 @@ class Provider:
     def _stop(self, granted: Granted, reason: Reason, grace_ms: int, text: str = "") -> None:
         if granted.stage is Stage.RUNNING:
             self._by_exec.pop(granted.exec_id, None)
+            self.owner.stopped[granted.exec_id] = granted.meters
             self._out.add(StopExec(granted.exec_id, reason, grace_ms))
         self._end(granted, reason, text)
 

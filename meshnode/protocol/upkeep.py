@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 SPREAD_S: Final = 3_600  # of work, over which what waiting has cost is paid for
+STEPS: Final = 20  # of the surcharge in the bare price
 SURCHARGE_PERMILLE_MAX: Final = 3_000
 """Of the bare floor: a car that waits nine tenths of its time at 250 W and works at 550 W is due
 four times its bare price; above this it should sleep instead."""
@@ -30,6 +31,7 @@ class Upkeep:
         self.due_nano = max(0, self.due_nano - seconds * nano_per_s)
 
     def nano_per_s(self, bare_floor_nano_per_s: int) -> int:
-        """What a second of work pays towards it now."""
+        """What a second of work pays towards it now, in steps: each other price is a new advert."""
         most = bare_floor_nano_per_s * SURCHARGE_PERMILLE_MAX // 1_000
-        return min(most, -(-self.due_nano // SPREAD_S))
+        step = max(1, bare_floor_nano_per_s // STEPS)
+        return min(most, -(-self.due_nano // (SPREAD_S * step)) * step)

@@ -13,7 +13,10 @@ from meshnode.protocol.events import Meters
 from meshnode.vehicle.meters import EnergyMethod, MeterChain, Terms
 from meshnode.vehicle.meters.profile import Board
 
-CHAIN = ([], Terms(1_000, 200, 300), Board("bench", 300))
+
+def bare_chain() -> MeterChain:
+    """Nothing measures: a board of 300 W, and being awake takes 200."""
+    return MeterChain([], Terms(1_000, 200, 300), Board("bench", 300))
 
 
 def bare_run() -> Run:
@@ -25,7 +28,7 @@ def test_a_run_is_measured_from_its_start_to_its_one_end() -> None:
     async def main() -> None:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, trio.testing.MockClock)
-        metering = Metering(MeterChain(*CHAIN), "generic")
+        metering = Metering(bare_chain(), "generic")
         run = bare_run()
         assert run.meters() == Meters()  # it waits for a worker, and costs nothing
         clock.jump(60.0)
@@ -61,7 +64,7 @@ def test_an_open_run_ends_the_long_sleep_of_the_meters() -> None:
     async def main() -> None:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, trio.testing.MockClock)
-        chain = MeterChain(*CHAIN)
+        chain = bare_chain()
         metering = Metering(chain, "generic")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(metering.run)

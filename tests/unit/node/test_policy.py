@@ -15,7 +15,7 @@ from meshnode.node import founding
 from meshnode.node.founding import PolicyTerms
 from meshnode.node.policy_file import PURPOSES, PolicyFile, read_policy, written
 from meshnode.node.policy_sense import contradictions
-from meshnode.node.policy_trial import Trial, tariff_at, try_policy
+from meshnode.node.policy_trial import Trial, try_policy
 from meshnode.protocol.papers import (
     Band,
     Caps,
@@ -330,11 +330,6 @@ def test_quiet_hours_and_departures_are_seen_in_the_week() -> None:
     trial = tried(PolicyTerms(plugged_rule=1, departures=monday, day_wh=50_000), busy_pct=100)
     at_departure = [one for one in trial.stretches if one.from_min < 450 <= one.until_min]
     assert not any(one.working and one.until_min > 450 for one in at_departure)
-
-
-def test_a_tariff_with_gaps_costs_the_dearest() -> None:
-    policy = policy_of(PolicyTerms(tariff=(Band(0, 59, 1), Band(1380, 10, 7), Band(60, 119, 3))))
-    assert [tariff_at(policy, minute) for minute in (5, 30, 60, 1400, 600)] == [7, 1, 3, 7, 7]
 
 
 def test_every_purpose_has_a_name() -> None:
