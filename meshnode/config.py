@@ -152,8 +152,9 @@ class VehicleSettings:
     `limits.sleep_ms_max`), for example `["rtcwake", "-m", "mem", "-s"]`; it should suspend the
     machine for so long. Empty: the node only keeps quiet."""
     sim_file: str = ""
-    """TOML of the simulated vehicle's readings; empty: parked and plugged, 80 % charged. Read
-    again when it changes: so tests and demos drive away."""
+    """TOML of the simulated vehicle's readings; empty: `vehicle.toml` in the home, if it is there,
+    else parked and plugged, 80 % charged. Read again when it changes: so tests and demos drive
+    away."""
 
 
 @dataclass(frozen=True, slots=True)

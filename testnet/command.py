@@ -1,4 +1,4 @@
-"""`mesh testnet up|down|ls|status|kill|restart|freeze|thaw|logs|sim`.
+"""`mesh testnet up|down|ls|status|kill|restart|freeze|thaw|drive-away|park|...|logs|sim`.
 
 Found by `mesh` through the entry point group `meshnode.commands`. The work is in `testnet` and
 `link`; here it is put into words, tables and JSON. `sim` has a module of its own.
@@ -193,6 +193,94 @@ def freeze(node: str, name: str) -> None:
 def thaw(node: str, name: str) -> None:
     """Let a frozen node go on."""
     _signalled(name, node, signal.SIGCONT, "goes on")
+
+
+def _changed(name: str, node: str, readings: dict[str, Any], word: str) -> None:
+    from . import driving
+
+    row = _ask(name, "status")["nodes"].get(node)
+    if row is None:
+        raise UsageError(f"testnet {name} has no node {node!r}")
+    driving.change(Path(row["home"]), readings)
+    if frame.face().json:
+        frame.put_json({"name": name, "node": _row(row)})
+    else:
+        frame.talk(f"{node}: {word}")
+
+
+@testnet.command("drive-away", epilog="Example: mesh testnet drive-away car-3")
+@NODE
+@click.option("--silent", is_flag=True, help="Out of reach at once: nothing is handed on.")
+@NAME
+@frame.json_option
+def drive_away(node: str, silent: bool, name: str) -> None:
+    """The driver is back: work stops at once and is handed on; `park` brings the car back.
+
+    With --silent the node is frozen as it is, as in a garage without reception; `thaw` ends that.
+    """
+    from . import driving
+
+    if silent:
+        _signalled(name, node, signal.SIGSTOP, "out of reach")
+    else:
+        _changed(name, node, driving.DRIVES_AWAY, "drives")
+
+
+@testnet.command(epilog="Example: mesh testnet park car-3")
+@NODE
+@NAME
+@frame.json_option
+def park(node: str, name: str) -> None:
+    """The car stands again, and is plugged in."""
+    from . import driving
+
+    _changed(name, node, {**driving.PARKS, **driving.PLUGGED}, "parked and plugged in")
+
+
+@testnet.command(epilog="Example: mesh testnet plug car-3")
+@NODE
+@NAME
+@frame.json_option
+def plug(node: str, name: str) -> None:
+    """Put the cable in; the battery is full, so the plug carries the load."""
+    from . import driving
+
+    _changed(name, node, driving.PLUGGED, "plugged in")
+
+
+@testnet.command(epilog="Example: mesh testnet unplug car-3")
+@NODE
+@NAME
+@frame.json_option
+def unplug(node: str, name: str) -> None:
+    """Pull the cable; from here on the battery carries the load, if the policy lets it."""
+    from . import driving
+
+    _changed(name, node, driving.UNPLUGGED, "unplugged")
+
+
+@testnet.command(epilog="Example: mesh testnet heat car-3 45")
+@NODE
+@click.argument("celsius", type=click.IntRange(-50, 100), default=45, metavar="[CELSIUS]")
+@NAME
+@frame.json_option
+def heat(node: str, celsius: int, name: str) -> None:
+    """Make the battery so warm, 45 degrees if nothing is said; cars stop above 40 by default."""
+    from . import driving
+
+    _changed(name, node, driving.heated(celsius), f"its battery has {celsius} degrees")
+
+
+@testnet.command(epilog="Example: mesh testnet charge car-3 35")
+@NODE
+@click.argument("percent", type=click.IntRange(0, 100), metavar="PERCENT")
+@NAME
+@frame.json_option
+def charge(node: str, percent: int, name: str) -> None:
+    """Set the battery's charge; a testnet's cars stop at 20 %."""
+    from . import driving
+
+    _changed(name, node, driving.charged(percent), f"charged to {percent} %")
 
 
 @testnet.command(epilog="Example: mesh testnet restart car-3")

@@ -22,7 +22,7 @@ import trio
 
 from meshnode.errors import LocalResource, TimedOut, UsageError
 
-from . import link
+from . import driving, link
 from .warden import NODES_MAX, PROBE_FILE
 
 if TYPE_CHECKING:
@@ -200,6 +200,17 @@ class Testnet:
 
     async def thaw(self, name: str) -> None:
         await self.kill(name, signal.SIGCONT)
+
+    async def change(self, name: str, readings: Mapping[str, Any]) -> None:
+        """What the car's vehicle reads from now on (`driving` has the words for it)."""
+        await trio.to_thread.run_sync(driving.change, self.home(name), dict(readings))
+
+    async def drive_away(self, name: str, *, silent: bool = False) -> None:
+        """The driver is back. `silent`: out of reach at once, so nothing can be handed on."""
+        if silent:
+            await self.freeze(name)
+        else:
+            await self.change(name, driving.DRIVES_AWAY)
 
     async def restart(self, name: str) -> None:
         """Start a node that has ended, in its old home and on its old port."""

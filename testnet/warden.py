@@ -36,6 +36,7 @@ from typing import Any, Final
 
 from meshnode.errors import MeshError, UsageError
 from meshnode.node.home import make_home, run_base, run_dir
+from meshnode.vehicle.sim import VEHICLE_FILE
 
 from . import procfs
 
@@ -172,6 +173,8 @@ class Warden:
             child = Child(name, role, home, log, [str(a) for a in request.get("arguments", [])])
             if config := request.get("config"):
                 (home / "config.toml").write_text(str(config))
+            if role == "car":
+                (home / VEHICLE_FILE).write_text("")  # parked and plugged, until somebody drives
             self.children[name] = child
         elif child.state in ("starting", "ready", "frozen"):
             raise UsageError(f"{name} runs already")

@@ -149,7 +149,7 @@ async def _minding(
     settings, clock = node.config.vehicle, node.clock
     book = EnergyBook(node.home, node.drawn, Diary(node.home))
     watch = VehicleWatch(
-        open_vehicle(settings),
+        open_vehicle(settings, node.home),
         policy,
         clock,
         node.driver.post,

@@ -49,15 +49,16 @@ _BUILT_IN: Final = {
 log = logging.getLogger("meshnode.node")
 
 
-def open_vehicle(settings: VehicleSettings) -> VehicleAdapter:
-    """The adapter that the configuration names: a built-in one, or another package's.
+def open_vehicle(settings: VehicleSettings, home: Path | None = None) -> VehicleAdapter:
+    """The adapter that the configuration names: a built-in one, or another package's. A simulated
+    vehicle's file is `sim_file`, else the home's `vehicle.toml`, if it has one.
 
     UsageError if there is none of the name, or its options are wrong; LocalResource if what it
     reads is not there.
     """
     source = Source(
         settings.address,
-        Path(settings.sim_file).expanduser() if settings.sim_file else None,
+        _sim_file(settings, home),
         Path(settings.token_file).expanduser() if settings.token_file else None,
         options=_options(settings.options),
     )
@@ -77,6 +78,13 @@ def open_vehicle(settings: VehicleSettings) -> VehicleAdapter:
     except Exception as error:  # noqa: BLE001 - another package's code: its failure is the user's to read
         raise UsageError(f"the vehicle adapter {name} does not start: {error!r}") from None
     return foreign
+
+
+def _sim_file(settings: VehicleSettings, home: Path | None) -> Path | None:
+    if settings.sim_file:
+        return Path(settings.sim_file).expanduser()
+    beside = None if home is None else home / "vehicle.toml"
+    return beside if beside is not None and beside.exists() else None
 
 
 def local_offset_min(unix_ms: int) -> int:

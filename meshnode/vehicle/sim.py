@@ -20,6 +20,9 @@ from meshnode.protocol.forecast import KINDS
 from .filewatch import watch_file
 from .state import READINGS, Pace, Source, Tell, VehicleState
 
+VEHICLE_FILE = "vehicle.toml"
+"""Of a home: read where no other file is named."""
+
 PARKED = VehicleState(
     at_ms=0,
     soc_permille=800,
