@@ -155,6 +155,10 @@ class Executor:
         """Slots in use."""
         return sum(worker.run is not None for worker in self._workers)
 
+    def worker_pids(self) -> list[tuple[int, bool]]:
+        """Processes that hold somebody's program, and whether each has a run in hand."""
+        return [(w.child.pid, w.run is not None) for w in self._workers if w.child is not None]
+
     @property
     def zygote_ready(self) -> bool:
         """A run that starts now waits for no import of jax."""

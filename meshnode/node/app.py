@@ -133,6 +133,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(sleeper.run)
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
+            node.worker_pids = executor.worker_pids
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.

@@ -107,6 +107,7 @@ class RunningNode:
         self.clients = 0
         self.vehicle: VehicleWatch | None = None
         self.metering: Metering | None = None
+        self.worker_pids: Callable[[], list[tuple[int, bool]]] = list
         self._machine = machine
         self.clock = clock
         self._request_ids = itertools.count(1)
@@ -321,6 +322,7 @@ class RunningNode:
             "jobs_running": sum(job.state == "running" for job in view.jobs),
             "blob_bytes": self.blobs.bytes_used,
             "clients": self.clients,
+            "workers": [{"pid": pid, "runs": runs} for pid, runs in self.worker_pids()],
             "meters": [] if self.metering is None else self.metering.names,
             "vehicle": None if self.vehicle is None else self.vehicle.says(),
             "counters": {**dict(view.counters), **self.driver.counters},

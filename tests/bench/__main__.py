@@ -15,6 +15,7 @@ BENCHES = (
     "kernels",
     "sandbox",
     "placement",
+    "recall",
 )
 
 
