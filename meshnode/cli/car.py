@@ -31,6 +31,7 @@ _COMMANDS = {
     "resume": Late("meshnode.cli.owner:resume", "Work again as your policy allows."),
     "mode": Late("meshnode.cli.owner:mode", "When to work: always, auto or never."),
     "policy": Late("meshnode.cli.policy:policy", "What this car's owner allows."),
+    "report": Late("meshnode.cli.report:report", "What this car did, cost and earned."),
     "consent": Late("meshnode.cli.consent:consent", "The owner's yes: give, show, withdraw."),
 }
 

@@ -11,6 +11,7 @@ from meshnode.errors import Unreachable, UsageError
 
 from . import frame
 from .found import now_ms
+from .report import write_page
 
 if TYPE_CHECKING:
     from meshnode.node.policy_file import PolicyFile
@@ -99,11 +100,23 @@ def set_(home: Path, file: Path, anyway: bool) -> None:
     help="How much of the time that it may work there is work.",
 )
 @click.option("--weeks", type=click.IntRange(1, 52), default=1, show_default=True)
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The week as a page with pictures.",
+)
 @click.option("--minutes", is_flag=True, help="Every stretch of the week with its reason.")
 @frame.home_options
 @frame.json_option
 def test(
-    home: Path, file: Path | None, trace_file: Path | None, busy: int, weeks: int, minutes: bool
+    home: Path,
+    file: Path | None,
+    trace_file: Path | None,
+    busy: int,
+    weeks: int,
+    html: Path | None,
+    minutes: bool,
 ) -> None:
     """Try a policy on a week: when it works, when not and why, what it costs and brings in.
 
@@ -118,6 +131,11 @@ def test(
     tried, said = _policy_of(home, file)
     sound = said is None or file is None or judge(file, said, trace, refuse=False)
     trial = try_policy(tried, trace, busy_pct=busy, weeks=weeks)
+    if html is not None:
+        from meshnode.node.week import week_of_trial
+
+        title = f"{trace.name}, {busy} % of the time there is work"
+        write_page(week_of_trial(trial, tried.soc_floor_permille, title), "", html, utc=True)
     if frame.face().json:
         frame.put_json(_plain(trial, trace, weeks, busy))
     else:

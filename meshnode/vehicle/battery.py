@@ -33,27 +33,47 @@ class PackSpec:
     """Wall to terminals; about 90 % for onboard chargers."""
 
 
-@dataclass(slots=True)
-class Pack:
-    """What is in the pack, and where the energy of the load came from."""
+WS_PER_WH: Final = 3_600
 
-    spec: PackSpec
-    stored_mwh: int
-    power_w: int = 0  # over the last step; positive is into the pack
-    charging: ChargingState = "no"
-    load_from_pack_mwh: int = 0
-    load_from_plug_mwh: int = 0  # at the terminals
-    grid_mwh: int = 0  # out of the wall: for the load and for the pack
-    _ws: int = 0  # watt-seconds that are no whole mWh yet, into the pack
-    _load_ws: int = 0
+
+class Pack:
+    """What is in the pack, and where the energy of the load came from. Inside, watt-seconds: so
+    nothing is lost in rounding, however short the steps are."""
+
+    def __init__(self, spec: PackSpec, stored_mwh: int) -> None:
+        self.spec = spec
+        self.power_w = 0  # over the last step; positive is into the pack
+        self.charging: ChargingState = "no"
+        self._stored_ws = stored_mwh * WS_PER_WH // 1_000
+        self._from_pack_ws = 0
+        self._from_plug_ws = 0
+        self._grid_ws = 0
 
     @property
     def capacity_mwh(self) -> int:
         return self.spec.capacity_wh * 1_000
 
     @property
+    def stored_mwh(self) -> int:
+        return _mwh(self._stored_ws)
+
+    @property
     def soc_permille(self) -> int:
         return self.stored_mwh * 1_000 // self.capacity_mwh
+
+    @property
+    def load_from_pack_mwh(self) -> int:
+        return _mwh(self._from_pack_ws)
+
+    @property
+    def load_from_plug_mwh(self) -> int:
+        """At the terminals, as the other."""
+        return _mwh(self._from_plug_ws)
+
+    @property
+    def grid_mwh(self) -> int:
+        """Out of the wall: for the load and for the pack."""
+        return _mwh(self._grid_ws)
 
     def run(self, seconds: int, charger_w: int, load_w: int) -> None:
         """So long with this charger (W at the wall, 0: not plugged in) and this load."""
@@ -66,31 +86,25 @@ class Pack:
         """Take a trip's energy out; what was not there, in Wh (the car would have charged on the
         way)."""
         self.charging, self.power_w = "no", 0
-        short_mwh = max(0, wh * 1_000 - self.stored_mwh)
-        self.stored_mwh = max(0, self.stored_mwh - wh * 1_000)
-        return -(-short_mwh // 1_000)
+        short_ws = max(0, wh * WS_PER_WH - self._stored_ws)
+        self._stored_ws = max(0, self._stored_ws - wh * WS_PER_WH)
+        return -(-short_ws // WS_PER_WH)
 
     def _step(self, step_s: int, charger_w: int, load_w: int) -> None:
-        room_mwh = self.capacity_mwh * self.spec.charge_limit_permille // 1_000 - self.stored_mwh
+        limit_ws = self.spec.capacity_wh * WS_PER_WH * self.spec.charge_limit_permille // 1_000
+        room_ws = limit_ws - self._stored_ws
         offered_w = charger_w * self.spec.charger_efficiency_permille // 1_000
         from_plug_w = min(load_w, offered_w)
         into_w = 0
-        if room_mwh > 0:
-            room_w = -(-room_mwh * 3_600 // (1_000 * step_s))
-            into_w = min(offered_w - from_plug_w, self._accepts_w(), room_w)
-        from_pack_w = load_w - from_plug_w
-        stored_w = self.stored_mwh * 3_600 // (1_000 * step_s)
-        from_pack_w = min(from_pack_w, stored_w)  # an empty pack gives nothing
+        if room_ws > 0:
+            into_w = min(offered_w - from_plug_w, self._accepts_w(), -(-room_ws // step_s))
+        from_pack_w = min(load_w - from_plug_w, self._stored_ws // step_s)  # empty gives nothing
         self.power_w = into_w - from_pack_w
-        self._ws += self.power_w * step_s
-        # 1 mWh is 3.6 Ws; floor division keeps the rest, also of a negative number.
-        moved_mwh, rest = divmod(self._ws * 10, 36)
-        self._ws = rest // 10
-        self.stored_mwh = min(self.capacity_mwh, max(0, self.stored_mwh + moved_mwh))
-        self.load_from_pack_mwh += from_pack_w * step_s * 10 // 36
-        self.load_from_plug_mwh += from_plug_w * step_s * 10 // 36
+        self._stored_ws += self.power_w * step_s
+        self._from_pack_ws += from_pack_w * step_s
+        self._from_plug_ws += from_plug_w * step_s
         wall_w = -(-(from_plug_w + into_w) * 1_000 // self.spec.charger_efficiency_permille)
-        self.grid_mwh += wall_w * step_s * 10 // 36
+        self._grid_ws += wall_w * step_s
         self.charging = self._shown(charger_w, into_w, from_pack_w)
 
     def _shown(self, charger_w: int, into_w: int, from_pack_w: int) -> ChargingState:
@@ -107,3 +121,7 @@ class Pack:
                 permille = at_low + (at_high - at_low) * (soc - low) // (high - low)
                 return self.spec.capacity_wh * permille // 1_000
         return 0
+
+
+def _mwh(watt_seconds: int) -> int:
+    return watt_seconds * 1_000 // WS_PER_WH
