@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from meshnode.cli import frame
 from meshnode.errors import LocalResource, UsageError
@@ -79,6 +80,18 @@ FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
 )
 @click.option("--parking", is_flag=True, help="Cars come and go as published stays say.")
 @click.option(
+    "--vehicles",
+    is_flag=True,
+    help="Cars with batteries, chargers, tariffs and drivers; runs of 5 to 15 minutes.",
+)
+@click.option(
+    "--days",
+    type=click.FloatRange(0.01, 7.0),
+    default=7.0,
+    show_default=True,
+    help="With --vehicles: so long, from a Monday on.",
+)
+@click.option(
     "--report",
     type=click.Path(dir_okay=False, writable=True),
     metavar="FILE.html",
@@ -96,6 +109,8 @@ def sim(
     faults: str,
     sleep_s: float,
     parking: bool,
+    vehicles: bool,
+    days: float,
     report: str | None,
 ) -> None:
     """Simulate a fleet: the real protocol machines on a drawn network, one event after the other.
@@ -103,6 +118,9 @@ def sim(
     Prints how long tasks took from submission to start and how many messages each cost, and a
     digest of all events: the same options give the same digest.
     """
+    if vehicles:
+        _week(cars, load, seed, days, sleep_s)
+        return
     from .measured import Setup
     from .world import simulate
 
@@ -128,6 +146,53 @@ def sim(
         frame.put_json(measured.fields())
         return
     _print(measured)
+
+
+_ONLY_TASKS = ("policy", "model", "task_s", "seconds", "faults", "parking", "report")
+
+
+def _week(cars: int, load: float, seed: int, days: float, sleep_s: float) -> None:
+    from .week import simulate_week
+
+    context = click.get_current_context()
+    for name in _ONLY_TASKS:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} and --vehicles exclude each other")
+    found = simulate_week(cars, load, seed, days, frame.talk, sleep_s)
+    fields = found.fields()
+    if frame.face().json:
+        frame.put_json(fields)
+        return
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.shares.items())
+    lines = [
+        ("runs", f"{found.done} of {found.tasks} done, {found.recalls} ended by a recall"),
+        ("time", shares),
+        ("floor", f"{found.below_floor_min} minutes of work below it"),
+        ("reserve", f"drawn into by work before {found.reserve_missed} departures"),
+        ("drives", f"{found.short_wh} Wh short because of work"),
+        ("work", f"{found.work_mwh / 1e6:.3f} kWh out of packs and plugs"),
+        (
+            "receipts",
+            f"{found.receipts_mwh / 1e6:.3f} kWh, and {found.unpaid_mwh / 1e6:.3f} of "
+            "runs that a driver ended",
+        ),
+        (
+            "standby",
+            f"{found.standby_mwh / 1e6:.3f} kWh, {fields['standby_per_useful']} for each of work",
+        ),
+        (
+            "cost",
+            f"{found.cost_nano / 1e9:.2f}, {found.unpaid_nano / 1e9:.2f} of it for ended runs",
+        ),
+        (
+            "income",
+            f"{found.income_nano / 1e9:.2f} at the floor price, {found.due_nano / 1e9:.2f} "
+            f"still due; the least of a car is {found.income_permille_least / 10:.1f} % of its cost",
+        ),
+        ("run", f"{found.events} events in {found.cpu_s:.0f} s of CPU, digest {found.digest[:16]}"),
+    ]
+    for word, said in lines:
+        click.echo(f"{word:<9} {said}")
 
 
 def _write_report(measured: Measured, path: str) -> None:

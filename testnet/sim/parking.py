@@ -32,7 +32,9 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-KINDS: Final = ("home", "work", "public")
+from meshnode.protocol.forecast import Parking
+
+KINDS: Final[tuple[Parking, ...]] = ("home", "work", "public")
 PLUGGED_SHARE: Final = 0.15
 HOUR_TIES: Final = 0.4
 CHOICES: Final = 3

@@ -63,9 +63,9 @@ class Papers:
     consent: bytes
 
 
-def papers_of(account: Keys, network: NetworkId = NETWORK) -> Papers:
+def papers_of(account: Keys, network: NetworkId = NETWORK, policy: Policy | None = None) -> Papers:
     owner = Account(account.account)
-    policy = Policy(
+    policy = policy or Policy(
         1,
         network,
         owner,

@@ -132,7 +132,7 @@ class World(Mesh):
 
     def build(self) -> None:
         """Cars and submitters boot within `BOOT_S`, and are connected by `CONNECTED_S`."""
-        papers = papers_of(account_keys(0, self.keys_of)) if not self.setup.is_full else None
+        papers = self.papers()
         numbers = len(self.ground.network.places)
         roles = {n: PROVIDE for cars in self.ground.cars.values() for n in cars}
         roles |= {n: REQUEST for some in self.ground.submitters.values() for n in some}
@@ -152,6 +152,10 @@ class World(Mesh):
         self._connect_cells()
         if self.setup.parking:
             self._park()
+
+    def papers(self) -> Papers | None:
+        """One owner's for the whole fleet; each car's own where all is real."""
+        return None if self.setup.is_full else papers_of(account_keys(0, self.keys_of))
 
     def _ground(self, papers: Papers | None) -> None:
         """Keys that rank first in the largest cell, and a car for each that is elected there: all
