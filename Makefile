@@ -52,7 +52,7 @@ node:
 	  apt-get update -q && apt-get install -q -y --no-install-recommends nodejs; \
 	else echo "Missing: node. Install it with: sudo apt-get install nodejs" >&2; exit 1; fi
 
-demo: venv  ## six cars on this machine embed a text; one is killed; the answer is right
+demo: venv  ## six cars embed a text; one is killed, one drives away; the answer is right
 	@$(PY) -m testnet.demo
 
 test: venv  ## everything a user needs to trust this build: at most ten minutes

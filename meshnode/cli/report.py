@@ -101,7 +101,7 @@ def _put(found: Week, currency: str) -> None:
     from meshnode.node.week_page import amount, hours, kwh
 
     if not found.stretches:
-        click.echo("nothing yet: the diary begins when the car's node runs")
+        click.echo("nothing yet: the first line comes when the node has run for ten minutes")
         return
     rows = []
     for day in found.days:

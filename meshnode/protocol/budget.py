@@ -126,7 +126,9 @@ def spendable(
     if policy.watt_max <= 0 or spend_mwh <= 0:
         return stopped(Reason.BUDGET)
     lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * load_w))  # mWh / W in seconds
-    stay_s = stay_of(state, now, departs_s).lease_s_at(LEASE_PROBABILITY, LEASE_S_MAX)
+    stay_s = LEASE_S_MAX
+    if departs_s is not None or not policy.stationary:  # what stands for good leaves by its owner
+        stay_s = stay_of(state, now, departs_s).lease_s_at(LEASE_PROBABILITY, LEASE_S_MAX)
     lease_s = min(lease_s, stay_s)
     if lease_s == 0:
         about_to_leave = departs_s is not None and departs_s == 0

@@ -187,7 +187,7 @@ def _week(cars: int, load: float, seed: int, days: float, sleep_s: float) -> Non
         (
             "income",
             f"{found.income_nano / 1e9:.2f} at the floor price, {found.due_nano / 1e9:.2f} "
-            f"still due; the least of a car is {found.income_permille_least / 10:.1f} % of its cost",
+            f"still due; each car has {found.income_permille_least / 10:.1f} % of its cost or more",
         ),
         ("run", f"{found.events} events in {found.cpu_s:.0f} s of CPU, digest {found.digest[:16]}"),
     ]

@@ -247,8 +247,10 @@ def test_a_stationary_machine_without_a_battery_runs_from_the_mains() -> None:
     assert reason(nothing, plugged_only, provides=()) is Reason.READINGS
     read = budget(nothing, replace(plugged_only, stationary=1), provides=())
     assert (read.may_run, read.spendable_mwh, read.lease_s_max) == (True, 5_000_000, 7_200)
-    # With a cable or a battery to read of, it is these that count.
     still = replace(plugged_only, stationary=1)
+    # What stands for good does not leave as parked cars do.
+    assert budget(replace(nothing, departure_ms=None), still, provides=()).stay_s == LEASE_S_MAX
+    # With a cable or a battery to read of, it is these that count.
     assert reason(nothing, still, provides=("plugged",)) is Reason.UNPLUGGED
     assert reason(nothing, replace(still, plugged_rule=2), provides=()) is Reason.UNPLUGGED
 
