@@ -72,6 +72,16 @@ def memory_mb(pid: int, field: str) -> float:
     return int(found[1]) / 1024
 
 
+def wakeups(pid: int) -> int:
+    """How often its threads have gone to sleep by themselves so far: each time somebody woke them
+    (proc_pid_status(5))."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status.read_text(), re.MULTILINE)
+        total += int(found[1]) if found else 0
+    return total
+
+
 def descendants(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [p for child in children for p in (int(child), *descendants(int(child)))]
@@ -111,6 +121,12 @@ async def hear(feeder: Overlay) -> None:
 async def measure(car: Car, folder: Path, seconds: float) -> Figures:
     network = firstrun.read_network(folder / "car-0").ident
     figures: Figures = {}
+    await until((folder / "car-0" / PROBE_FILE).exists, READY_S_MAX)
+    before = wakeups(car.process.pid)
+    figures["cpu_percent_node_alone"] = await cpu_percent(car.process.pid, seconds)
+    figures["wakeups_per_min_node_alone"] = round(
+        (wakeups(car.process.pid) - before) * 60 / seconds
+    )
     async with trio.open_nursery() as nursery:
         feeders: list[tuple[Overlay, KeySigner]] = []
         for number in range(FEEDERS):
@@ -125,7 +141,6 @@ async def measure(car: Car, folder: Path, seconds: float) -> Figures:
             nursery.start_soon(hear, opened)
         done = trio.Event()
         await until(lambda: formed(feeders, cell_topic(network, "bench")), READY_S_MAX)
-        await until((folder / "car-0" / PROBE_FILE).exists, READY_S_MAX)
         pid = car.process.pid
         figures["cpu_percent_node_quiet"] = await cpu_percent(pid, seconds)
         nursery.start_soon(chatter, feeders, network, done)
