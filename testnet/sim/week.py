@@ -274,7 +274,7 @@ class WeekWorld(World):
             for stay in trace.stays:
                 for minute in (stay.until_min, stay.until_min + stay.drive_min):
                     if stay.drive_min:
-                        turn = int(minute * 60e6) + 1_000_000
+                        turn = int(minute * 60e6)  # what the drive takes comes after it
                         self.at_us(turn, lambda vehicle=vehicle: self._turn(vehicle))  # type: ignore[misc]
         for site in self.by_number.values():
             self.at_us(RENEW_DAYS * 86_400_000_000, lambda site=site: self._renew(site))  # type: ignore[misc]
