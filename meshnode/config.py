@@ -128,11 +128,12 @@ class StorageSettings:
 class VehicleSettings:
     """`[vehicle]`: where the readings come from. Without readings a car computes nothing."""
 
-    adapter: str = "sim"
-    """`sim`: a simulated vehicle; `vss`: a car's own signals, by a KUKSA databroker; `sysfs`: a
-    laptop's battery and plug; `evcc`: a charge controller in the house. Neither of the last two
-    knows of motion, so they need a policy with `stationary`. Or what another package adds under the
-    entry points `meshnode.vehicle`."""
+    adapter: str = ""
+    """Empty: none is chosen, and the car computes nothing, except in test networks, whose cars are
+    simulated. `sim`: a simulated vehicle; `vss`: a car's own signals, by a KUKSA databroker;
+    `sysfs`: a laptop's battery and plug; `evcc`: a charge controller in the house. Neither of the
+    last two knows of motion, so they need a policy with `stationary`. Or what another package adds
+    under the entry points `meshnode.vehicle`."""
     address: str = ""
     """Of the source that the adapter asks, as it wants it: `http://evcc.local:7070`, or for vss
     HOST:PORT, `grpcs://HOST:PORT` or `unix:/PATH` (empty: 127.0.0.1:55555)."""
@@ -184,7 +185,7 @@ def testnet_car() -> NodeConfig:
         overlay=OverlaySettings(ping_interval_s=1.0, ping_timeout_s=2.0),
         compute=ComputeSettings(threads=1, workers_max=2, memory_mb_max=2_048),
         storage=StorageSettings(blob_bytes_max=2 << 30, jobs_bytes_max=2 << 30),
-        vehicle=VehicleSettings(poll_s=0.2),
+        vehicle=VehicleSettings(adapter="sim", poll_s=0.2),
         limits=Limits(advert_period_ms=10_000, advert_ttl_ms=30_000, advert_gap_ms=200),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.errors import Unreachable
+from meshnode.errors import LocalResource, MeshError, Unreachable, UsageError
 
 from . import frame
 from .found import describe, now_ms, put_standing
@@ -65,7 +65,13 @@ def withdraw(home: Path) -> None:
     """
     from meshnode.node import terms
 
-    ended = terms.withdrawal(home, now_ms())
+    try:
+        ended = terms.withdrawal(home, now_ms())
+    except (UsageError, LocalResource):
+        raise
+    except MeshError as error:
+        frame.talk(f"the papers are damaged, so nothing is signed: {error}")
+        ended = None
     put_in_force(home, () if ended is None else (ended,))
     if frame.face().json:
         digest = None if ended is None else ended.digest

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from meshnode.errors import Unreachable
+from meshnode.errors import Unreachable, UsageError
 
 from . import frame
 from .found import now_ms
@@ -77,18 +77,22 @@ def mode(home: Path, kind: str, for_s: int | None) -> None:
 
 def _put(home: Path, kind: str, for_s: int | None) -> None:
     from meshnode.client import connect
-    from meshnode.node import firstrun
+    from meshnode.node.home import check_home
+    from meshnode.node.keystore import NODE
     from meshnode.node.mode import KINDS, Mode, write_mode
 
-    firstrun.standing(home)  # a home, or one clear line
+    # Nothing else is asked of the home: a damaged file must not stand between owner and pause.
+    if not (home / NODE).exists():
+        raise UsageError(f"{home} is no home of a node; make one with `meshnode init`")
+    check_home(home)
     until_ms = None if for_s is None else now_ms() + 1000 * for_s
-    write_mode(home, Mode(next(each for each in KINDS if each == kind), until_ms))
     try:
         with connect(home) as mesh:
             running = True
             mesh.mode(kind, until_ms)
     except Unreachable:
         running = False
+    write_mode(home, Mode(next(each for each in KINDS if each == kind), until_ms))
     if frame.face().json:
         frame.put_json({"mode": kind, "until_ms": until_ms, "running": running})
         return

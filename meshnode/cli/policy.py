@@ -54,26 +54,33 @@ def set_(home: Path, file: Path, anyway: bool) -> None:
     """Sign this policy, and the consent to it, and put both in force; a running node takes them
     at once.
 
-    The consent stays as it is but for its policy, its time and, if the file names them, the
-    purposes.
+    What the file does not say stays as it is. The consent stays too, but for its policy and, if the
+    file names them, the purposes; it lapses when it would have.
     """
-    from meshnode.node import terms
-    from meshnode.node.founding import ConsentTerms
-    from meshnode.node.policy_file import read_policy
+    import secrets
 
-    said = read_policy(file)
-    judge(file, said, None, refuse=not anyway)
+    from meshnode.node import terms
+    from meshnode.node.founding import NOTICE_DIGEST, ConsentTerms
+    from meshnode.node.policy_file import changed, read_policy, terms_of
+    from meshnode.protocol.papers import T_POLICY, Policy
+
     before = terms.in_force(home)
     if before is None or before.consent.withdrawn_ms is not None:
         raise UsageError(f"{home} gives no consent; begin with meshnode consent give --policy FILE")
-    old = before.consent
-    consent = ConsentTerms(
-        old.operator,
-        old.shares,
-        old.purposes if said.purposes is None else said.purposes,
-        old.lapses_ms - old.given_ms,
-    )
-    papers = terms.change(home, said.terms, consent, vehicle=old.vehicle, now_ms=now_ms())
+    old, now = before.consent, now_ms()
+    if old.notice != NOTICE_DIGEST or old.lapses_ms <= now:
+        raise UsageError(
+            "the consent has lapsed or was given to another notice: read it again with "
+            "meshnode consent give --policy FILE"
+        )
+    said = read_policy(file, terms_of(before.policy))
+    judge(file, said, None, refuse=not anyway)
+    purposes = old.purposes if said.purposes is None else said.purposes
+    consent = ConsentTerms(old.operator, old.shares, purposes, old.lapses_ms - now)
+    fresh = secrets.token_bytes(16)  # a pseudonym links no two consents
+    papers = terms.change(home, said.terms, consent, vehicle=fresh, now_ms=now)
+    for line in changed(before.policy, papers[0].open(Policy, T_POLICY)):
+        frame.talk(line)
     put_in_force(home, papers)
     if frame.face().json:
         frame.put_json({"policy": papers[0].digest, "consent": papers[1].digest})

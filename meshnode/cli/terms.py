@@ -90,7 +90,7 @@ def owner_terms(command: Any) -> Any:
 
 def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
     from meshnode.node import founding
-    from meshnode.protocol.papers import Submitters
+    from meshnode.protocol.papers import PURPOSE_ENERGY_BATTERY, Submitters
 
     operator = account_of_text(given["operator"])
     if given["policy_file"] is not None:
@@ -105,13 +105,14 @@ def terms_of(given: dict[str, Any]) -> tuple[PolicyTerms, ConsentTerms]:
     )
     purposes = founding.PURPOSES_DEFAULT
     if given["power"] == "battery":
-        purposes |= founding.PURPOSE_ENERGY_BATTERY
+        purposes |= PURPOSE_ENERGY_BATTERY
     return policy, founding.ConsentTerms(operator, purposes=purposes)
 
 
 def _terms_of_file(file: Path, operator: Account | None) -> tuple[PolicyTerms, ConsentTerms]:
     from meshnode.node import founding
     from meshnode.node.policy_file import read_policy
+    from meshnode.protocol.papers import PURPOSE_ENERGY_BATTERY
 
     from .policy import judge
 
@@ -124,7 +125,7 @@ def _terms_of_file(file: Path, operator: Account | None) -> tuple[PolicyTerms, C
     judge(file, said, None, refuse=True)
     purposes = said.purposes
     if purposes is None:
-        battery = founding.PURPOSE_ENERGY_BATTERY if said.terms.plugged_rule == 1 else 0
+        battery = PURPOSE_ENERGY_BATTERY if said.terms.plugged_rule == 1 else 0
         purposes = founding.PURPOSES_DEFAULT | battery
     return said.terms, founding.ConsentTerms(operator, purposes=purposes)
 

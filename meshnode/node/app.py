@@ -36,6 +36,7 @@ from meshnode.protocol.acceptances import NoAudit
 from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
 from meshnode.protocol.identity import peer_text
 from meshnode.protocol.node import Node
+from meshnode.protocol.outbox import Identity
 from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.placement import AdvertPlacement
 from meshnode.protocol.reasons import Reason
@@ -137,26 +138,28 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
-            await stack.enter_async_context(_minding(node, nursery, identity.policy, metering))
+            await stack.enter_async_context(_minding(node, nursery, identity, metering))
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
 
 
 @asynccontextmanager
 async def _minding(
-    node: RunningNode, nursery: trio.Nursery, policy: bytes, metering: Metering
+    node: RunningNode, nursery: trio.Nursery, identity: Identity, metering: Metering
 ) -> AsyncIterator[None]:
     """The car's readings, its energy and the owner's mode, from here on in every budget."""
     settings, clock = node.config.vehicle, node.clock
+    assert identity.policy is not None
     book = EnergyBook(node.home, node.drawn, Diary(node.home))
     watch = VehicleWatch(
-        open_vehicle(settings, node.home),
-        policy,
+        open_vehicle(settings, node.home, simulated=read_network(node.home).is_test),
+        identity.policy,
         clock,
         node.driver.post,
         poll_s=settings.poll_s,
         mode=read_mode(node.home),
         book=book,
+        consent_wire=identity.consent,
     )
     watch.on_state = metering.feed
     node.vehicle, node.metering = watch, metering

@@ -26,7 +26,7 @@ from meshnode.protocol.types import JobId
 
 from . import wire
 from .collector import Packed
-from .mode import KINDS, Mode
+from .mode import KINDS, Mode, is_time
 from .running import TMP_NAME, RunningNode
 
 OUT_BYTES_MAX: Final = 64 << 20
@@ -180,7 +180,7 @@ class _Client:
 
     def _mode(self, request: Reply) -> Reply:
         kind, until_ms = request.get("mode"), request.get("until_ms")
-        if kind not in KINDS or not (until_ms is None or type(until_ms) is int):
+        if kind not in KINDS or not is_time(until_ms):
             raise LocalProtocolError("a mode is one of " + ", ".join(KINDS))
         return {"mode": self._node.set_mode(Mode(kind, until_ms))}
 

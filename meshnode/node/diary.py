@@ -85,7 +85,7 @@ class Diary:
                 )
                 oldest = "SELECT rowid FROM entry ORDER BY rowid DESC LIMIT -1 OFFSET ?"
                 file.execute(f"DELETE FROM entry WHERE rowid IN ({oldest})", (LINES_MAX,))
-        except sqlite3.Error:
+        except (sqlite3.Error, OverflowError):
             self.failed += 1
 
 

@@ -26,6 +26,7 @@ from meshnode.protocol.budget import (
 )
 from meshnode.protocol.events import BudgetRead
 from meshnode.protocol.papers import Policy
+from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Now
 from meshnode.protocol.upkeep import Upkeep
 
@@ -45,6 +46,7 @@ class Drawn(NamedTuple):
 
     work_uj: int
     battery_uj: int
+    work_ms: int
     working: bool
     asleep: bool
 
@@ -59,6 +61,7 @@ class EnergyBook:
         self.upkeep = Upkeep()
         self._day = -1
         self._spent_uj = 0
+        self._open_uj = 0  # of it, what no meter has said yet
         self._last: tuple[Now, Drawn] | None = None
         self._saved_mono_ms = 0
         self._entry: Entry | None = None  # the diary's line that is being filled
@@ -81,19 +84,20 @@ class EnergyBook:
         """The time since the last look; `told` is the budget that held in it."""
         drawn = self._drawn()
         day = (now.unix_ms // 60_000 + offset_at(now.unix_ms)) // 1_440
-        if day != self._day:
-            self._day, self._spent_uj = day, 0
+        if day > self._day:  # a clock that is set back does not fill the day again
+            self._day, self._spent_uj, self._open_uj = day, 0, 0
         last, self._last = self._last, (now, drawn)
         if last is None or told is None:
             return
         elapsed_ms = now.mono_ms - last[0].mono_ms
         work_uj = max(0, drawn.work_uj - last[1].work_uj)
         battery_uj = min(work_uj, max(0, drawn.battery_uj - last[1].battery_uj))
-        waited = told.may_run and not drawn.working and not drawn.asleep
-        waiting_uj = policy.awake_w * elapsed_ms * 1_000 if waited else 0
-        if elapsed_ms > GAP_MS_MAX:
-            waiting_uj = 0
-        self._spent_uj += work_uj + waiting_uj
+        worked_ms = min(elapsed_ms, max(0, drawn.work_ms - last[1].work_ms))
+        waited_ms = 0
+        if told.may_run and not drawn.working and not drawn.asleep and elapsed_ms <= GAP_MS_MAX:
+            waited_ms = elapsed_ms - worked_ms
+        waiting_uj = policy.awake_w * waited_ms * 1_000
+        self._spend(work_uj, waiting_uj, told.load_w * elapsed_ms * 1_000 if drawn.working else 0)
         rate = tariff_nano_per_kwh(state, policy, now, offset_at)
         on_battery = state is not None and state.plugged is False
         waiting_battery_uj = waiting_uj if on_battery else 0
@@ -102,7 +106,7 @@ class EnergyBook:
         self.upkeep.waited(cost_nano + wear_nano(waiting_battery_uj, wear))
         if drawn.working and told.may_run and state is not None:
             bare = floor_nano_per_s(state, policy, now, offset_at)
-            self.upkeep.worked(elapsed_ms // 1_000, max(0, told.floor_nano_per_s - bare))
+            self.upkeep.worked(elapsed_ms, max(0, told.floor_nano_per_s - bare))
         self._note(
             now,
             Entry(
@@ -110,8 +114,8 @@ class EnergyBook:
                 now.unix_ms,
                 None if state is None else state.soc_permille,
                 None if state is None else state.plugged,
-                int(told.reason),
-                elapsed_ms if drawn.working else 0,
+                int(Reason.ASLEEP if told.may_run and drawn.asleep else told.reason),
+                elapsed_ms if drawn.working else worked_ms,
                 work_uj,
                 waiting_uj,
                 battery_uj + waiting_battery_uj,
@@ -121,6 +125,21 @@ class EnergyBook:
         )
         if now.mono_ms - self._saved_mono_ms >= SAVE_MS:
             self.save(now)
+
+    def _spend(self, work_uj: int, waiting_uj: int, open_uj: int) -> None:
+        """`open_uj` is the most that a run draws which has said nothing yet: it counts until its
+        meters come, or a unit of an hour could take what the day does not have."""
+        if work_uj:
+            said_uj = min(self._open_uj, work_uj)
+            self._open_uj -= said_uj
+            self._spent_uj += work_uj - said_uj
+        elif open_uj:
+            self._open_uj += open_uj
+            self._spent_uj += open_uj
+        else:
+            self._spent_uj -= self._open_uj
+            self._open_uj = 0
+        self._spent_uj += waiting_uj
 
     def save(self, now: Now) -> None:
         """A full disk is no reason to stop: then the day begins anew at a restart."""

@@ -10,6 +10,7 @@ answers them on the other machine, `read_answer` takes the answer.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ from .founding import (
     sign_as,
 )
 from .home import make_home
+
+log = logging.getLogger("meshnode.node")
 
 GENESIS_FILE: Final = "genesis.mesh"
 MANDATE_FILE: Final = "mandate.mesh"
@@ -274,7 +277,13 @@ def load_identity(home: Path, *, cell: str, now_ms: int, agent: str = "meshnode"
     account, _ = account_of(home)
     node = keystore.load(home, keystore.NODE)
     mandate = renew_mandate(home, now_ms)
-    consent, policy = _read_consent(home, network, account)
+    try:
+        consent, policy = _read_consent(home, network, account)
+    except MeshError as error:
+        # Half of a change that a crash has cut in two, or a file that somebody broke: the car joins
+        # and computes nothing, and its owner can give consent again.
+        log.warning("no consent holds: %s", error)
+        consent = policy = None
     return Identity(
         network.ident,
         node.peer,

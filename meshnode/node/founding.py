@@ -18,6 +18,9 @@ from ..protocol import sandbox
 from ..protocol.identity import KeySigner
 from ..protocol.papers import (
     NO_CURRENCY,
+    PURPOSE_COMPUTE,
+    PURPOSE_ENERGY_PLUG,
+    PURPOSE_NETWORK,
     T_CONSENT,
     T_GENESIS,
     T_MANDATE,
@@ -55,11 +58,6 @@ RENEW_BELOW_MS: Final = 2 * DAY_MS
 OWNER_ROLE: Final = 0
 PARTS: Final = 10_000
 
-PURPOSE_COMPUTE: Final = 1
-PURPOSE_NETWORK: Final = 2
-PURPOSE_ENERGY_PLUG: Final = 4
-PURPOSE_ENERGY_BATTERY: Final = 8
-PURPOSE_STATISTICS: Final = 16
 PURPOSES_DEFAULT: Final = PURPOSE_COMPUTE | PURPOSE_NETWORK | PURPOSE_ENERGY_PLUG
 
 NOTICE_LANGUAGE: Final = "en"

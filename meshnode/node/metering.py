@@ -38,8 +38,10 @@ class Metering:
         return self._chain.names
 
     def start(self, now_ms: int, platform: str) -> Any:
+        before_ms = self._chain.tick_ms
         mark = self._chain.start(now_ms, platform)
-        self._opened.set()
+        if self._chain.tick_ms < before_ms:  # the first of the runs that are open now
+            self._opened.set()
         return mark
 
     def so_far(self, mark: Any, now_ms: int, device_ms: int) -> MeteredEnergy:

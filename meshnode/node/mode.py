@@ -20,6 +20,7 @@ Kind = Literal["never", "auto", "always"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 MODE_FILE: Final = "mode.json"
 _BYTES_MAX: Final = 256
+UNTIL_MS_MAX: Final = 253_402_300_799_000  # the end of the year 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Mode:
 AUTO: Final = Mode()
 
 
+def is_time(until_ms: object) -> bool:
+    """None, or a unix time that arithmetic and calendars can bear."""
+    return until_ms is None or (type(until_ms) is int and 0 <= until_ms <= UNTIL_MS_MAX)
+
+
 def read_mode(home: Path) -> Mode:
     """What stands in the home. A file that says nothing sensible is a pause: its owner wanted
     something, and computing is what must not happen by mistake."""
@@ -42,7 +48,7 @@ def read_mode(home: Path) -> Mode:
         with (home / MODE_FILE).open("rb") as file:
             found = json.loads(file.read(_BYTES_MAX))
         kind, until = found["mode"], found["until_ms"]
-        if kind not in KINDS or not (until is None or type(until) is int):
+        if kind not in KINDS or not is_time(until):
             return Mode("never")
     except FileNotFoundError:
         return AUTO

@@ -19,17 +19,22 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from ..protocol import sandbox
-from ..protocol.papers import Band, Caps, Departure, Policy, Quiet, Resume, Submitters
-from ..protocol.types import Account
-from ..vehicle.trace import WEEKDAYS
-from .founding import (
+from ..protocol.papers import (
     PURPOSE_COMPUTE,
     PURPOSE_ENERGY_BATTERY,
     PURPOSE_ENERGY_PLUG,
     PURPOSE_NETWORK,
     PURPOSE_STATISTICS,
-    PolicyTerms,
+    Band,
+    Departure,
+    Policy,
+    Quiet,
+    Resume,
+    Submitters,
 )
+from ..protocol.types import Account
+from ..vehicle.trace import WEEKDAYS
+from .founding import PolicyTerms
 
 POLICY_BYTES_MAX: Final = 1 << 16
 NANO: Final = 10**9
@@ -58,8 +63,10 @@ class PolicyFile:
 # ---- reading
 
 
-def read_policy(path: Path) -> PolicyFile:
-    """UsageError, in one line with the place, for what is no policy."""
+def read_policy(path: Path, base: PolicyTerms | None = None) -> PolicyFile:
+    """What the file says; what it does not say stays as in `base`, or as the product has it.
+    UsageError, in one line with the place, for what is no policy."""
+    base = base or PolicyTerms()
     try:
         with path.open("rb") as file:
             content = file.read(POLICY_BYTES_MAX + 1)
@@ -70,8 +77,9 @@ def read_policy(path: Path) -> PolicyFile:
     try:
         text = content.decode()
         found = tomllib.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        raise UsageError(f"{path} is no TOML: {error}") from None
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f"{path} is no TOML: {said}") from None
     lines = _lines(text)
     terms: dict[str, Any] = {}
     purposes: int | None = None
@@ -86,7 +94,9 @@ def read_policy(path: Path) -> PolicyFile:
         except ValueError as error:
             at = lines.get(key, (0,))[0]
             raise UsageError(f"{path}, line {at}: {key}: {error}") from None
-    return PolicyFile(replace(PolicyTerms(), **_joined(terms)), purposes, lines)
+        except ArithmeticError:
+            raise UsageError(f"{path}, line {lines.get(key, (0,))[0]}: {key}: no number") from None
+    return PolicyFile(replace(base, **_joined(terms, base)), purposes, lines)
 
 
 def _lines(text: str) -> dict[str, tuple[int, ...]]:
@@ -102,19 +112,56 @@ def _lines(text: str) -> dict[str, tuple[int, ...]]:
     return lines
 
 
-def _joined(terms: dict[str, Any]) -> dict[str, Any]:
+def _joined(terms: dict[str, Any], base: PolicyTerms) -> dict[str, Any]:
     """Keys that make one field together."""
-    battery, surplus = terms.pop("run_on_batteries", False), terms.pop("surplus_only", False)
+    battery = terms.pop("run_on_batteries", base.plugged_rule == 1)
+    surplus = terms.pop("surplus_only", base.plugged_rule == 2)
     terms["plugged_rule"] = 2 if surplus else int(battery)
-    low, high = PolicyTerms().temp_dc
+    low, high = base.temp_dc
     terms["temp_dc"] = (terms.pop("temp_low_dc", low), terms.pop("temp_high_dc", high))
-    terms["caps"] = Caps(*(terms.pop(f"cap_{name}", 0) for name in Caps._fields))
     soc, temps = terms.pop("resume_soc", None), terms.pop("resume_temps", None)
     if soc is not None or temps is not None:
-        floor = terms.get("soc_floor_permille", PolicyTerms().soc_floor_permille)
+        floor = terms.get("soc_floor_permille", base.soc_floor_permille)
         low, high = temps or (terms["temp_dc"][0] + 10, terms["temp_dc"][1] - 10)
         terms["resume"] = Resume(min(1_000, floor + 20) if soc is None else soc, low, high)
+    if "submitters" in terms:
+        terms.setdefault("accounts", ())
     return terms
+
+
+def terms_of(policy: Policy) -> PolicyTerms:
+    """The owner's terms that a signed policy was drafted from."""
+    mode, accounts = policy.submitters
+    return PolicyTerms(
+        policy.soc_floor_permille,
+        policy.reserve_wh,
+        policy.day_wh,
+        policy.watt_max,
+        policy.plugged_rule,
+        policy.temp_dc,
+        policy.low_voltage_mv,
+        policy.wear_nano_per_kwh,
+        policy.tariff,
+        policy.efficiency_permille,
+        policy.awake_w,
+        mode,
+        accounts,
+        policy.caps,
+        policy.departures,
+        policy.metered_bytes_a_day,
+        policy.sandbox_least or 0,
+        policy.resume,
+        bool(policy.stationary),
+        policy.quiet,
+        policy.idle_s,
+    )
+
+
+def changed(before: Policy, after: Policy) -> list[str]:
+    """Lines of the file that differ, for a person: what is gone with -, what has come with +."""
+    old, new = (written(each).splitlines() for each in (before, after))
+    gone = [f"- {line}" for line in old if line and line not in new]
+    return gone + [f"+ {line}" for line in new if line and line not in old]
 
 
 # ---- the keys
@@ -173,7 +220,7 @@ def _one(name: str, read: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]
 
 
 def _purpose(name: Any) -> int:
-    if name not in PURPOSES:
+    if not isinstance(name, str) or name not in PURPOSES:
         raise ValueError(f"{name!r} is none of {', '.join(PURPOSES)}")
     return PURPOSES[name]
 
@@ -187,13 +234,13 @@ def _submitters(value: Any, _: dict[str, Any]) -> dict[str, Any]:
         if not accounts or any(len(each) != 32 for each in accounts) or len(accounts) > 256:
             raise ValueError("a list holds 1 to 256 accounts of 64 hexadecimal digits")
         return {"submitters": Submitters.LIST, "accounts": accounts}
-    if value not in ("mine", "fleet", "network"):
+    if not isinstance(value, str) or value not in ("mine", "fleet", "network"):
         raise ValueError(f"mine, fleet, network or a list of accounts, not {value!r}")
     return {"submitters": Submitters[value.upper()]}
 
 
 def _chemistry(value: Any, before: dict[str, Any]) -> dict[str, Any]:
-    if value not in WEAR_NANO_PER_KWH:
+    if not isinstance(value, str) or value not in WEAR_NANO_PER_KWH:
         raise ValueError(f"one of {', '.join(WEAR_NANO_PER_KWH)}, not {value!r}")
     # A price of the owner's own wins, wherever it stands.
     return {"wear_nano_per_kwh": before.get("wear_nano_per_kwh", WEAR_NANO_PER_KWH[value])}
@@ -216,7 +263,10 @@ def minute_of_day(value: Any) -> int:
 
 
 def _days(value: Any) -> list[int]:
-    days = [WEEKDAYS.index(each) if each in WEEKDAYS else -1 for each in _list(value)]
+    days = [
+        WEEKDAYS.index(each) if isinstance(each, str) and each in WEEKDAYS else -1
+        for each in _list(value)
+    ]
     if not days or -1 in days:
         raise ValueError(f"a list of {', '.join(WEEKDAYS)}, not {value!r}")
     return sorted(set(days))
@@ -258,7 +308,9 @@ def _tariff(value: Any) -> tuple[Band, ...]:
 
 def _departures(value: Any) -> tuple[Departure, ...]:
     def read(row: dict[str, Any]) -> list[Departure]:
-        minute, wh = minute_of_day(row["at"]) % 1440, _whole(0, 1_000_000)(row.get("wh", 0))
+        minute, wh = minute_of_day(row["at"]), _whole(0, 1_000_000)(row.get("wh", 0))
+        if minute == 1440:
+            raise ValueError("24:00 is 00:00 of the next day")
         return [Departure(day, minute, wh) for day in _days(row.get("days", _EVERY_DAY))]
 
     every = [each for row in _rows(value, 28, {"at"}, {"days", "wh"}, read) for each in row]
@@ -303,10 +355,6 @@ _READERS: Final[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "stationary": _one("stationary", _flag),
     "submitters": _submitters,
     "sandbox_least": _one("sandbox_least", _layers),
-    "metered_mb_a_day": _one("metered_bytes_a_day", _whole(0, _BIG, 1_000_000)),
-    "leases_a_day": _one("cap_leases", _whole(0, _BIG)),
-    "mb_a_day": _one("cap_bytes", _whole(0, _BIG, 1_000_000)),
-    "device_s_a_day": _one("cap_device_s", _whole(0, _BIG)),
     "tariff": _one("tariff", _tariff),
     "departure": _one("departures", _departures),
     "quiet": _one("quiet", _quiet),
@@ -357,16 +405,11 @@ def _plain(policy: Policy, purposes: int | None) -> list[tuple[str, str]]:
         ("stationary", _yes(bool(policy.stationary))),
         ("idle_time_to_run", (policy.idle_s or 0) // 60),
         ("submitters", f"[{', '.join(names)}]" if names else f'"{mode.name.lower()}"'),
-        ("leases_a_day", policy.caps.leases),
-        ("mb_a_day", policy.caps.bytes // 1_000_000),
-        ("device_s_a_day", policy.caps.device_s),
     ]
     if policy.resume is not None:
         soc, resume_low, resume_high = policy.resume
         rows.insert(1, ("battery_charge_resume_pct", soc // 10))
         rows.insert(4, ("battery_resume_temperatures", [resume_low / 10, resume_high / 10]))
-    if policy.metered_bytes_a_day is not None:
-        rows.append(("metered_mb_a_day", policy.metered_bytes_a_day // 1_000_000))
     if policy.sandbox_least is not None:
         layers = (f'"{name}"' for name in sandbox.listed(policy.sandbox_least))
         rows.append(("sandbox_least", f"[{', '.join(layers)}]"))

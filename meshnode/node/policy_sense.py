@@ -9,9 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..protocol.budget import RESUME_SOC_PERMILLE
-from ..protocol.papers import Quiet
+from ..protocol.papers import (
+    PURPOSE_COMPUTE,
+    PURPOSE_ENERGY_BATTERY,
+    PURPOSE_ENERGY_PLUG,
+    Quiet,
+)
 from ..vehicle.battery import PackSpec
-from .founding import PURPOSE_COMPUTE, PURPOSE_ENERGY_BATTERY, PURPOSE_ENERGY_PLUG, PolicyTerms
+from .founding import PolicyTerms
 from .policy_file import PolicyFile, clock_of
 
 SHORT_RUN_MIN = 15  # a day's energy should last for one such run

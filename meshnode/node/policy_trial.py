@@ -97,7 +97,7 @@ def try_policy(policy: Policy, trace: Trace, *, busy_pct: int = 50, weeks: int =
         cost_nano = _book(trial, policy, state, read, (from_pack, from_plug), working)
         if working:
             bare = floor_nano_per_s(state, policy, now)
-            upkeep.worked(60, read.floor_nano_per_s - bare)
+            upkeep.worked(60_000, read.floor_nano_per_s - bare)
         else:
             upkeep.waited(cost_nano)
         _note(trial, minute, read.reason, working)

@@ -20,7 +20,7 @@ import trio
 
 from meshnode import errors
 from meshnode.config import NodeConfig
-from meshnode.errors import LocalResource, MeshError, UsageError
+from meshnode.errors import LocalResource, MeshError, Refused, UsageError
 from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.load import read_results
 from meshnode.protocol.codec import digest
@@ -107,6 +107,8 @@ class RunningNode:
         self.clients = 0
         self.vehicle: VehicleWatch | None = None
         self.metering: Metering | None = None
+        self._terms_lock = trio.Lock()
+        self._withdrawals = 0
         self.worker_pids: Callable[[], list[tuple[int, bool]]] = list
         self._machine = machine
         self.clock = clock
@@ -348,24 +350,46 @@ class RunningNode:
 
     async def set_terms(self, papers: tuple[bytes, ...]) -> bool:
         """The owner's papers in force from now on; none of them is a withdrawal. Whether the node
-        must be started again before it computes: it has had no policy, so it has no vehicle."""
-        if not papers:
-            self.driver.post(TermsChanged(None, None))  # what follows may fail, this may not
-        now_ms = self.clock.now().unix_ms
-        consent, policy = await trio.to_thread.run_sync(terms.accept, self.home, papers, now_ms)
-        if papers:
-            self.driver.post(TermsChanged(consent, policy))
-        if self.vehicle is not None and policy is not None:
-            self.vehicle.set_policy(policy)
-        if self.metering is not None and policy is not None:
+        must be started again before it computes: it has had no policy, so it has no vehicle.
+
+        A withdrawal stops the car before anything is written, and whatever came before it is not
+        put in force after it. Refused if one has come meanwhile.
+        """
+        ends = terms.ends_consent(papers)
+        if ends:
+            self._withdrawals += 1
+            self.driver.post(TermsChanged(None, None))
+        withdrawals = self._withdrawals
+        async with self._terms_lock:
+            if withdrawals != self._withdrawals and not ends:
+                raise Refused("the consent was withdrawn meanwhile; give a new one")
+            now_ms = self.clock.now().unix_ms
+            accept = partial(terms.accept, self.home, papers, now_ms)
+            consent, policy = await trio.to_thread.run_sync(accept)
+            if withdrawals != self._withdrawals and not ends:
+                terms.put_away(self.home)
+                raise Refused("the consent was withdrawn meanwhile; give a new one")
+            if papers:
+                self.driver.post(TermsChanged(consent, policy))
+        if policy is None or consent is None:
+            return False
+        if self.vehicle is not None:
+            self.vehicle.set_papers(policy, consent)
+        if self.metering is not None:
             self.metering.set_policy(policy)
-        return self.vehicle is None and policy is not None and self.config.node.provides
+        return self.vehicle is None and self.config.node.provides
 
     def drawn(self) -> Drawn:
         """For the energy book: what all runs have drawn, and what the car does now."""
         owner = self._machine.provider.owner
         working, asleep = self._machine.provider.admission.working(), owner.wakes_unix_ms
-        return Drawn(owner.drawn_uj, owner.drawn_battery_uj, bool(working), asleep is not None)
+        return Drawn(
+            owner.drawn_uj,
+            owner.drawn_battery_uj,
+            owner.worked_ms,
+            bool(working),
+            asleep is not None,
+        )
 
     def stop(self) -> None:
         self.stopping.set()

@@ -10,10 +10,11 @@ car may stop it; that the account did so is what the signed withdrawal adds.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import LocalResource, UsageError, VerificationFailed
+from ..errors import LocalResource, MeshError, UsageError, VerificationFailed
 from ..ledger.load import signed_objects
 from ..protocol.papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy
 from ..protocol.sealed import Sealed, unseal
@@ -30,6 +31,9 @@ from .founding import (
     sign_as,
 )
 
+WITHDRAWAL_MS = 5_000
+"""From the owner's word to the time that a withdrawal names: what was in hand ends within a slice
+and is receipted, and no receipt of it may look as if it came afterwards."""
 WITHDRAWN_FILE = "consent.withdrawn.mesh"
 
 
@@ -74,9 +78,10 @@ def change(
     network = read_network(home).ident
     if isinstance(policy, PolicyTerms):
         policy = draft_policy(account, network, policy)
-    policy_sealed = sign_as(signer, policy)
-    before = in_force(home)
-    replaced = None if before is None else before.consent_sealed.digest
+    policy_sealed, replaced = sign_as(signer, policy), None
+    with suppress(MeshError):  # what is damaged is replaced by nothing that names it
+        before = in_force(home)
+        replaced = None if before is None else before.consent_sealed.digest
     draft = draft_consent(
         account, network, policy_sealed.digest, vehicle, now_ms, consent, replaced
     )
@@ -96,9 +101,23 @@ def withdrawal(home: Path, now_ms: int) -> Sealed | None:
     ended = replace(
         found.consent,
         replaces=found.consent_sealed.digest,
-        withdrawn_ms=max(now_ms, found.consent.given_ms),
+        withdrawn_ms=max(now_ms, found.consent.given_ms) + WITHDRAWAL_MS,
     )
     return sign_as(signer, ended)
+
+
+def ends_consent(papers: tuple[bytes, ...]) -> bool:
+    """Whether they take the consent back: none at all, or one that says so. Not checked: whoever
+    brings something wrong has the car stopped, which its own user may do anyway."""
+    if not papers:
+        return True
+    with suppress(MeshError):
+        return any(
+            sealed.open(Consent, T_CONSENT).withdrawn_ms is not None
+            for sealed in map(unseal, papers)
+            if sealed.typ == T_CONSENT
+        )
+    return False
 
 
 def accept(home: Path, papers: tuple[bytes, ...], now_ms: int) -> tuple[bytes | None, bytes | None]:
@@ -130,7 +149,12 @@ def install_terms(home: Path, papers: tuple[Sealed, ...]) -> None:
         put_away(home)
         return
     consent, policy = _sorted(home, papers)
-    install(home, tuple(each for each in (policy, consent) if each is not None))
+    try:
+        install(home, tuple(each for each in (policy, consent) if each is not None))
+    except LocalResource:
+        if ends_consent((consent.wire,)):
+            put_away(home)  # a full disk: renaming needs no room
+        raise
 
 
 def put_away(home: Path) -> None:
@@ -150,6 +174,9 @@ def _sorted(home: Path, papers: tuple[Sealed, ...]) -> tuple[Sealed, Sealed | No
     account, _ = account_of(home)
     policy_in_force = policy or armor.read_one(home / POLICY_FILE, T_POLICY)
     checked, _ = check_consent(consent, policy_in_force, read_network(home).ident, account)
+    ended = {one.consent.replaces for one in history(home) if one.consent.withdrawn_ms is not None}
+    if checked.withdrawn_ms is None and consent.digest in ended:
+        raise VerificationFailed("this consent has been withdrawn; it takes a new one")
     if checked.notice != NOTICE_DIGEST and checked.withdrawn_ms is None:
         raise VerificationFailed("the consent was given to another notice than this version's")
     return consent, policy
@@ -184,5 +211,4 @@ def history(home: Path) -> list[Past]:
             policies[sealed.digest] = sealed.open(Policy, T_POLICY)
         else:
             given.append((sealed.digest, sealed.open(Consent, T_CONSENT)))
-    given.sort(key=lambda row: (row[1].withdrawn_ms or row[1].given_ms, row[0]))
     return [Past(digest, consent, policies.get(consent.policy)) for digest, consent in given]

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -22,12 +23,35 @@ import trio
 
 from meshnode.config import VehicleSettings
 from meshnode.errors import MeshError, UsageError
-from meshnode.protocol.budget import VehicleState, driver_is_back, fresh_ms_left, spendable, stopped
+from meshnode.protocol.budget import (
+    VehicleState,
+    driver_is_back,
+    fresh_ms_left,
+    limits_held,
+    sound,
+    spendable,
+    stopped,
+)
 from meshnode.protocol.events import BudgetRead, Event, Recall
-from meshnode.protocol.papers import T_POLICY, Policy
+from meshnode.protocol.papers import (
+    PURPOSE_ENERGY_BATTERY,
+    T_CONSENT,
+    T_POLICY,
+    Consent,
+    Policy,
+)
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
-from meshnode.vehicle.state import ENTRY_POINTS, PERIOD_S_MAX, Pace, Source, VehicleAdapter
+from meshnode.vehicle.state import (
+    ENTRY_POINTS,
+    PERIOD_S_MAX,
+    READINGS,
+    Pace,
+    Source,
+    Tell,
+    VehicleAdapter,
+    VehicleLost,
+)
 
 from .clock import Clock
 from .energy_book import EnergyBook
@@ -49,8 +73,26 @@ _BUILT_IN: Final = {
 log = logging.getLogger("meshnode.node")
 
 
-def open_vehicle(settings: VehicleSettings, home: Path | None = None) -> VehicleAdapter:
-    """The adapter that the configuration names: a built-in one, or another package's. A simulated
+class NoVehicle:
+    """Nobody has said where the readings come from, so there are none: a car whose sensors are
+    invented would compute on an empty battery and in a driver's hands."""
+
+    name = "none"
+    provides = READINGS
+
+    async def run(self, tell: Tell, pace: Pace) -> None:
+        await trio.lowlevel.checkpoint()
+        raise VehicleLost(
+            "no vehicle adapter is chosen, so nothing is read and nothing runs: write "
+            '[vehicle] adapter = "vss", "evcc", "sysfs" or, to try it out, "sim" in config.toml'
+        )
+
+
+def open_vehicle(
+    settings: VehicleSettings, home: Path | None = None, *, simulated: bool = False
+) -> VehicleAdapter:
+    """The adapter that the configuration names: a built-in one, or another package's; where it
+    names none, a simulated vehicle in a test network (`simulated`) and else nothing. A simulated
     vehicle's file is `sim_file`, else the home's `vehicle.toml`, if it has one.
 
     UsageError if there is none of the name, or its options are wrong; LocalResource if what it
@@ -62,7 +104,9 @@ def open_vehicle(settings: VehicleSettings, home: Path | None = None) -> Vehicle
         Path(settings.token_file).expanduser() if settings.token_file else None,
         options=_options(settings.options),
     )
-    name = settings.adapter
+    name = settings.adapter or ("sim" if simulated else "")
+    if not name:
+        return NoVehicle()
     if name in _BUILT_IN:
         module, maker = _BUILT_IN[name]
         adapter: VehicleAdapter = getattr(importlib.import_module(module), maker)(source)
@@ -89,6 +133,7 @@ def _sim_file(settings: VehicleSettings, home: Path | None) -> Path | None:
 
 def local_offset_min(unix_ms: int) -> int:
     """Of this machine's time zone, which the owner's hours and departures are in."""
+    time.tzset()  # reads /etc/localtime anew: a car crosses borders while its node runs
     return time.localtime(unix_ms / 1000).tm_gmtoff // 60
 
 
@@ -115,9 +160,12 @@ class VehicleWatch:
         poll_s: float,
         mode: Mode = AUTO,
         book: EnergyBook | None = None,
+        consent_wire: bytes | None = None,
     ) -> None:
         self.adapter = adapter
         self._policy = unseal(policy_wire).open(Policy, T_POLICY)
+        self._consent: Consent | None = None
+        self._held: frozenset[Reason] = frozenset()
         self._clock = clock
         self._post = post
         self._poll_s = poll_s
@@ -130,6 +178,7 @@ class VehicleWatch:
         self._stale = trio.CancelScope()
         self._still_ms: int | None = None  # since when the car is seen to stand, monotonic
         self._recalled: Reason | None = None  # until it may run again
+        self._take_papers(policy_wire, consent_wire)
         self.on_state: Callable[[VehicleState], None] = lambda _: None
         """Also told of every state, after the driver's return."""
         self.lost: str | None = None  # why there are no readings now
@@ -147,10 +196,20 @@ class VehicleWatch:
         self.mode = mode
         self._weigh()
 
-    def set_policy(self, policy_wire: bytes) -> None:
-        """Another policy of the owner's, at once."""
-        self._policy = unseal(policy_wire).open(Policy, T_POLICY)
+    def set_papers(self, policy_wire: bytes, consent_wire: bytes) -> None:
+        """Another policy and consent of the owner's, at once."""
+        self._take_papers(policy_wire, consent_wire)
         self._weigh()
+
+    def _take_papers(self, policy_wire: bytes, consent_wire: bytes | None) -> None:
+        policy = unseal(policy_wire).open(Policy, T_POLICY)
+        self._consent = None
+        if consent_wire is not None:
+            self._consent = unseal(consent_wire).open(Consent, T_CONSENT)
+            battery = self._consent.purposes & PURPOSE_ENERGY_BATTERY
+            if policy.plugged_rule == 1 and not battery:
+                policy = replace(policy, plugged_rule=0)  # consent was given to the plug alone
+        self._policy = policy
 
     async def run(self) -> None:
         """Task: until cancelled. Only changes are posted."""
@@ -159,7 +218,7 @@ class VehicleWatch:
             await self._keep_running()
 
     async def _keep_running(self) -> NoReturn:
-        pause_s = AGAIN_S_LEAST
+        pause_s, said = AGAIN_S_LEAST, None
         while True:
             before = self._state
             try:
@@ -173,7 +232,9 @@ class VehicleWatch:
                 log.exception("vehicle %s", self.adapter.name)
             if self._state is not before:
                 pause_s = AGAIN_S_LEAST
-            log.warning("vehicle %s: %s; again in %.1f s", self.adapter.name, self.lost, pause_s)
+            if self.lost != said:
+                said = self.lost
+                log.warning("vehicle %s: %s", self.adapter.name, said)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, AGAIN_S_MAX)
 
@@ -187,6 +248,7 @@ class VehicleWatch:
             self._weigh()
 
     def _tell(self, state: VehicleState) -> None:
+        state = sound(state)
         back = driver_is_back(state)
         if back and not self._was_back:
             self._recall(Reason.DRIVING)
@@ -218,7 +280,13 @@ class VehicleWatch:
             at_any_hour=mode == "always",
             still_s=0 if self._still_ms is None else (now.mono_ms - self._still_ms) // 1000,
             provides=self.adapter.provides,
+            held=self._held,
         )
+        if self._state is not None:
+            self._held = limits_held(self._state, self._policy, self._held)
+        lapses_ms = None if self._consent is None else self._consent.lapses_ms
+        if lapses_ms is not None and now.unix_ms >= lapses_ms:
+            read = stopped(Reason.NO_CONSENT)
         # A pause is shown before what else would stop the car, but for the driver's return.
         paused = mode == "never" and read.reason is not Reason.DRIVING
         budget = stopped(Reason.PAUSED) if paused else read
@@ -238,6 +306,8 @@ class VehicleWatch:
             left_ms = []
         if self.mode.until_unix_ms is not None and mode == self.mode.kind:
             left_ms.append(max(1, self.mode.until_unix_ms - now.unix_ms))
+        if lapses_ms is not None and budget.may_run:
+            left_ms.append(max(1, lapses_ms - now.unix_ms))
         self._stale.deadline = trio.current_time() + min(left_ms, default=math.inf) / 1000
 
     def _recall(self, reason: Reason) -> None:

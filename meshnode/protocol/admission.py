@@ -90,6 +90,22 @@ class Admission:
             return Reason.BUSY
         return Reason.BUSY if self._waits_long(offer) else Reason.OK
 
+    def unwelcome(self) -> list[Granted]:
+        """Leases that the owner's newest policy would not grant any more."""
+        if self._owner.consent is None:
+            return []
+        payer_of = {
+            lease.lease_id: entered.agreement.payer
+            for lease in self._leases.values()
+            if (entered := self._agreements.by_channel.get(lease.lease.channel)) is not None
+        }
+        lacks = self._owner.lacks_layers()
+        return [
+            lease
+            for lease in self._leases.values()
+            if lacks or not self._owner.admits(payer_of.get(lease.lease_id, b""))
+        ]
+
     def lease(self, task_id: TaskId, sealed: Sealed, offer: Offer, channel: Digest) -> Lease:
         """What is granted on the sealed offer."""
         identity, limits = self._out.identity, self._out.limits

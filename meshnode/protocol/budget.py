@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from .events import BudgetRead
-from .forecast import LEASE_PROBABILITY, Parking, Stay
+from .forecast import KINDS, LEASE_PROBABILITY, Parking, Stay
 from .papers import Policy
 from .reasons import Reason
 from .types import Now
@@ -36,7 +36,9 @@ FRESH_MS: Final = {
 }  # older than this a reading is no reading
 RESUME_SOC_PERMILLE: Final = 20  # past the floor, if the policy names no thresholds of its own
 RESUME_TEMP_DC: Final = 10
+RESUME_LOW_MV: Final = 100  # a 12 V battery recovers by so much when its load ends
 LEASE_S_MAX: Final = 24 * 3600
+RESERVE_AHEAD_S: Final = 24 * 3600  # departures within it have their energy reserved
 CHARGER_PERMILLE: Final = 900
 """From the wall to the battery, of an onboard charger; what the battery gives was charged once."""
 _WEEK_MIN: Final = 7 * 1440
@@ -79,6 +81,59 @@ class VehicleState:
     ages_ms: Mapping[str, int] = field(default_factory=dict)
 
 
+_RANGES: Final = {
+    "at_ms": (0, 1 << 53),
+    "soc_permille": (0, 1_000),
+    "usable_wh": (0, 10_000_000),
+    "capacity_wh": (1, 10_000_000),
+    "pack_power_w": (-10_000_000, 10_000_000),
+    "charge_limit_permille": (0, 1_000),
+    "ambient_dc": (-1_000, 1_000),
+    "low_voltage_mv": (0, 100_000),
+    "departure_ms": (0, 1 << 53),
+    "parked_s": (0, 1 << 40),
+    "tariff_nano_per_kwh": (-(10**13), 10**13),
+}
+_WORDS: Final = {
+    "charging": ("no", "charging", "complete", "discharging"),
+    "ignition": ("off", "acc", "on"),
+    "parking": KINDS,
+    "plugged": (True, False),
+    "moving": (True, False),
+}
+
+
+def sound(state: VehicleState) -> VehicleState:
+    """The state without the readings that no car has: of another type, not a number, out of range.
+
+    Adapters are others' code too, and what they read comes from outside: what is not sound is
+    unknown. A state without a time is as old as time.
+    """
+    kept: dict[str, Any] = {"at_ms": state.at_ms if _within("at_ms", state.at_ms) else 0}
+    for name in _RANGES.keys() - {"at_ms"}:
+        value = getattr(state, name)
+        kept[name] = value if _within(name, value) else None
+    for name, words in _WORDS.items():
+        value = getattr(state, name)
+        known = type(value) in (bool, str) and value in words and type(value) is type(words[0])
+        kept[name] = value if known else None
+    temp: Any = state.pack_temp_dc
+    whole = type(temp) is tuple and len(temp) == 2 and all(type(each) is int for each in temp)
+    kept["pack_temp_dc"] = temp if whole and -1_000 <= temp[0] <= temp[1] <= 2_000 else None
+    ages: Any = state.ages_ms
+    kept["ages_ms"] = {
+        name: age
+        for name, age in (ages.items() if isinstance(ages, Mapping) else ())
+        if type(age) is int and 0 <= age < 1 << 53
+    }
+    return VehicleState(**kept)
+
+
+def _within(name: str, value: object) -> bool:
+    low, high = _RANGES[name]
+    return type(value) is int and low <= value <= high
+
+
 def driver_is_back(state: VehicleState) -> bool:
     """Known to move or switched on: stop at once. However old the reading, it is the last one."""
     return state.moving is True or state.ignition in ("acc", "on")
@@ -96,6 +151,7 @@ def spendable(
     at_any_hour: bool = False,
     upkeep: Upkeep | None = None,
     provides: Collection[str] = tuple(FRESH_MS),
+    held: Collection[Reason] = (),
 ) -> BudgetRead:
     """The budget that holds until the next reading, or until one that it needs is too old.
 
@@ -104,14 +160,16 @@ def spendable(
     `still_s` is how long the car was seen to stand, where it does not say so itself;
     `at_any_hour` is the owner's word that quiet hours and the wait after parking do not count now;
     `upkeep` is what waiting has cost and work has not paid for yet.
-    `previous` gives the hysteresis: what stopped at a limit goes on only past the resume threshold.
+    `previous` and `held` give the hysteresis: what stopped at a limit goes on only past the resume
+    threshold. `held` are the limits that still hold (`limits_held`), whatever was told last.
     `provides` are the readings that the adapter can give at all. One that it cannot is missing like
     any other, unless the policy calls the machine stationary.
     """
-    held_by = previous.reason if previous is not None and not previous.may_run else Reason.OK
+    if previous is not None and not previous.may_run:
+        held = {*held, previous.reason}
     if state is None:
         return stopped(Reason.READINGS)
-    reason = _in_the_way(state, policy, now, held_by, provides)
+    reason = _in_the_way(state, policy, now, held, provides)
     if reason is Reason.OK and not at_any_hour:
         reason = _bad_hour(state, policy, now, offset_at, still_s)
     if reason is not Reason.OK:
@@ -203,38 +261,68 @@ def fresh_ms_left(
     return min(left_ms, default=LEASE_S_MAX * 1000)
 
 
+def limits_held(
+    state: VehicleState, policy: Policy, before: Collection[Reason]
+) -> frozenset[Reason]:
+    """Which of the limits with a resume threshold hold now, if those of `before` did until now.
+
+    For whoever watches the car: what is told is one reason at a time, and a pause or a drive in
+    between must not make another limit forget that it had stopped the car.
+    """
+    found = set()
+    if _outside_temperatures(state, policy, before):
+        found.add(Reason.TEMPERATURE)
+    if _low_voltage(state, policy, before):
+        found.add(Reason.LOW_VOLTAGE)
+    if _at_floor(state, policy, before):
+        found.add(Reason.CHARGE_FLOOR)
+    return frozenset(found)
+
+
 def _in_the_way(
-    state: VehicleState, policy: Policy, now: Now, held_by: Reason, provides: Collection[str]
+    state: VehicleState,
+    policy: Policy,
+    now: Now,
+    held: Collection[Reason],
+    provides: Collection[str],
 ) -> Reason:
     """The first limit that does not allow work, the driver's return before all."""
     if driver_is_back(state):
         return Reason.DRIVING
     if not fresh_ms_left(state, policy, now, provides):
         return Reason.READINGS
-    if _outside_temperatures(state, policy, held_by):
+    if _outside_temperatures(state, policy, held):
         return Reason.TEMPERATURE
-    if state.low_voltage_mv is not None and state.low_voltage_mv < policy.low_voltage_mv:
+    if _low_voltage(state, policy, held):
         return Reason.LOW_VOLTAGE
     if policy.plugged_rule != 1 and not _on_the_plug(state, policy, provides):
         return Reason.UNPLUGGED
     if policy.plugged_rule == 2 and state.charging not in _SURPLUS:
         # A charger in surplus mode (evcc: "pv") delivers only while there is surplus.
         return Reason.UNPLUGGED
+    return Reason.CHARGE_FLOOR if _at_floor(state, policy, held) else Reason.OK
+
+
+def _at_floor(state: VehicleState, policy: Policy, held: Collection[Reason]) -> bool:
+    """Also on the plug: below its floor the car charges first."""
     floor = policy.soc_floor_permille
-    if held_by is Reason.CHARGE_FLOOR:
+    if Reason.CHARGE_FLOOR in held:
         resume = policy.resume
         floor = max(floor, resume.soc_permille - 1 if resume else floor + RESUME_SOC_PERMILLE)
-    # Also on the plug: below its floor the car charges first.
-    low = state.soc_permille is not None and state.soc_permille <= floor
-    return Reason.CHARGE_FLOOR if low else Reason.OK
+    return state.soc_permille is not None and state.soc_permille <= floor
 
 
-def _outside_temperatures(state: VehicleState, policy: Policy, held_by: Reason) -> bool:
+def _low_voltage(state: VehicleState, policy: Policy, held: Collection[Reason]) -> bool:
+    least_mv = policy.low_voltage_mv + RESUME_LOW_MV * (Reason.LOW_VOLTAGE in held)
+    return state.low_voltage_mv is not None and state.low_voltage_mv < least_mv
+
+
+def _outside_temperatures(state: VehicleState, policy: Policy, held: Collection[Reason]) -> bool:
     if state.pack_temp_dc is None:
         return False  # a stationary machine whose battery has no thermometer
     lowest, highest = state.pack_temp_dc
     low, high = policy.temp_dc
-    if held_by is Reason.TEMPERATURE:
+    if Reason.TEMPERATURE in held:
         resume = policy.resume
         low = max(low, resume.temp_low_dc) if resume else low + RESUME_TEMP_DC
         high = min(high, resume.temp_high_dc) if resume else high - RESUME_TEMP_DC
@@ -294,7 +382,8 @@ def _term_mwh(
     if state.charging == "complete":
         return _UNBOUNDED_MWH  # the plug carries the load and nothing is owed to the battery
     if state.charging != "charging" or state.pack_power_w is None or state.pack_power_w <= 0:
-        return battery_mwh  # the cable is in and nothing flows: the load drains the battery
+        # The cable is in and nothing flows: the load drains the battery, if its owner lets it.
+        return battery_mwh if policy.plugged_rule == 1 else 0
     if departs_s is None:
         return _UNBOUNDED_MWH
     limit = 1000 if state.charge_limit_permille is None else state.charge_limit_permille
@@ -316,7 +405,8 @@ def _capacity_mwh(state: VehicleState) -> int | None:
 def _next_departure(
     state: VehicleState, policy: Policy, now: Now, offset_at: OffsetAt
 ) -> tuple[int | None, int]:
-    """Seconds to the earliest departure that the car or the policy knows, and Wh it needs."""
+    """Seconds to the earliest departure that the car or the policy knows, and the Wh of the day's
+    neediest."""
     known: list[tuple[int, int]] = []
     if state.departure_ms is not None and state.departure_ms > now.unix_ms:
         known.append(((state.departure_ms - now.unix_ms) // 1000, 0))
@@ -328,7 +418,11 @@ def _next_departure(
         then_ms = now.unix_ms + ahead_min * 60_000
         ahead_min -= offset_at(then_ms) - offset_at(now.unix_ms)
         known.append((max(0, ahead_min * 60 - into_minute_s), departure.wh))
-    return min(known, default=(None, 0), key=lambda row: row[0] or 0)
+    if not known:
+        return None, 0
+    departs_s, first_wh = min(known)
+    # Whichever comes first, the neediest trip of the day ahead must be in the battery.
+    return departs_s, max(first_wh, *(wh for ahead_s, wh in known if ahead_s <= RESERVE_AHEAD_S), 0)
 
 
 def _minute_of_week(now: Now, offset_at: OffsetAt) -> int:

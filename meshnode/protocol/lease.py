@@ -89,6 +89,7 @@ class Granted:
         "offer_wire",
         "outputs",
         "outputs_bytes",
+        "papers",
         "reason",
         "receipted",
         "receipted_meters",
@@ -141,6 +142,7 @@ class Granted:
         self.resend_mono_ms: int | None = None  # its queue was full; try again then
         self.digests: list[bytes] = []
         self.meters = Meters()
+        self.papers: tuple[Digest, Digest] | None = None  # consent and policy, when it was granted
         self.bytes_in = 0
         self.bytes_out = 0
         self.receipted = 0  # units of the run that stand in a receipt

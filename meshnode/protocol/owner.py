@@ -17,7 +17,7 @@ from .events import BudgetRead, Meters, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
 from .objects import JobSpec, Offer
 from .outbox import Outbox, remember, row
-from .papers import T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
+from .papers import PURPOSE_COMPUTE, T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
 from .reasons import Reason
 from .sandbox import missing
 from .sealed import Sealed, unseal
@@ -67,6 +67,7 @@ class Owner:
         self.worked_mono_ms = 0  # when it last did
         self.drawn_uj = 0  # by all runs since this node began, and of it out of the battery
         self.drawn_battery_uj = 0
+        self.worked_ms = 0  # by all runs, one beside the other
         self.stopped: dict[int, Meters] = {}  # runs that were stopped, until their end is told
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
@@ -104,6 +105,7 @@ class Owner:
             and consent.network == policy.network == identity.network
             and consent.policy == policy_sealed.digest
             and consent.withdrawn_ms is None
+            and bool(consent.purposes & PURPOSE_COMPUTE)
         )
         return (sealed, consent, policy_sealed, policy) if whole else None
 
@@ -130,11 +132,23 @@ class Owner:
             return Reason.NO_CONSENT
         if self.classes is None or not self.classes.classes:
             return Reason.NO_WORKER
-        if missing(self.sandbox_least, self.classes.sandbox_layers):
+        if self.lacks_layers():
             return Reason.SANDBOX
         if not self.budget.may_run:
             return self.budget.reason
         return Reason.OK
+
+    def lacks_layers(self) -> bool:
+        """Whether the workers have less than the owner's policy asks for."""
+        return self.classes is not None and bool(
+            missing(self.sandbox_least, self.classes.sandbox_layers)
+        )
+
+    @property
+    def papers(self) -> tuple[Digest, Digest]:
+        """Digests of the last consent and policy that held."""
+        assert self.consent is not None
+        return self.consent[0].digest, self.consent[2].digest
 
     @property
     def sandbox_least(self) -> int:
@@ -166,6 +180,7 @@ class Owner:
     def drew(self, before: Meters, after: Meters) -> Meters:
         """A run's newest meters, whose energy counts from here on."""
         self.drawn_uj += max(0, after.energy_uj - before.energy_uj)
+        self.worked_ms += max(0, after.wall_ms - before.wall_ms)
         self.drawn_battery_uj += max(0, after.battery_uj - before.battery_uj)
         return after
 

@@ -46,6 +46,14 @@ T_CONSENT: Final = "mesh-consent/1"
 NO_CURRENCY: Final = "XXX"  # ISO 4217: no currency involved
 
 
+# Bits of a consent's purposes.
+PURPOSE_COMPUTE: Final = 1
+PURPOSE_NETWORK: Final = 2
+PURPOSE_ENERGY_PLUG: Final = 4
+PURPOSE_ENERGY_BATTERY: Final = 8
+PURPOSE_STATISTICS: Final = 16
+
+
 class NetworkKind(IntEnum):
     TEST = 0
     HOME = 1

@@ -152,6 +152,7 @@ class Provider:
             mono_ms=now.mono_ms,
             unix_ms=now.unix_ms,
         )
+        granted.papers = self.owner.papers
         self._agreements.use(channel)
         self.leases[lease.lease_id] = granted
         self.keeping.by_key[key] = granted
@@ -272,7 +273,7 @@ class Provider:
         self._start_ready()
 
     def _start_ready(self) -> None:
-        if self.owner.draining is not None or self.owner.recalled is not None:
+        if self.owner.may_run() is not Reason.OK:
             return
         running = sum(g.stage is Stage.RUNNING for g in self.leases.values())
         for granted in list(self.leases.values()):
@@ -406,14 +407,13 @@ class Provider:
         self.presence.changed()
 
     def _receipt(self, granted: Granted) -> None:
-        assert self.owner.consent is not None
-        consent, _, policy, _ = self.owner.consent
-        # It was in force when the lease was granted; what lapsed since does not make work free.
+        # In force when the lease was granted; what changed or lapsed since makes no work free.
+        consent, policy = granted.papers or self.owner.papers
         entered = self._agreements.by_channel.get(granted.lease.channel)
         if entered is None:
             return
         kflop, watt_max = self.admission.kflop(granted), self.owner.budget.watt_max
-        self.receipts.add(granted, entered, consent.digest, policy.digest, kflop, watt_max)
+        self.receipts.add(granted, entered, consent, policy, kflop, watt_max)
 
     # ---- talking to the requester
 
@@ -520,8 +520,10 @@ class Provider:
     def on_budget(self, event: BudgetRead) -> None:
         changed = coarse(event) != coarse(self.owner.budget)
         self.owner.budget = event
-        if event.may_run and self.owner.recalled is not None:
-            self.owner.recalled, changed = None, True
+        recalled = self.owner.recalled
+        if recalled is not None and (event.may_run or recalled is not Reason.NO_CONSENT):
+            # What holds it now is what it says, not what recalled it an hour ago.
+            self.owner.recalled, changed = None if event.may_run else event.reason, True
         if changed:
             self.presence.changed(now=True)
 
@@ -529,6 +531,8 @@ class Provider:
         """The owner's new word. Withdrawn: what was done is receipted, and nothing more is done."""
         if not self.owner.on_terms(consent, policy):
             self.on_recall(Reason.NO_CONSENT, WITHDRAWN_GRACE_MS)
+        for granted in self.admission.unwelcome():
+            self._stop(granted, Reason.STOPPED_BY_OWNER, WITHDRAWN_GRACE_MS)
         self.presence.changed(now=True)
 
     def on_blobs(self, blob_ids: tuple[Digest, ...]) -> None:

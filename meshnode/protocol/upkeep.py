@@ -26,9 +26,9 @@ class Upkeep:
         """Energy and wear of a while in which the car was awake for the mesh and idle."""
         self.due_nano += max(0, cost_nano)
 
-    def worked(self, seconds: int, nano_per_s: int) -> None:
+    def worked(self, span_ms: int, nano_per_s: int) -> None:
         """Work at a price that held so much for upkeep."""
-        self.due_nano = max(0, self.due_nano - seconds * nano_per_s)
+        self.due_nano = max(0, self.due_nano - span_ms * nano_per_s // 1_000)
 
     def nano_per_s(self, bare_floor_nano_per_s: int) -> int:
         """What a second of work pays towards it now, in steps: each other price is a new advert."""

@@ -228,7 +228,7 @@ class Vehicle:
         if done:
             bare = floor_nano_per_s(self.car.state(self.now().unix_ms), self.policy, self.now())
             self.income_nano += price * took_s
-            self.upkeep.worked(took_s, max(0, price - bare))
+            self.upkeep.worked(took_s * 1_000, max(0, price - bare))
         else:
             self.unpaid_mwh += pack + plug
             self.unpaid_nano += self._run_cost_nano

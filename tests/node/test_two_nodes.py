@@ -215,7 +215,7 @@ def test_consent_is_withdrawn_and_given_again_while_the_node_runs(tmp_path: Path
             await until(lambda: car.view().may_run is Reason.NO_CONSENT)
             await until(lambda: [one.reason for one in own.view().cars] == [Reason.NO_CONSENT])
             found = terms.in_force(car.home)
-            assert found is not None and found.consent.withdrawn_ms == now_ms
+            assert found is not None and found.consent.withdrawn_ms == now_ms + terms.WITHDRAWAL_MS
             job_id = await own.submit(noop_order(2))
             policy = replace(founding.TEST_POLICY, watt_max=77)
             operator = founding.ConsentTerms(operator=found.consent.operator)

@@ -39,7 +39,7 @@ class Day:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.drawn = Drawn(0, 0, False, False)
+        self.drawn = Drawn(0, 0, 0, False, False)
         self.state: VehicleState = PARKED
         self.at_s = 0
         self.book = self.opened()
@@ -69,6 +69,7 @@ class Day:
             self.drawn = self.drawn._replace(
                 work_uj=self.drawn.work_uj + wh * WH_UJ // share,
                 battery_uj=self.drawn.battery_uj + battery_wh * WH_UJ // share,
+                work_ms=self.drawn.work_ms + 60_000,
             )
         self.look(MAY)
         self.drawn = self.drawn._replace(working=False)
@@ -136,7 +137,7 @@ def test_upkeep_is_paid_by_work_and_bounded_by_the_price() -> None:
     upkeep.waited(7_200_000)
     per_s = upkeep.nano_per_s(10_000)
     assert 7_200_000 / SPREAD_S <= per_s <= 7_200_000 / SPREAD_S + 500
-    upkeep.worked(SPREAD_S, per_s)
+    upkeep.worked(1_000 * SPREAD_S, per_s)
     assert upkeep.due_nano == 0 == upkeep.nano_per_s(10_000)
     upkeep.waited(10**15)
     assert upkeep.nano_per_s(10_000) == 10_000 * SURCHARGE_PERMILLE_MAX // 1_000
@@ -215,3 +216,50 @@ def test_the_diary_knows_no_place_and_no_trip(day: Day) -> None:
     assert columns == set(Entry.__slots__)
     words = ("lat", "lon", "place", "trip", "speed", "vin", "position", "parking", "departure")
     assert not [name for name in columns for word in words if word in name.split("_")]
+
+
+def test_short_calls_between_two_looks_are_no_waiting(day: Day) -> None:
+    """95 of 100 seconds of calls, all over when somebody looks."""
+    day.look(MAY)
+    for _ in range(36):
+        day.at_s += 100
+        day.drawn = day.drawn._replace(
+            work_ms=day.drawn.work_ms + 95_000, work_uj=day.drawn.work_uj + 14 * WH_UJ
+        )
+        day.look(MAY)
+    assert day.book.spent_today_mwh() == 36 * 14_000 + 13_000  # 3 minutes of waiting: 12.5 Wh
+
+
+def test_a_run_that_says_nothing_counts_as_the_most_that_it_may_draw(day: Day) -> None:
+    told = MAY.__class__(True, Reason.OK, 1, 300, 3_600, 0, None, 550)
+    day.look(told)
+    day.drawn = day.drawn._replace(working=True)
+    day.goes_on(3_600, told)
+    assert day.book.spent_today_mwh() == 550_000
+    # Its meters come with its end: they count, and no longer what was feared.
+    day.drawn = day.drawn._replace(working=False, work_uj=400 * WH_UJ, work_ms=3_600_000)
+    day.look(told)
+    day.at_s += 2
+    day.look(told)
+    assert day.book.spent_today_mwh() == 401_000  # two seconds of waiting
+
+
+def test_a_clock_that_is_set_back_does_not_fill_the_day_again(day: Day) -> None:
+    day.goes_on(3_600, MAY)
+    for shift_s in (86_400, -86_400):
+        jumped = Now(day.now.mono_ms, day.now.unix_ms + 1_000 * shift_s)
+        day.book.account(jumped, day.state, POLICY, MAY, utc)
+    spent = day.book.spent_today_mwh()
+    day.look(MAY)
+    assert day.book.spent_today_mwh() == spent == 0  # the day ahead has begun, and goes on
+
+
+def test_work_pays_for_what_waiting_has_cost(day: Day) -> None:
+    day.goes_on(3_600, MAY)
+    due = day.book.upkeep.due_nano
+    bare = spendable(replace(PARKED, at_ms=day.now.unix_ms), POLICY, day.now).floor_nano_per_s
+    paying = BudgetRead(True, Reason.OK, 1, 300, 3_600, bare + 10_000, None, 550)
+    day.drawn = day.drawn._replace(working=True)
+    day.goes_on(60, paying, look_s=1)
+    day.goes_on(60, paying, look_s=60)
+    assert day.book.upkeep.due_nano == due - 120 * 10_000

@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from meshnode.errors import UsageError
 from meshnode.node import founding
 from meshnode.node.founding import PolicyTerms
-from meshnode.node.policy_file import PURPOSES, PolicyFile, read_policy, written
+from meshnode.node.policy_file import (
+    PURPOSES,
+    PolicyFile,
+    changed,
+    read_policy,
+    terms_of,
+    written,
+)
 from meshnode.node.policy_sense import contradictions
 from meshnode.node.policy_trial import Trial, try_policy
+from meshnode.protocol import papers
 from meshnode.protocol.papers import (
     Band,
-    Caps,
     Departure,
     Policy,
     Quiet,
@@ -68,19 +75,12 @@ TERMS = st.builds(
     efficiency_permille=st.integers(1, 100).map(lambda pct: pct * 10),
     awake_w=st.integers(0, 10**5),
     submitters=st.sampled_from([Submitters.MINE, Submitters.FLEET, Submitters.NETWORK]),
-    caps=st.builds(
-        Caps,
-        st.integers(0, 10**6),
-        st.integers(0, 10**6).map(lambda mb: mb * 10**6),
-        st.integers(0, 10**6),
-    ),
     departures=st.none()
     | st.lists(
         st.builds(Departure, st.integers(0, 6), MINUTES, st.integers(0, 10**6)),
         min_size=1,
         max_size=4,
     ).map(tuple),
-    metered_bytes_a_day=st.none() | st.integers(0, 10**6).map(lambda mb: mb * 10**6),
     resume=st.none()
     | st.builds(
         Resume,
@@ -114,6 +114,32 @@ def test_what_is_written_reads_back_as_the_same(
 
 def test_an_empty_file_is_the_products_own_policy(tmp_path: Path) -> None:
     assert read(tmp_path, "# nothing\n").terms == replace(PolicyTerms())
+
+
+def test_what_a_file_does_not_say_stays_as_it_was(tmp_path: Path) -> None:
+    strict = PolicyTerms(
+        soc_floor_permille=700,
+        day_wh=500,
+        plugged_rule=2,
+        temp_dc=(100, 300),
+        submitters=Submitters.LIST,
+        accounts=(Account(bytes(range(32))),),
+        resume=Resume(750, 120, 280),
+        stationary=True,
+    )
+    path = tmp_path / "policy.toml"
+    path.write_text("idle_time_to_run = 5")
+    assert read_policy(path, strict).terms == replace(strict, idle_s=300)
+    assert terms_of(policy_of(strict)) == strict
+    path.write_text('battery_max_temperature = 25\nsubmitters = "mine"')
+    looser = read_policy(path, strict).terms
+    assert (looser.temp_dc, looser.submitters, looser.accounts) == (
+        (100, 250),
+        Submitters.MINE,
+        (),
+    )
+    said = changed(policy_of(strict), policy_of(looser))
+    assert "- battery_max_temperature = 30.0" in said and "+ battery_max_temperature = 25.0" in said
 
 
 def test_keys_that_make_one_field_together(tmp_path: Path) -> None:
@@ -164,6 +190,12 @@ def test_keys_that_make_one_field_together(tmp_path: Path) -> None:
         ("tariff = 5", "a list, not 5"),
         ("departure = []", "1 to 28"),
         ("day_wh = ", "no TOML"),
+        ('purposes = [["a"]]', "['a'] is none of compute"),
+        ('battery_chemistry = ["nmc"]', "one of nmc, lfp"),
+        ("wear_per_kwh = 1e-9999999999999999999", "no TOML"),
+        ("day_wh = " + "[" * 5_000, "no TOML"),
+        ("leases_a_day = 3", "no policy says it"),
+        ('[[departure]]\nat = "24:00"', "00:00 of the next day"),
     ],
 )
 def test_what_is_no_policy_is_one_line_with_its_place(tmp_path: Path, text: str, said: str) -> None:
@@ -333,5 +365,5 @@ def test_quiet_hours_and_departures_are_seen_in_the_week() -> None:
 
 
 def test_every_purpose_has_a_name() -> None:
-    bits = [getattr(founding, name) for name in dir(founding) if name.startswith("PURPOSE_")]
+    bits = [getattr(papers, name) for name in dir(papers) if name.startswith("PURPOSE_")]
     assert sorted(PURPOSES.values()) == sorted(bits)

@@ -16,7 +16,7 @@ from meshnode.errors import UsageError
 from meshnode.node import founding, vehicle_watch
 from meshnode.node.mode import MODE_FILE, Mode, read_mode, write_mode
 from meshnode.node.vehicle_watch import AGAIN_S_LEAST, AGAIN_S_MAX, VehicleWatch, open_vehicle
-from meshnode.protocol.budget import FRESH_MS
+from meshnode.protocol.budget import FRESH_MS, VehicleState
 from meshnode.protocol.events import BudgetRead, Event, Recall
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import NetworkId, Now
@@ -60,7 +60,7 @@ class Told:
     def says(self, **readings: Any) -> None:
         assert self._tell is not None
         now_ms = TrialClock().now().unix_ms
-        self._tell(replace(PARKED, at_ms=now_ms, **readings))
+        self._tell(replace(PARKED, **{"at_ms": now_ms, **readings}))
 
     async def breaks(self, failure: Exception | None) -> float:
         """End the run so; the seconds until the next one begins."""
@@ -172,7 +172,9 @@ def test_motion_is_looked_at_often_only_while_the_car_offers_itself() -> None:
 
 
 def test_the_adapter_is_that_of_the_configuration() -> None:
-    assert open_vehicle(VehicleSettings()).name == "sim"
+    assert open_vehicle(VehicleSettings(), simulated=True).name == "sim"
+    assert open_vehicle(VehicleSettings(adapter="sim")).name == "sim"
+    assert open_vehicle(VehicleSettings()).name == "none"
     with pytest.raises(UsageError, match=r"no vehicle adapter 'tesla'; there are: .*sim"):
         open_vehicle(VehicleSettings(adapter="tesla"))
     with pytest.raises(UsageError, match="'x' is not NAME=VALUE"):
@@ -281,3 +283,59 @@ def test_the_mode_is_kept_in_the_home(tmp_path: Path) -> None:
         assert read_mode(tmp_path) == Mode("never")
     assert Mode("always", 5).at(4) == "always"
     assert Mode("always", 5).at(5) == "auto"
+
+
+def test_a_car_whose_owner_chose_no_adapter_computes_nothing() -> None:
+    async def main() -> None:
+        told: list[VehicleState] = []
+        with pytest.raises(VehicleLost, match="no vehicle adapter is chosen"):
+            await open_vehicle(VehicleSettings()).run(told.append, Pace(1.0))
+        assert told == []
+
+    trio.run(main)
+
+
+def test_what_no_car_reads_is_no_reading() -> None:
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        for readings in (
+            {"soc_permille": float("nan")},
+            {"soc_permille": 10**20},
+            {"soc_permille": "80"},
+            {"soc_permille": True},
+            {"pack_temp_dc": 200},
+            {"pack_temp_dc": (200, 100)},
+            {"moving": 0},
+            {"ignition": "idle"},
+            {"ages_ms": None},
+            {"ages_ms": {"moving": -1}},
+        ):
+            car.says()
+            assert reasons(posted)[-1] is Reason.OK
+            car.says(**readings)
+            assert reasons(posted)[-1] is Reason.READINGS, readings
+            watch.set_mode(Mode("never"))  # nothing of it may stand in the owner's way
+            watch.set_mode(Mode())
+        car.says(at_ms="now")
+        assert reasons(posted)[-1] is Reason.READINGS
+
+    watched(test)
+
+
+def test_a_pause_does_not_forget_the_limit_that_held() -> None:
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        above = {"soc_permille": 215}
+        for between in ("pause", "readings", "drive"):
+            car.says()
+            car.says(soc_permille=200)
+            assert reasons(posted)[-1] is Reason.CHARGE_FLOOR
+            if between == "pause":
+                watch.set_mode(Mode("never"))
+                watch.set_mode(Mode())
+            else:
+                car.says(moving=None if between == "readings" else True, **above)
+            car.says(**above)
+            assert reasons(posted)[-1] is Reason.CHARGE_FLOOR, between
+            car.says(soc_permille=221)
+            assert reasons(posted)[-1] is Reason.OK
+
+    watched(test)

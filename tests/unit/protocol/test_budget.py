@@ -303,7 +303,7 @@ def test_plugged_rules() -> None:
     for state, expected in (
         (UNPLUGGED, (Reason.UNPLUGGED, Reason.OK, Reason.UNPLUGGED)),
         (unknown, (Reason.UNPLUGGED, Reason.OK, Reason.UNPLUGGED)),
-        (idle, (Reason.OK, Reason.OK, Reason.UNPLUGGED)),
+        (idle, (Reason.BUDGET, Reason.OK, Reason.UNPLUGGED)),
         (CHARGING, (Reason.OK, Reason.OK, Reason.OK)),
     ):
         assert tuple(reason(state, policy) for policy in (only, either, surplus)) == expected
