@@ -1,0 +1,173 @@
+"""The owner's papers change while a car works: what was granted, what ends, what receipts cite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from meshnode.protocol import events as ev
+from meshnode.protocol.channel_check import check_objects
+from meshnode.protocol.lease import Stage
+from meshnode.protocol.objects import T_RECEIPT, Receipt
+from meshnode.protocol.papers import (
+    T_CONSENT,
+    T_POLICY,
+    AdmitRule,
+    Consent,
+    Policy,
+    Submitters,
+)
+from meshnode.protocol.provider import Provider
+from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import Sealed, seal, unseal
+from testnet.sim.mesh import Mesh, Site
+from testnet.sim.site import NETWORK, account_keys
+
+from .test_mesh import ended, mesh_of, order, submit
+
+ACCOUNT = account_keys(2)  # of car-0, the second node of a mesh
+
+
+def signed(car: Site, policy: dict[str, Any], **consent: Any) -> tuple[Sealed, Sealed]:
+    """The car's papers with something else in them, signed by its account."""
+    old_policy, old_consent = car.identity.policy, car.identity.consent
+    assert old_policy is not None and old_consent is not None
+    terms = replace(unseal(old_policy).open(Policy, T_POLICY), **policy)
+    policy_sealed = seal(terms, T_POLICY, ACCOUNT.account, ACCOUNT.sign)
+    given = replace(
+        unseal(old_consent).open(Consent, T_CONSENT), policy=policy_sealed.digest, **consent
+    )
+    return seal(given, T_CONSENT, ACCOUNT.account, ACCOUNT.sign), policy_sealed
+
+
+def change(mesh: Mesh, policy: dict[str, Any], **consent: Any) -> Sealed:
+    car = mesh.sites["car-0"]
+    given, terms = signed(car, policy, **consent)
+    mesh.feed(car, ev.TermsChanged(given.wire, terms.wire))
+    return given
+
+
+def provider_of(mesh: Mesh) -> Provider:
+    node = mesh.sites["car-0"].node
+    assert node is not None
+    return node.provider
+
+
+def receipts(mesh: Mesh) -> list[Receipt]:
+    stored = mesh.sites["car-0"].disk.signed
+    return [unseal(one.sealed).open(Receipt, T_RECEIPT) for one in stored if one.typ == T_RECEIPT]
+
+
+def findings(mesh: Mesh) -> list[Reason]:
+    signed_objects = mesh.sites["car-0"].disk.signed
+    return [one.reason for one in check_objects(signed_objects, NETWORK).findings]
+
+
+def running(mesh: Mesh, unit_ms: int, units: int = 1) -> None:
+    """The car is in the middle of a unit."""
+    mesh.unit_ms = unit_ms
+    submit(mesh, order(units))
+    mesh.rest(unit_ms * 2 // 3)
+    assert Stage.RUNNING in {one.stage for one in provider_of(mesh).leases.values()}
+
+
+def test_a_receipt_cites_what_was_in_force_when_the_lease_was_granted() -> None:
+    mesh = mesh_of(1, 1)
+    running(mesh, 300_000)
+    before = mesh.sites["car-0"].identity.consent
+    assert before is not None
+    now_ms = mesh.now(mesh.sites["car-0"]).unix_ms
+    given = change(mesh, {"day_wh": 19_000}, given_ms=now_ms, replaces=unseal(before).digest)
+    assert mesh.run(lambda: ended(mesh), ms_max=400_000)
+    mesh.rest(3_000)
+    (receipt,) = receipts(mesh)
+    assert receipt.consent == unseal(before).digest != given.digest
+    assert findings(mesh) == []
+    submit(mesh, order(1, nonce=1), 2)
+    assert mesh.run(lambda: ended(mesh), ms_max=400_000)
+    mesh.rest(3_000)
+    assert receipts(mesh)[-1].consent == given.digest and findings(mesh) == []
+
+
+@pytest.mark.parametrize("signed_word", [True, False])
+def test_a_withdrawal_ends_the_run_in_hand_and_takes_no_other(signed_word: bool) -> None:
+    mesh = mesh_of(1, 1)
+    running(mesh, 20_000, units=8)
+    car = mesh.sites["car-0"]
+    before = car.identity.consent
+    assert before is not None
+    if signed_word:
+        now_ms = mesh.now(car).unix_ms
+        change(mesh, {}, replaces=unseal(before).digest, withdrawn_ms=now_ms + 5_000)
+    else:
+        mesh.feed(car, ev.TermsChanged(None, None))
+    provider = provider_of(mesh)
+    assert provider.owner.may_run() is Reason.NO_CONSENT
+    starts = len(mesh.began) + sum("StartExec" in line for line in mesh.trace)
+    mesh.rest(120_000)
+    assert not [one for one in provider.leases.values() if one.stage is Stage.RUNNING]
+    assert len(mesh.began) + sum("StartExec" in line for line in mesh.trace) == starts
+    assert findings(mesh) == []  # what was done before it is receipted, and holds
+    change(mesh, {}, given_ms=mesh.now(car).unix_ms)
+    assert provider.owner.may_run() is Reason.OK
+    assert mesh.run(lambda: ended(mesh), ms_max=2_000_000)
+
+
+@pytest.mark.parametrize(
+    "policy", [{"submitters": AdmitRule(Submitters.MINE, ())}, {"sandbox_least": 65_535}]
+)
+def test_a_narrower_policy_ends_what_it_would_not_grant(policy: dict[str, Any]) -> None:
+    mesh = mesh_of(1, 1)
+    running(mesh, 20_000, units=8)
+    change(mesh, policy)
+    mesh.rest(1_000)
+    assert all(one.ended for one in provider_of(mesh).leases.values())
+
+
+def test_consent_to_anything_but_computing_is_none_to_compute() -> None:
+    mesh = mesh_of(1, 1)
+    change(mesh, {}, purposes=2)
+    assert provider_of(mesh).owner.may_run() is Reason.NO_CONSENT
+
+
+def test_leases_in_hand_keep_their_energy() -> None:
+    """A run of 0.4 Wh fits a budget of 0.5 Wh, and another beside it does not."""
+    mesh = mesh_of(1, 3)
+    mesh.unit_ms = 4_800
+    car = mesh.sites["car-0"]
+    mesh.kflop_per_unit = 10
+    submit(mesh, order(1))
+    assert mesh.run(lambda: ended(mesh), ms_max=60_000)  # now it knows what a unit takes
+    budget = ev.BudgetRead(True, Reason.OK, 500, 300, 7_200, 0, None, 300)
+    mesh.feed(car, budget)
+    admission, owner = provider_of(mesh).admission, provider_of(mesh).owner
+    submit(mesh, order(1, nonce=1), 2)
+    mesh.rest(500)
+    (lease,) = [one for one in provider_of(mesh).leases.values() if not one.ended]
+    assert admission._promised_mwh(lease.offer) == 0
+    other = replace(lease.offer, attempt=9)
+    assert admission._promised_mwh(other) == pytest.approx(owner.run_mwh(4_800))
+    reason, text = owner.affords(other, 0, admission._promised_mwh(other))
+    assert reason is Reason.BUDGET and text.endswith("0.1 Wh may be spent")
+    assert owner.affords(other, 0, 0.0) == (Reason.OK, "")
+
+
+def test_the_energy_of_a_run_that_was_stopped_counts() -> None:
+    mesh = mesh_of(1, 1)
+    running(mesh, 60_000)
+    provider = provider_of(mesh)
+    (lease,) = provider.leases.values()
+    mesh.feed(mesh.sites["car-0"], ev.Recall(Reason.DRIVING, 100))
+    assert provider.owner.drawn_uj == 0 and provider.owner.stopped
+    meters = ev.Meters(40_000, 40_000, energy_uj=7_000_000, method=1, battery_uj=2_000_000)
+    exec_id = next(iter(provider.owner.stopped))
+    mesh.feed(mesh.sites["car-0"], ev.ExecEnded(exec_id, Reason.STOPPED_BY_OWNER, meters))
+    owner = provider.owner
+    assert (owner.drawn_uj, owner.drawn_battery_uj, owner.worked_ms) == (
+        7_000_000,
+        2_000_000,
+        40_000,
+    )
+    assert not owner.stopped and lease.receipted == 0
