@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.errors import LocalResource, MeshError, Unreachable, UsageError
+from meshnode.errors import MeshError, Unreachable, UsageError
 
 from . import frame
 from .found import describe, now_ms, put_standing
@@ -35,8 +35,10 @@ def give(home: Path, **given: Any) -> None:
     once."""
     import secrets
 
-    from meshnode.node import terms
+    from meshnode.node import firstrun, terms
 
+    if not firstrun.standing(home).car:
+        raise UsageError(f"{home} only asks; meshnode init makes a car of it")
     policy, consent_terms = terms_of(given)
     if ask_notice(given["accept_notice"]) is None:
         raise click.exceptions.Exit(1)
@@ -67,7 +69,7 @@ def withdraw(home: Path) -> None:
 
     try:
         ended = terms.withdrawal(home, now_ms())
-    except (UsageError, LocalResource):
+    except terms.NoConsent:
         raise
     except MeshError as error:
         frame.talk(f"the papers are damaged, so nothing is signed: {error}")

@@ -37,6 +37,10 @@ and is receipted, and no receipt of it may look as if it came afterwards."""
 WITHDRAWN_FILE = "consent.withdrawn.mesh"
 
 
+class NoConsent(UsageError):
+    """The owner of this car has given no consent."""
+
+
 @dataclass(frozen=True, slots=True)
 class InForce:
     """What stands in the home: sealed, and read."""
@@ -92,7 +96,7 @@ def withdrawal(home: Path, now_ms: int) -> Sealed | None:
     """The account's signed word that its consent has ended; None without the account's key."""
     found = in_force(home)
     if found is None or found.consent.withdrawn_ms is not None:
-        raise UsageError("there is no consent to withdraw: this car computes nothing")
+        raise NoConsent("there is no consent to withdraw: this car computes nothing")
     _, signer = account_of(home)
     if signer is None:
         return None

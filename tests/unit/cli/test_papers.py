@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from meshnode.cli.car import meshnode
-from meshnode.node import firstrun, terms
+from meshnode.errors import VerificationFailed
+from meshnode.node import armor, firstrun, terms
+from meshnode.protocol.papers import T_CONSENT
 from tests import json_shape
 
 from .test_commands import run
@@ -127,6 +129,39 @@ def test_consent_is_shown_withdrawn_given_again_and_remembered(
     assert code == 0 and "withdrawn" in out
     code, out, _ = run(capfd, "consent", "show", *at, group=meshnode)
     assert code == 0 and "operator  yourself" in out
+
+
+def test_a_home_that_only_asks_gives_no_consent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--home", str(tmp_path / "submitter"))
+    assert run(capfd, "init", "--new", "garage", *at)[0] == 0
+    code, _, err = run(capfd, "consent", "give", "--accept-notice", *at, group=meshnode)
+    assert code == 2 and "only asks; meshnode init makes a car of it" in err
+
+
+def test_a_withdrawn_consent_is_not_put_back(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = (home / firstrun.CONSENT_FILE).read_text()
+    at = ("--home", str(home))
+    assert run(capfd, "consent", "withdraw", *at, group=meshnode)[0] == 0
+    answer = tmp_path / "answer.mesh"
+    answer.write_text(kept)
+    sealed = armor.read_one(answer, T_CONSENT)
+    with pytest.raises(VerificationFailed, match="has been withdrawn"):
+        terms.install_terms(home, (sealed,))
+
+
+def test_what_is_damaged_does_not_stand_between_owner_and_stop(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--home", str(home))
+    (home / firstrun.POLICY_FILE).write_text("garbage")
+    assert run(capfd, "pause", *at, group=meshnode)[0] == 0
+    code, out, _ = run(capfd, "consent", "withdraw", "--json", *at, group=meshnode)
+    assert code == 0 and json_shape.check("consent-withdraw", out)["signed"] is False
+    assert not (home / firstrun.CONSENT_FILE).exists()
 
 
 def test_without_the_accounts_key_the_car_can_still_stop(
