@@ -309,17 +309,21 @@ def _at_floor(state: VehicleState, policy: Policy, held: Collection[Reason]) -> 
     if Reason.CHARGE_FLOOR in held:
         resume = policy.resume
         floor = max(floor, resume.soc_permille - 1 if resume else floor + RESUME_SOC_PERMILLE)
-    return state.soc_permille is not None and state.soc_permille <= floor
+    if state.soc_permille is None:
+        return Reason.CHARGE_FLOOR in held  # what was low is not known to have risen
+    return state.soc_permille <= floor
 
 
 def _low_voltage(state: VehicleState, policy: Policy, held: Collection[Reason]) -> bool:
     least_mv = policy.low_voltage_mv + RESUME_LOW_MV * (Reason.LOW_VOLTAGE in held)
-    return state.low_voltage_mv is not None and state.low_voltage_mv < least_mv
+    if state.low_voltage_mv is None:
+        return Reason.LOW_VOLTAGE in held
+    return state.low_voltage_mv < least_mv
 
 
 def _outside_temperatures(state: VehicleState, policy: Policy, held: Collection[Reason]) -> bool:
     if state.pack_temp_dc is None:
-        return False  # a stationary machine whose battery has no thermometer
+        return Reason.TEMPERATURE in held  # a stationary machine may have no thermometer at all
     lowest, highest = state.pack_temp_dc
     low, high = policy.temp_dc
     if Reason.TEMPERATURE in held:

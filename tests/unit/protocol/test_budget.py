@@ -17,6 +17,7 @@ from meshnode.protocol.budget import (
     driver_is_back,
     floor_nano_per_s,
     fresh_ms_left,
+    limits_held,
     spendable,
 )
 from meshnode.protocol.events import BudgetRead
@@ -329,6 +330,28 @@ def test_what_stopped_at_a_limit_goes_on_only_past_the_threshold() -> None:
     assert reason(cool, replace(POLICY, resume=Resume(0, 100, 300)), previous=hot) is (
         Reason.TEMPERATURE
     )
+
+
+def test_limits_stay_held_through_readings_that_are_lost() -> None:
+    every = {Reason.TEMPERATURE, Reason.LOW_VOLTAGE, Reason.CHARGE_FLOOR}
+    bad = replace(UNPLUGGED, soc_permille=300, pack_temp_dc=(200, 401), low_voltage_mv=12_500)
+    assert limits_held(bad, POLICY, ()) == every
+    lost = replace(bad, soc_permille=None, pack_temp_dc=None, low_voltage_mv=None)
+    assert limits_held(lost, POLICY, every) == every
+    assert limits_held(lost, POLICY, ()) == set()
+    edge = replace(bad, soc_permille=320, pack_temp_dc=(200, 391), low_voltage_mv=12_699)
+    assert limits_held(edge, POLICY, every) == every
+    assert limits_held(edge, POLICY, ()) == set()
+    past = replace(bad, soc_permille=321, pack_temp_dc=(200, 390), low_voltage_mv=12_700)
+    assert limits_held(past, POLICY, every) == set()
+    assert reason(edge, replace(POLICY, reserve_wh=0), held=every) is Reason.TEMPERATURE
+
+
+def test_the_neediest_trip_of_the_day_is_reserved_whichever_comes_first() -> None:
+    errand, trip = Departure(0, 13 * 60, 0), Departure(0, 14 * 60, 11_500)
+    parked = replace(UNPLUGGED, departure_ms=MONDAY_NOON_MS + 600_000)
+    read = budget(parked, replace(POLICY, departures=(errand, trip)))
+    assert (read.spendable_mwh, read.stay_s) == (500_000, 600)
 
 
 def test_the_floor_price_follows_band_tariff_and_plug() -> None:
