@@ -162,12 +162,29 @@ def test_a_mandate_is_renewed_below_two_days_and_only_with_the_account_key(tmp_p
         firstrun.renew_mandate(home, NOW_MS + 20 * DAY_MS)
 
 
-def test_damaged_or_foreign_papers_stop_the_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["consent.mesh", "policy.mesh"])
+@pytest.mark.parametrize("content", ["another car's", "garbage"])
+def test_with_papers_that_do_not_hold_a_car_joins_and_computes_nothing(
+    tmp_path: Path, file: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of a change that a crash cut in two must not keep the owner out of the node."""
     car_home(tmp_path / "a")
     car_home(tmp_path / "b")
-    consent = tmp_path / "a" / "consent.mesh"
-    consent.write_bytes((tmp_path / "b" / "consent.mesh").read_bytes())
-    with pytest.raises(VerificationFailed, match="not signed by the car's account"):
+    whole = firstrun.load_identity(tmp_path / "a", cell="home", now_ms=NOW_MS)
+    assert whole.consent is not None and whole.policy is not None
+    other = (tmp_path / "b" / file).read_text()
+    (tmp_path / "a" / file).write_text(other if content == "another car's" else content)
+    found = firstrun.load_identity(tmp_path / "a", cell="home", now_ms=NOW_MS)
+    assert (found.consent, found.policy) == (None, None)
+    assert "no consent holds" in caplog.text
+
+
+def test_damaged_mandates_and_missing_keys_stop_the_node(tmp_path: Path) -> None:
+    car_home(tmp_path / "a")
+    car_home(tmp_path / "b")
+    mandate = tmp_path / "a" / "mandate.mesh"
+    mandate.write_bytes((tmp_path / "b" / "mandate.mesh").read_bytes())
+    with pytest.raises(VerificationFailed, match="another node key"):
         firstrun.load_identity(tmp_path / "a", cell="home", now_ms=NOW_MS)
     (tmp_path / "b" / keystore.NODE).unlink()
     with pytest.raises(LocalResource, match=r"node\.key is missing"):

@@ -331,7 +331,7 @@ def test_work_costs_the_day_no_more_than_its_energy_and_never_the_floor() -> Non
     st.integers(0, 2),
     st.integers(0, 100),
 )
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_no_policy_takes_the_car_below_its_floor_or_a_drive_its_charge(
     floor_pct: int, reserve_wh: int, day_wh: int, watt_max: int, rule: int, busy_pct: int
 ) -> None:
