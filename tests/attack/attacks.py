@@ -167,7 +167,7 @@ async def inbound_slots_used_up(scene: Scene) -> str | None:
     return None if entered > 250 and await scene.fresh() else "wedged"
 
 
-@attack(INBOUND_SLOT, HALF_OPEN)
+@attack(INBOUND_SLOT, HALF_OPEN, slow=True)
 async def idle_sockets(scene: Scene) -> str | None:
     """400 sockets that say nothing, from the address of the honest newcomer."""
     sockets = [await raw_socket(scene) for _ in range(400)]
@@ -236,7 +236,7 @@ async def plaintext_accepted(scene: Scene) -> str | None:
     return None
 
 
-@attack(DIAL, hooks=True)
+@attack(DIAL, hooks=True, slow=True)
 async def failed_dial_remembered(scene: Scene) -> str | None:
     """L6: one failed dial, and a peer that is back is refused for a minute."""
     assert scene.node is not None

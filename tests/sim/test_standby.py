@@ -73,6 +73,7 @@ def test_of_an_idle_cell_most_sleep_and_take_turns() -> None:
     assert_whole(mesh, 40)
 
 
+@pytest.mark.long
 def test_a_small_mesh_stays_awake_and_so_does_who_may_not_sleep() -> None:
     mesh = parked(8)
     mesh.rest(300_000)
@@ -130,6 +131,7 @@ def test_one_rendezvous_alone_sends_nobody_to_sleep(told_by: str) -> None:
     assert (node_of(car).standby.stance is Stance.ASLEEP) is (told_by == "both")
 
 
+@pytest.mark.long
 def test_who_has_work_does_not_sleep() -> None:
     mesh = parked(40)
     mesh.rest(2_000)
