@@ -15,14 +15,6 @@ from tests import json_shape
 from .test_commands import run
 
 
-@pytest.fixture
-def home(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
-    path = tmp_path / "home"
-    words = ("init", "--new", "garage", "--accept-notice", "--home", str(path))
-    assert run(capfd, *words, group=meshnode)[0] == 0
-    return path
-
-
 def test_a_policy_is_shown_changed_and_put_in_force(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

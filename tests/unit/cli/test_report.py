@@ -86,14 +86,6 @@ def test_midnight_where_the_clocks_change() -> None:
     assert midnight(change_ms + 22 * HOUR_MS, berlin) == change_ms + 21 * HOUR_MS
 
 
-@pytest.fixture
-def home(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
-    path = tmp_path / "home"
-    words = ("init", "--new", "garage", "--accept-notice", "--home", str(path))
-    assert run(capfd, *words, group=meshnode)[0] == 0
-    return path
-
-
 def test_the_report_in_the_terminal_as_json_and_as_a_page(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -181,15 +182,29 @@ def test_a_line_every_ten_minutes_and_at_each_change(day: Day) -> None:
     assert sum(entry.wear_nano for entry in found) == pytest.approx(5_000_000, rel=0.01)
 
 
+class ToldDiary(Diary):
+    """Says when its thread has written something."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.written = trio.Event()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        super().add(entries)
+        trio.from_thread.run_sync(self.written.set)
+
+
 def test_lines_are_written_while_the_node_runs(day: Day) -> None:
     async def main() -> None:
+        diary = ToldDiary(day.home)
+        day.book = EnergyBook(day.home, lambda: day.drawn, diary)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(day.book.run)
             day.goes_on(1_300, MAY)
             with trio.fail_after(10):
-                while not list(read_diary(day.home, 0, 1 << 60)):  # noqa: ASYNC110 - a thread's
-                    await trio.sleep(0.01)
+                await diary.written.wait()
             nursery.cancel_scope.cancel()
+        assert list(read_diary(day.home, 0, 1 << 60))
 
     trio.run(main)
 

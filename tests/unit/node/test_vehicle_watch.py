@@ -34,7 +34,7 @@ class TrialClock:
         return Now(mono_ms, START_UNIX_MS + mono_ms)
 
     def seconds_until(self, mono_ms: int) -> float:
-        raise NotImplementedError
+        return max(0.0, mono_ms / 1000 - trio.current_time())
 
 
 class Told:
