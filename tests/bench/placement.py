@@ -13,6 +13,7 @@ largest cell (`hurt_p99` is of that cell), `1k`, `100k` are sizes; `fleet_` is t
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from typing import Final
@@ -121,6 +122,9 @@ def run(quick: bool) -> int:
         figures[f"paid_wrong_{name}"] = said["paid_wrong"]
         figures[f"sim_cpu_s_{name}"] = round(said["cpu_s"], 1)
         figures[f"events_per_cpu_s_{name}"] = round(said["events"] / max(said["cpu_s"], 1e-9))
+        # Two hours whole: what is known already is said as it comes.
+        reached_now = {key: value for key, value in figures.items() if key.endswith(f"_{name}")}
+        print(json.dumps(reached_now), file=sys.stderr)
     figures |= of_fleets(quick)
     sizes = [figures[f"p50_ms_{n}"] for n in ("1k", "tokens", "100k") if f"p50_ms_{n}" in figures]
     if sizes:
