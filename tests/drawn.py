@@ -58,7 +58,7 @@ UNSEEN: Final = {
     "placement": {"TURN_MS", "LEASE_MS_LEAST"},
     "acceptances": {"STORE_AGAIN_MS"},
     "receipts": {"STORE_AGAIN_MS"},
-    "requester": {"PUMP_MS"},
+    "requester": {"PUMP_MS", "PUMP_PART", "PUMP_MS_MAX"},
     "delivery": {"RESEND_MS"},
     "shelf": {"SHELF_MS"},
 }

@@ -56,6 +56,8 @@ from .types import (
 
 MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
+PUMP_PART = 8  # and no more often than after this part of how long nothing has come of it
+PUMP_MS_MAX = 1_000  # but so often however long that is
 
 
 class Requester:
@@ -215,7 +217,11 @@ class Requester:
             return
         gossip = job.order.policy == "gossip"
         placement: Placement = self._gossip if gossip else self._placement
-        job.pump_mono_ms = self._out.now.mono_ms + PUMP_MS
+        # Where cars are scarce, jobs wait for minutes: 20 looks a second each were four fifths of
+        # what a requester computed.
+        now_ms = self._out.now.mono_ms
+        waited_ms = now_ms - job.last_sign_mono_ms
+        job.pump_mono_ms = now_ms + min(max(PUMP_MS, waited_ms // PUMP_PART), PUMP_MS_MAX)
         if self.placing.serves(job) and self.placing.place_all(job):
             return
         if not placement.announces():

@@ -26,7 +26,7 @@ from .types import SLEEP_MS_MAX, Peer
 
 IDLE_MS: Final = 60_000  # a car sleeps only after so long without work
 OWED_MS: Final = 300_000  # and so long after its last run it waits for receipts to be accepted
-HEARD_MS: Final = 60_000  # so long a rendezvous's word counts that a token is one too many
+HEARD_TTLS: Final = 2  # so many lives of a token a rendezvous's word counts that it is one too many
 HEARD_MAX: Final = 16
 SETTLE_MS: Final = 2_000  # between the decision and the sleep: advert and revocations are under way
 
@@ -90,7 +90,7 @@ class Standby:
         posts = self._roster.posts(identity.cell, epoch_of(now.unix_ms))
         elected = any(identity.peer in ranks for ranks in posts)
         serving = served_by(identity.peer, posts)
-        since_ms = now.mono_ms - HEARD_MS
+        since_ms = now.mono_ms - HEARD_TTLS * self._out.limits.token_ttl_ms
         heard = sum(self._heard.get(peer, since_ms) > since_ms for peer in serving)
         agreed = heard == len(serving) >= SERVED_BY
         may_run = self._owner.may_run() is Reason.OK

@@ -1,8 +1,9 @@
 """What waiting for work costs, and how work pays for it: pure arithmetic in 1e-9 of the currency.
 
 A car that waits is awake, at about 250 W: more than many an accelerator draws at work. Nobody asks
-for that energy by itself, so it stands in the floor price: what is due is spread over the next hour
-of work, and bounded by a share of the price, so that one long wait prices no car out of the market.
+for that energy by itself, so it stands in the floor price: what is due is spread over the next half
+hour of work, and bounded by a share of the price, so that one long wait prices no car out of the
+market.
 `budget.spendable` adds it; whoever watches the car (`node.vehicle_watch`, a trial) keeps the sum.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-SPREAD_S: Final = 3_600  # of work, over which what waiting has cost is paid for
+SPREAD_S: Final = 1_800  # of work, over which what waiting has cost is paid for: a few runs
 STEPS: Final = 20  # of the surcharge in the bare price
 SURCHARGE_PERMILLE_MAX: Final = 3_000
 """Of the bare floor: a car that waits nine tenths of its time at 250 W and works at 550 W is due
