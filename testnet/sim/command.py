@@ -74,9 +74,8 @@ FAULTS = ("none", "loss", "drives", "churn", "kill", "liars", "ground", "storm")
 @click.option(
     "--sleep-s",
     type=click.FloatRange(0.0, 3_600.0),
-    default=0.0,
-    show_default=True,
-    help="So long at most a car sleeps that its cell does not need; 0: none does.",
+    help="So long at most a car sleeps that its cell does not need; 0: none does. "
+    "[default: 0; 3600 with --vehicles]",
 )
 @click.option("--parking", is_flag=True, help="Cars come and go as published stays say.")
 @click.option(
@@ -107,7 +106,7 @@ def sim(
     task_s: float,
     seconds: float,
     faults: str,
-    sleep_s: float,
+    sleep_s: float | None,
     parking: bool,
     vehicles: bool,
     days: float,
@@ -133,7 +132,7 @@ def sim(
         task_s=task_s,
         seconds=seconds,
         faults=faults,
-        sleep_s=sleep_s,
+        sleep_s=sleep_s or 0.0,
         parking=parking,
     )
     try:
@@ -151,13 +150,17 @@ def sim(
 _ONLY_TASKS = ("policy", "model", "task_s", "seconds", "faults", "parking", "report")
 
 
-def _week(cars: int, load: float, seed: int, days: float, sleep_s: float) -> None:
+def _week(cars: int, load: float, seed: int, days: float, sleep_s: float | None) -> None:
+    from meshnode.protocol.types import SLEEP_MS_MAX
+
     from .week import simulate_week
 
     context = click.get_current_context()
     for name in _ONLY_TASKS:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name.replace('_', '-')} and --vehicles exclude each other")
+    if sleep_s is None:  # who is awake and idle costs its owner more than a run
+        sleep_s = SLEEP_MS_MAX / 1_000
     found = simulate_week(cars, load, seed, days, frame.talk, sleep_s)
     fields = found.fields()
     if frame.face().json:
