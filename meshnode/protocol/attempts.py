@@ -61,6 +61,7 @@ class Attempts:
             offer_timeout_ms=timeout_ms,
         )
         self._dues.touch(job)
+        job.moved_mono_ms = self._out.now.mono_ms
         attempt.from_step = task.step or 0
         if task.live is None:
             task.live = attempt
@@ -110,7 +111,8 @@ class Attempts:
 
     def leave(self, job: Job, attempt: Attempt) -> None:
         self._dues.touch(job)
-        job.last_sign_mono_ms = max(job.last_sign_mono_ms, self._out.now.mono_ms)
+        job.moved_mono_ms = self._out.now.mono_ms
+        job.last_sign_mono_ms = max(job.last_sign_mono_ms, job.moved_mono_ms)
         task = job.tasks[attempt.task_id]
         if task.live is attempt:
             task.live, task.hedge = task.hedge, None  # which goes on by itself

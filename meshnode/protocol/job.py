@@ -289,6 +289,7 @@ class Job:
     place_window: int = 4  # how many may be; grows as they are placed, shrinks as they are queued
     due_mono_ms: int | None = None  # when it wants attention next, as `requester` has noted it
     pump_mono_ms: int = 0  # when to look for cars again
+    moved_mono_ms: int = 0  # when a run of it last went out or ended
 
     def __post_init__(self) -> None:
         self.source_of = array("I", [0]) * self.spec.units

@@ -98,7 +98,7 @@ class Jobs:
         now = self._out.now.mono_ms
         deadline = now + (order.deadline_ms or self._out.limits.job_deadline_ms)
         job = Job(JobId(job_digest[:16]), job_digest, spec, order, now, deadline)
-        job.last_sign_mono_ms = now
+        job.last_sign_mono_ms = job.moved_mono_ms = now
         self.all[job.job_id] = job
         self._units_held += spec.units
         self.running[job.job_id] = job

@@ -220,7 +220,7 @@ class Requester:
         # Where cars are scarce, jobs wait for minutes: 20 looks a second each were four fifths of
         # what a requester computed.
         now_ms = self._out.now.mono_ms
-        waited_ms = now_ms - job.last_sign_mono_ms
+        waited_ms = now_ms - job.moved_mono_ms
         job.pump_mono_ms = now_ms + min(max(PUMP_MS, waited_ms // PUMP_PART), PUMP_MS_MAX)
         if self.placing.serves(job) and self.placing.place_all(job):
             return

@@ -551,3 +551,25 @@ def test_a_receipt_before_its_units_waits_for_them() -> None:
     mesh.rest(15_000)
     assert_whole(mesh, 6)
     assert sorted(accepted_units(submitter)) == list(range(6))
+
+
+@pytest.mark.parametrize("policy", ["adverts", "gossip", "tokens"])
+def test_a_job_that_waits_for_minutes_looks_less_often(policy: str) -> None:
+    mesh = mesh_of(2, 1)
+    mesh.unit_us = lambda effect: 200_000_000  # type: ignore[method-assign]
+    submit(mesh, order(6, policy=policy, lease_units_max=1, wall_ms_max=300_000))
+    mesh.rest(5_000)
+    submit(mesh, order(1, nonce=1, policy=policy, wall_ms_max=300_000), 2)
+    mesh.rest(30_000)
+    looks = 0
+    feed = mesh.feed
+
+    def counted(site: Site, event: ev.Event) -> None:
+        nonlocal looks
+        looks += site.name == "submitter" and isinstance(event, ev.Tick)
+        feed(site, event)
+
+    mesh.feed = counted  # type: ignore[method-assign]
+    mesh.rest(30_000)
+    assert looks < 150, "twenty a second would be 600"
+    assert mesh.run(lambda: ended(mesh), ms_max=900_000)

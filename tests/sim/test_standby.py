@@ -186,3 +186,13 @@ def test_the_rendezvous_of_a_small_cell_sends_nobody_to_sleep() -> None:
     node_of(holder).rendezvous._reserve.one_too_many = lambda *_: True  # type: ignore[method-assign]
     mesh.rest(180_000)
     assert not asleep(mesh)
+
+
+@pytest.mark.long
+def test_where_tokens_live_long_cars_sleep_too() -> None:
+    """A word comes with each renewal only: it counts for two lives of a token."""
+    mesh = Mesh(1, limits=replace(Limits(), sleep_ms_max=SLEEP_MS, token_ttl_ms=180_000))
+    for number in range(60):
+        mesh.add(f"car-{number}", PROVIDE)
+    mesh.connect_all()
+    assert mesh.run(lambda: len(asleep(mesh)) > 3, ms_max=1_200_000)
