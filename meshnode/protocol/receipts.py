@@ -38,6 +38,8 @@ SENDS_KNOWN_MAX = 4096
 STORE_AGAIN_MS = 1_000  # after a full disk
 SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doubles
 SAY_AGAIN_MS_MAX = 30_000  # the longest wait of that kind
+UNHEARD_MS = 5_000  # to one that has said nothing of the receipts it got; doubles
+UNHEARD_MS_MAX = 300_000  # the longest wait of that kind: what it declined for good stays open too
 NO_DUES = [None, None, None]
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
@@ -96,6 +98,7 @@ class ReceiptDesk:
         self._keeping: list[tuple[ProviderChannel, Acceptance, Sealed]] = []
         self._keep_again_mono_ms: int | None = None
         self._later: dict[Peer, Later] = {}  # who refuses our receipts for now
+        self._unheard: dict[Peer, Later] = {}  # who has got receipts and said nothing since
         self._due_mono_ms: int | None = None
         self._left_uj = 0  # energy of runs too short for a whole mWh is carried over
         self._left_battery_uj = 0
@@ -243,6 +246,10 @@ class ReceiptDesk:
     def _say(self, requester: Peer, wire: bytes) -> None:
         send_id = self._out.send(requester, Lane.MONEY, wire)
         remember(self._sends, send_id, requester, SENDS_KNOWN_MAX)
+        # A frame can be lost on a connection that stays up: a write that ran out of time, or the
+        # other of two connections. Nothing else would bring it until the peer comes back.
+        if requester not in self._unheard:
+            self._unheard[requester] = Later(self._out.now.mono_ms + UNHEARD_MS, UNHEARD_MS)
 
     def _say_again(self, requester: Peer) -> None:
         self._resend.add(requester)
@@ -258,6 +265,7 @@ class ReceiptDesk:
     def peer_ready(self, peer: Peer) -> None:
         """A requester came back: it gets every receipt it has not accepted, after its results."""
         self._later.pop(peer, None)
+        self._unheard.pop(peer, None)
         self._resend.add(peer)
         if self._due_mono_ms is None:
             self._due_mono_ms = self._out.now.mono_ms
@@ -285,6 +293,11 @@ class ReceiptDesk:
         reason = channel.take(acceptance, sealed.digest)
         if reason is Reason.DUPLICATE:
             return
+        if peer in self._unheard:
+            if self._unanswered(peer, channel, acceptance):
+                self._unheard[peer] = Later(self._out.now.mono_ms + UNHEARD_MS, UNHEARD_MS)
+            else:
+                del self._unheard[peer]
         if reason is not Reason.OK:
             self._out.counters[f"acceptance_{reason.name.lower()}"] += 1
             if reason is Reason.GAP:
@@ -359,8 +372,9 @@ class ReceiptDesk:
 
     def deadline(self) -> int | None:
         dues = [self._due_mono_ms, self._store_again_mono_ms, self._keep_again_mono_ms]
-        if self._later:
-            dues += [later.due_mono_ms for later in self._later.values()]
+        if self._later or self._unheard:
+            waits = (*self._later.values(), *self._unheard.values())
+            dues += [later.due_mono_ms for later in waits]
         elif dues == NO_DUES:
             return None  # as nearly always: a fleet asks millions of times
         return min((due for due in dues if due is not None), default=None)
@@ -380,7 +394,32 @@ class ReceiptDesk:
             self._later[peer] = Later(None, later.wait_ms)
             self._resend.add(peer)
             self._due_mono_ms = now
+        self._ask_unheard()
         if self._due_mono_ms is not None and self._due_mono_ms <= now:
             self._due_mono_ms = None
             self._resend_all()
             self.flush()
+
+    def _ask_unheard(self) -> None:
+        """Who is there and has said nothing gets all that is open again, less often each time."""
+        now = self._out.now.mono_ms
+        for peer, (due_mono_ms, wait_ms) in list(self._unheard.items()):
+            if due_mono_ms is None or due_mono_ms > now:
+                continue
+            del self._unheard[peer]
+            if not self._up(peer) or not self._open_with(peer):
+                continue  # it gets them when it is back, or has them all
+            wait_ms = min(2 * wait_ms, UNHEARD_MS_MAX)
+            self._unheard[peer] = Later(now + wait_ms, wait_ms)
+            if peer not in self._later:
+                self._resend.add(peer)
+                self._due_mono_ms = now
+                self._out.counters["receipts_unheard"] += 1
+
+    def _open_with(self, peer: Peer) -> bool:
+        return any(
+            seq > channel.taken_seq
+            for channel in self.channels.values()
+            if channel.agreement.requester == peer
+            for seq in channel.open
+        )

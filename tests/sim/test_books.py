@@ -139,6 +139,30 @@ def test_a_receipt_that_is_lost_without_a_word_is_sent_again() -> None:
     assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(200))
 
 
+@pytest.mark.parametrize(("who", "kind"), [(CAR, "receipt"), ("submitter", "accept")])
+def test_the_last_that_is_lost_without_a_word_comes_again(who: str, kind: str) -> None:
+    """Nothing comes after it that could show that it is missing."""
+    mesh = mesh_of(1, 1)
+    site, lost = mesh.sites[who], 0
+
+    def lie(effect: fx.Send) -> list[fx.Send]:
+        nonlocal lost
+        lost += kind_of(effect.frame) == kind
+        return [] if kind_of(effect.frame) == kind else [effect]
+
+    site.lie = lie
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(3_000)
+    assert lost
+    site.lie = None
+    mesh.rest(15_000)
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(20))
+    car = mesh.sites[CAR].node
+    assert car is not None
+    assert not any(channel.open for channel in car.provider.receipts.channels.values())
+
+
 def test_who_declines_every_receipt_gets_them_less_and_less_often() -> None:
     mesh = mesh_of(1, 1)
     submitter = mesh.sites["submitter"]
