@@ -294,7 +294,7 @@ class ReceiptDesk:
         if reason is Reason.DUPLICATE:
             return
         if peer in self._unheard:
-            if self._unanswered(peer, channel, acceptance):
+            if self._open_with(peer):
                 self._unheard[peer] = Later(self._out.now.mono_ms + UNHEARD_MS, UNHEARD_MS)
             else:
                 del self._unheard[peer]
@@ -304,7 +304,7 @@ class ReceiptDesk:
                 self._ask_later(peer)  # our receipts bring what is missing
             return
         if peer in self._later:
-            if self._unanswered(peer, channel, acceptance):
+            if self._open_with(peer):
                 self.ask_soon(peer)  # this was on its way when it refused what came after
             else:
                 del self._later[peer]
@@ -329,10 +329,10 @@ class ReceiptDesk:
         if self._taken:
             self._keep()
 
-    def _unanswered(self, peer: Peer, taken: ProviderChannel, acceptance: Acceptance) -> bool:
-        """Whether it has receipts of ours, of any channel, that this one does not accept."""
+    def _open_with(self, peer: Peer) -> bool:
+        """Whether it has receipts of ours, of any channel, that no acceptance here covers."""
         return any(
-            seq > (acceptance.seq if channel is taken else channel.taken_seq)
+            seq > channel.taken_seq
             for channel in self.channels.values()
             if channel.agreement.requester == peer
             for seq in channel.open
@@ -411,15 +411,8 @@ class ReceiptDesk:
                 continue  # it gets them when it is back, or has them all
             wait_ms = min(2 * wait_ms, UNHEARD_MS_MAX)
             self._unheard[peer] = Later(now + wait_ms, wait_ms)
-            if peer not in self._later:
+            later = self._later.get(peer)
+            if later is None or later.due_mono_ms is None:  # else they go soon in any case
                 self._resend.add(peer)
                 self._due_mono_ms = now
                 self._out.counters["receipts_unheard"] += 1
-
-    def _open_with(self, peer: Peer) -> bool:
-        return any(
-            seq > channel.taken_seq
-            for channel in self.channels.values()
-            if channel.agreement.requester == peer
-            for seq in channel.open
-        )

@@ -60,7 +60,7 @@ CALM: Final[dict[str, int]] = {
     "lease_ms": 300_000,
     "advert_period_ms": 600_000,
     "advert_ttl_ms": 1_800_000,
-    "token_ttl_ms": 120000,
+    "token_ttl_ms": 120_000,
     "receipt_interval_ms": 60_000,
     "announce_backoff_ms": 5_000,
     "announce_backoff_ms_max": 60_000,
