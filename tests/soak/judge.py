@@ -10,6 +10,7 @@ missing. Broken promises keep logs and ledgers of all nodes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections import Counter
@@ -25,7 +26,7 @@ from jaxkernels import host, registry
 from jaxkernels.bench_spin.reference import reference as spin
 from meshnode.cli.frame import read_testnet
 from meshnode.client import Mesh, Terms
-from meshnode.errors import TimedOut
+from meshnode.errors import MeshError, TimedOut
 from meshnode.ledger.load import job_records, signed_objects
 from meshnode.ledger.schema import JOBS, open_reader
 from meshnode.protocol.channel_check import Checked, accepted_units, check_objects
@@ -226,8 +227,9 @@ def open_receipts(ledgers: Ledgers) -> list[str]:
 # ---- evidence
 
 
-def keep(net: Testnet, seed: int) -> Path:
-    """Logs and ledgers of all nodes, out of the testnet's folder before that goes."""
+async def keep(net: Testnet, seed: int) -> Path:
+    """Logs and ledgers of all nodes, out of the testnet's folder before that goes; and what each
+    says of itself: whom it is connected to, and what it has refused."""
     kept = Path(tempfile.mkdtemp(prefix=f"mesh-soak-seed{seed}-"))
     folder = Path(read_testnet(net.name)["folder"])
     shutil.copytree(folder / "log", kept / "log")
@@ -235,4 +237,7 @@ def keep(net: Testnet, seed: int) -> Path:
         (kept / name).mkdir()
         for file in net.home(name).glob("*.sqlite*"):
             shutil.copy2(file, kept / name)
+        with suppress(MeshError):
+            said = await net.call(lambda mesh: {**mesh.status(), "peers": mesh.peers()}, name)
+            (kept / name / "says.json").write_text(json.dumps(said, indent=1, default=str))
     return kept

@@ -75,7 +75,7 @@ async def soak(
                 seed = waiting.pop(0)
                 outcome = await one_seed(net, roles[seed % len(roles)], seed)
                 if outcome.violations:
-                    outcome.kept = str(keep(net, seed))
+                    outcome.kept = str(await keep(net, seed))
                 outcomes.append(outcome)
                 tell(outcome)
                 if outcome.violations:

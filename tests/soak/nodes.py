@@ -81,7 +81,7 @@ async def soak(
         async with Testnet(cars, 7) as net:
             outcome = await one_seed(net, policy, seed, job_s)
             if outcome.violations:
-                outcome.kept = str(keep(net, seed))
+                outcome.kept = str(await keep(net, seed))
         outcomes.append(outcome)
         tell(outcome)
     return outcomes
