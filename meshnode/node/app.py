@@ -53,6 +53,7 @@ from .firstrun import load_identity, read_network, renew_mandate
 from .home import blobs_path, check_home, executables_path, run_dir, socket_path
 from .metering import Metering, open_metering
 from .mode import read_mode
+from .peerstore import Peerstore, read_peerstore
 from .running import TMP_NAME, RunningNode
 from .sleeping import Sleeper
 from .vehicle_watch import VehicleWatch, open_vehicle
@@ -131,6 +132,10 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
         nursery.start_soon(node.tell_blobs_held)
+        peerstore = Peerstore(home, lambda: overlay.met)
+        overlay.on_met = peerstore.changed
+        peerstore.changed()  # somebody may have come while the rest was being opened
+        nursery.start_soon(peerstore.run)
         nursery.start_soon(sleeper.run)
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
@@ -220,6 +225,7 @@ def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
         key_seed=seed,
         listen=config.node.listen,
         bootstrap=tuple(dict.fromkeys(bootstrap)),
+        met=read_peerstore(home),
         lock_dir=run_dir(home).parent / "ports",
         dht_server=settings.dht_server,
         peers_max=config.limits.peers_max,

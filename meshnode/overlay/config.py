@@ -31,6 +31,9 @@ class OverlayConfig:
     lock_dir: Path
     """Where port lock files live; the same for all nodes of a user on a machine."""
     dht_server: bool = True
+    met: tuple[str, ...] = ()
+    """Multiaddrs ending in /p2p/ID of peers met in an earlier life, the newest first; dialled when
+    the machine asks for one of them, or when nobody of `bootstrap` answers."""
 
     # ---- peers and connections
     peers_max: int = 640

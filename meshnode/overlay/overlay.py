@@ -8,7 +8,7 @@ Nothing outside this folder imports libp2p.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -37,6 +37,13 @@ from .sink import EventSink
 from .streams import Links, mono_ms
 
 ADDRESS_TTL_S: Final = 3600
+MET_TTL_S: Final = 24 * 3600
+"""Addresses of an earlier life: as long as finished units are kept for a requester."""
+MET_MAX: Final = 256
+"""Peers whose addresses are remembered; Bitcoin Core's anchors.dat and libp2p's address book serve
+the same purpose."""
+MET_DIALS_MAX: Final = 8
+"""Of these in one round, when nobody of the bootstrap answers."""
 BLOCKED_MAX: Final = 4096
 BOOTSTRAP_PAUSE_S: Final = 1.0
 BOOTSTRAP_PAUSE_S_MAX: Final = 30.0
@@ -84,9 +91,16 @@ class Overlay:
         self.gossip = Gossip(host, config, sink, self.links.rtt_us)
         self.dht = Dht(host, config, sink, spawn, self.links.addrs_of)
         self.server = BlobServer(host, config, chunks)
-        self.links.on_down = self.dht.forget
+        self._alone = trio.Event()
+        self.links.on_down = self._on_down
         self.links.on_up = self.gossip.mend_peer
-        host.on_identified = self.dht.on_identified
+        host.on_identified = self._on_identified
+        self._met: OrderedDict[Peer, tuple[str, ...]] = OrderedDict()  # the newest last
+        self.on_met: Callable[[], None] = lambda: None
+        for peer, addrs in reversed(_by_peer(config.met).items()):
+            if peer == own:
+                continue
+            self._note_met(peer, addrs, MET_TTL_S)
         host.swarm.refuses = self._refuses
         host.swarm.register_notifee(_ConnectionNotifee(self.links.on_connected))  # type: ignore[arg-type]
 
@@ -159,6 +173,15 @@ class Overlay:
         fetch = Fetch(self._open_blob, self._config, self._chunks, self.counters, ref)
         return await fetch.run(first_byte, byte_count, holders, deadline_mono_ms)
 
+    @property
+    def met(self) -> tuple[str, ...]:
+        """Multiaddrs ending in /p2p/ID of the peers met last, the newest first."""
+        return tuple(
+            f"{addr}/p2p/{id_of(peer)}"
+            for peer, addrs in reversed(self._met.items())
+            for addr in addrs
+        )
+
     def tasks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """What runs as long as the overlay does."""
         return (
@@ -190,6 +213,32 @@ class Overlay:
         peer = peer_of(peer_id)
         return peer is None or self._is_blocked(peer)
 
+    def _on_down(self, peer: Peer) -> None:
+        self.dht.forget(peer)
+        if not self.links.peers():
+            self._alone.set()
+
+    async def _on_identified(self, peer_id: ID) -> None:
+        """Now its own word on where it listens is in the peerstore."""
+        peer, addrs = peer_of(peer_id), self.links.addrs_of(peer_id)
+        if peer is not None and addrs:
+            known = self._met.get(peer)
+            self._note_met(peer, addrs)
+            if known != addrs:
+                self.on_met()
+        await self.dht.on_identified(peer_id)
+
+    def _note_met(self, peer: Peer, addrs: tuple[str, ...], ttl_s: int | None = None) -> None:
+        if ttl_s is not None:
+            usable = _multiaddrs(addrs)
+            self._host.get_peerstore().add_addrs(id_of(peer), usable, ttl_s)
+        self._met[peer] = addrs
+        self._met.move_to_end(peer)
+        if len(self._met) > MET_MAX:
+            # Identities cost nothing: who is connected is not pushed out by strangers.
+            away = (each for each in self._met if each not in self.links)
+            del self._met[next(away, next(iter(self._met)))]
+
     async def _dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         up = False
         try:
@@ -209,22 +258,46 @@ class Overlay:
             self._sink.emit_now(DialFailed(peer, reason))
 
     async def _bootstrap(self) -> None:
-        """Task: as long as this node is alone it dials the bootstrap addresses again."""
-        targets: dict[Peer, list[str]] = {}
-        for address in self._config.bootstrap:
-            bare, _, tail = address.rpartition("/p2p/")
-            peer = peer_of(ID.from_base58(tail))
-            if peer is not None and peer != self.peer:
-                targets.setdefault(peer, []).append(bare)
-        pause_s = BOOTSTRAP_PAUSE_S
-        while targets:
+        """Task: as long as this node is alone it dials the bootstrap addresses again; after the
+        first time in vain also some of those it has met before, in turn."""
+        own = self.peer
+        named = {p: addrs for p, addrs in _by_peer(self._config.bootstrap).items() if p != own}
+        pause_s, turn = BOOTSTRAP_PAUSE_S, 0
+        while True:
             if self.links.peers():
-                pause_s = BOOTSTRAP_PAUSE_S
-            else:
-                for peer, addrs in targets.items():
-                    self.dial(peer, addrs)
-                pause_s = min(BOOTSTRAP_PAUSE_S_MAX, 2 * pause_s)
+                self._alone = trio.Event()
+                await self._alone.wait()
+                pause_s, turn = BOOTSTRAP_PAUSE_S, 0
+            for peer, addrs in named.items():
+                self.dial(peer, addrs)
+            others = [peer for peer in reversed(self._met) if peer not in named]
+            if others and (turn or not named):
+                first = (turn - bool(named)) * MET_DIALS_MAX % len(others)
+                for peer in others[first : first + MET_DIALS_MAX]:
+                    self.dial(peer, self._met[peer])
+            turn += 1
+            pause_s = min(BOOTSTRAP_PAUSE_S_MAX, 2 * pause_s)
             await trio.sleep(pause_s)
+
+
+def _peer_at(address: str) -> tuple[Peer, str] | None:
+    """Who is where, of a multiaddr that ends in /p2p/ID; None if it is none."""
+    bare, _, tail = address.rpartition("/p2p/")
+    try:
+        peer = peer_of(ID.from_base58(tail)) if bare and Multiaddr(bare) else None
+    except Exception:  # noqa: BLE001 - py-multiaddr and base58 raise many kinds
+        return None
+    return None if peer is None else (peer, bare)
+
+
+def _by_peer(addresses: Sequence[str]) -> dict[Peer, tuple[str, ...]]:
+    """Multiaddrs ending in /p2p/ID -> peer -> where it is; what is none is left out."""
+    every: dict[Peer, tuple[str, ...]] = {}
+    for address in addresses:
+        if found := _peer_at(address):
+            peer, bare = found
+            every[peer] = (*every.get(peer, ()), bare)[:ADDRS_MAX]
+    return every
 
 
 def _multiaddrs(addrs: Sequence[str]) -> list[Multiaddr]:
@@ -240,12 +313,7 @@ def _multiaddrs(addrs: Sequence[str]) -> list[Multiaddr]:
 
 def _check_bootstrap(config: OverlayConfig) -> None:
     for address in config.bootstrap:
-        bare, _, tail = address.rpartition("/p2p/")
-        try:
-            known = peer_of(ID.from_base58(tail)) if bare and Multiaddr(bare) else None
-        except Exception:  # noqa: BLE001 - py-multiaddr and base58 raise many kinds
-            known = None
-        if known is None:
+        if _peer_at(address) is None:
             raise UsageError(f"{address!r} is no bootstrap address: write ADDRESS/p2p/PEER")
 
 

@@ -2,7 +2,8 @@
 
 `provider` hands them over at their end. While their requester is away they are on the disk, for a
 day at the most and within a bound of bytes; the oldest go first. Who was hung up on, because one
-side's table was full, is called: the car's pay lies there.
+side's table was full, or is not there when we come back from a crash, is called: the car's pay lies
+there, in outputs as in receipts that nobody has accepted yet.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Keeping:
         expires_unix_ms = self._out.now.unix_ms + self._out.limits.result_keep_ms
         self._receipts.keep_held(granted.held(expires_unix_ms))
 
+    def peer_down(self, peer: Peer) -> None:
+        """Nothing of its units is here any more, but it has not accepted every receipt."""
+        if self._receipts.open_with(peer):
+            self._is_away(peer)
+
     def _is_away(self, peer: Peer) -> None:
         self._away.setdefault(peer, self._out.now.mono_ms)
         wait_ms = self._waits_ms.setdefault(peer, CALL_MS)
@@ -105,7 +111,8 @@ class Keeping:
         for peer, due in list(self._calls.items()):
             if due > now_ms:
                 continue
-            if all(granted.requester != peer for granted in self._ended.values()):
+            here = any(granted.requester == peer for granted in self._ended.values())
+            if not here and not self._receipts.open_with(peer):
                 del self._calls[peer]  # another run that ends brings it back
                 continue
             wait_ms = min(2 * self._waits_ms.get(peer, CALL_MS), CALL_MS_MAX)
@@ -113,7 +120,7 @@ class Keeping:
             self._reach(peer)
 
     def restore(self, held: tuple[HeldRecord, ...]) -> None:
-        """Units that this car finished while their requester was away."""
+        """Units that this car finished while their requester was away, and receipts of before."""
         for record in held:
             if record.expires_unix_ms <= self._out.now.unix_ms:
                 continue
@@ -122,3 +129,5 @@ class Keeping:
                 self.keep(granted)
                 self._is_away(granted.requester)
                 self.by_key[granted.key] = granted
+        for peer in self._receipts.open_requesters():
+            self._is_away(peer)

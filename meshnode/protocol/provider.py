@@ -486,6 +486,7 @@ class Provider:
     def peer_down(self, peer: Peer) -> None:
         self.presence.peers_up.discard(peer)
         self.tokens.peer_down(peer)
+        self.keeping.peer_down(peer)
         for granted in self._of(peer):
             self._requester_left(granted)
 

@@ -294,7 +294,7 @@ class ReceiptDesk:
         if reason is Reason.DUPLICATE:
             return
         if peer in self._unheard:
-            if self._open_with(peer):
+            if self.open_with(peer):
                 self._unheard[peer] = Later(self._out.now.mono_ms + UNHEARD_MS, UNHEARD_MS)
             else:
                 del self._unheard[peer]
@@ -304,7 +304,7 @@ class ReceiptDesk:
                 self._ask_later(peer)  # our receipts bring what is missing
             return
         if peer in self._later:
-            if self._open_with(peer):
+            if self.open_with(peer):
                 self.ask_soon(peer)  # this was on its way when it refused what came after
             else:
                 del self._later[peer]
@@ -329,7 +329,7 @@ class ReceiptDesk:
         if self._taken:
             self._keep()
 
-    def _open_with(self, peer: Peer) -> bool:
+    def open_with(self, peer: Peer) -> bool:
         """Whether it has receipts of ours, of any channel, that no acceptance here covers."""
         return any(
             seq > channel.taken_seq
@@ -337,6 +337,11 @@ class ReceiptDesk:
             if channel.agreement.requester == peer
             for seq in channel.open
         )
+
+    def open_requesters(self) -> list[Peer]:
+        """With whom receipts are open."""
+        every = {channel.agreement.requester for channel in self.channels.values()}
+        return sorted(filter(self.open_with, every))
 
     def on_decline(self, peer: Peer, reason: Reason) -> None:
         """A receipt did not stand, for now: its chain had a hole, or a clock is wrong."""
@@ -407,7 +412,7 @@ class ReceiptDesk:
             if due_mono_ms is None or due_mono_ms > now:
                 continue
             del self._unheard[peer]
-            if not self._up(peer) or not self._open_with(peer):
+            if not self._up(peer) or not self.open_with(peer):
                 continue  # it gets them when it is back, or has them all
             wait_ms = min(2 * wait_ms, UNHEARD_MS_MAX)
             self._unheard[peer] = Later(now + wait_ms, wait_ms)

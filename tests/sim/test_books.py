@@ -163,6 +163,37 @@ def test_the_last_that_is_lost_without_a_word_comes_again(who: str, kind: str) -
     assert not any(channel.open for channel in car.provider.receipts.channels.values())
 
 
+def test_a_car_that_crashed_calls_who_has_not_accepted_its_receipts() -> None:
+    """Its requester's job is done: nothing there ever calls."""
+    mesh = mesh_of(1, 1)
+    lose_acceptances(mesh, 1.0)
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(1_000)
+    mesh.crash(CAR)
+    mesh.sites["submitter"].lie = None
+    mesh.rest(120_000)  # its advert has gone
+    mesh.boot(CAR)
+    mesh.rest(10_000)
+    car = mesh.sites[CAR].node
+    assert car is not None
+    assert not any(channel.open for channel in car.provider.receipts.channels.values())
+    assert sorted(accepted_units(mesh.sites["submitter"])) == list(range(20))
+
+
+@pytest.mark.parametrize("minutes", [1, 90])
+def test_a_requester_that_was_away_is_called_more_and_more_seldom(minutes: int) -> None:
+    mesh = mesh_of(1, 1)
+    lose_acceptances(mesh, 1.0)
+    submit(mesh, order(20))
+    assert mesh.run(lambda: ended(mesh))
+    mesh.rest(1_000)
+    mesh.crash("submitter")
+    before = sum("Dial(" in line for line in mesh.trace)
+    mesh.rest(minutes * 60_000)
+    assert 3 <= sum("Dial(" in line for line in mesh.trace) - before <= 7 + minutes // 10
+
+
 def test_who_declines_every_receipt_gets_them_less_and_less_often() -> None:
     mesh = mesh_of(1, 1)
     submitter = mesh.sites["submitter"]
