@@ -38,6 +38,7 @@ _NOBODY: Final = frozenset(
         Reason.NO_CONSENT,
         Reason.NOT_PROVIDING,
         Reason.SUBMITTER,
+        Reason.ACCOUNT_CAP,
         Reason.NO_AGREEMENT,
         Reason.CURRENCY,
         Reason.DRAINING,

@@ -26,6 +26,7 @@ from ..protocol.papers import (
     PURPOSE_NETWORK,
     PURPOSE_STATISTICS,
     Band,
+    Caps,
     Departure,
     Policy,
     Quiet,
@@ -126,7 +127,12 @@ def _joined(terms: dict[str, Any], base: PolicyTerms) -> dict[str, Any]:
         terms["resume"] = Resume(min(1_000, floor + 20) if soc is None else soc, low, high)
     if "submitters" in terms:
         terms.setdefault("accounts", ())
+    terms["caps"] = Caps(*(terms.pop(f"caps_{each}", kept) for each, kept in _caps(base.caps)))
     return terms
+
+
+def _caps(caps: Caps) -> list[tuple[str, int]]:
+    return list(zip(Caps._fields, caps, strict=True))
 
 
 def terms_of(policy: Policy) -> PolicyTerms:
@@ -354,6 +360,9 @@ _READERS: Final[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "wear_per_kwh": _one("wear_nano_per_kwh", money),
     "stationary": _one("stationary", _flag),
     "submitters": _submitters,
+    "account_leases_max": _one("caps_leases", _whole(0, _BIG)),
+    "account_bytes_max": _one("caps_bytes", _whole(0, 1 << 50)),
+    "account_device_s_max": _one("caps_device_s", _whole(0, _BIG)),
     "sandbox_least": _one("sandbox_least", _layers),
     "tariff": _one("tariff", _tariff),
     "departure": _one("departures", _departures),
@@ -406,6 +415,7 @@ def _plain(policy: Policy, purposes: int | None) -> list[tuple[str, str]]:
         ("idle_time_to_run", (policy.idle_s or 0) // 60),
         ("submitters", f"[{', '.join(names)}]" if names else f'"{mode.name.lower()}"'),
     ]
+    rows += [(f"account_{name}_max", cap) for name, cap in _caps(policy.caps)]
     if policy.resume is not None:
         soc, resume_low, resume_high = policy.resume
         rows.insert(1, ("battery_charge_resume_pct", soc // 10))

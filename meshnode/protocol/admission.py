@@ -19,7 +19,7 @@ from .owner import Owner
 from .presence import Presence
 from .reasons import Reason
 from .sealed import Sealed
-from .types import Digest, LeaseId, Peer, TaskId
+from .types import Account, Digest, LeaseId, Peer, TaskId
 
 HEARTBEAT_MS_MIN = 100  # whatever lease an offer asks for
 QUEUE_AHEAD_MS = 100  # of work of other jobs that a run waits behind, for each slot
@@ -80,6 +80,11 @@ class Admission:
             return Reason.SUBMITTER
         if self._open_count(channel) >= self._out.limits.unaccepted_receipts_max:
             return Reason.CREDIT
+        if self._owner.caps_accounts:
+            payer = entered.agreement.payer
+            allows = self._owner.allows(payer, offer, self._promised_ms(channel))
+            if allows is not Reason.OK:
+                return allows
         fits = self._owner.fits(offer)
         if fits is not Reason.OK:
             return fits
@@ -94,21 +99,18 @@ class Admission:
         """Leases that the owner's newest policy would not grant any more."""
         if self._owner.consent is None:
             return []
-        payer_of = {
-            lease.lease_id: entered.agreement.payer
-            for lease in self._leases.values()
-            if (entered := self._agreements.by_channel.get(lease.lease.channel)) is not None
-        }
         lacks = self._owner.lacks_layers()
         return [
             lease
             for lease in self._leases.values()
-            if lacks or not self._owner.admits(payer_of.get(lease.lease_id, b""))
+            if lacks or not self._owner.admits(self._payer(lease.lease.channel) or b"")
         ]
 
     def lease(self, task_id: TaskId, sealed: Sealed, offer: Offer, channel: Digest) -> Lease:
         """What is granted on the sealed offer."""
         identity, limits = self._out.identity, self._out.limits
+        if (payer := self._payer(channel)) is not None:
+            self._owner.has_lease(payer)
         return Lease(
             1,
             identity.network,
@@ -177,6 +179,19 @@ class Admission:
     def affords(self, offer: Offer) -> tuple[Reason, str]:
         kflop, _ = self._admitted.get(offer.job.artifact, (0, True))
         return self._owner.affords(offer, kflop, self._promised_mwh(offer))
+
+    def _promised_ms(self, channel: Digest) -> list[float]:
+        """What each lease in hand of the channel's payer will still take."""
+        return [
+            self._owner.run_ms(lease.offer.job, lease.offer.run.size - lease.receipted)
+            for lease in self._leases.values()
+            if self._payer(lease.lease.channel) == self._payer(channel)
+            and lease.receipted < lease.offer.run.size
+        ]
+
+    def _payer(self, channel: Digest) -> Account | None:
+        entered = self._agreements.by_channel.get(channel)
+        return None if entered is None else entered.agreement.payer
 
     def _promised_mwh(self, but: Offer) -> float:
         """Energy that the leases in hand will still draw."""

@@ -44,6 +44,7 @@ _ADVICE = {
     " checkpoint",
     Reason.MEMORY: "ask for less memory (`memory_mb_max` of the terms)",
     Reason.SUBMITTER: "their owners must admit your account; or --cars mine",
+    Reason.ACCOUNT_CAP: "wait: what was used a day ago is free again; or let more cars join",
     Reason.NO_CONSENT: "their owners run `meshnode init` once more",
     Reason.NO_WORKER: "they have not measured their device yet; if it stays so, look at"
     " `meshnode status` there",

@@ -28,6 +28,7 @@ UNSUITED = frozenset(
         Reason.OTHER_NETWORK,
         Reason.NOT_PROVIDING,
         Reason.SUBMITTER,
+        Reason.ACCOUNT_CAP,
         Reason.PRICE,
         Reason.CURRENCY,
         Reason.BLOCKED,

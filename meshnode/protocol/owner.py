@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from ..errors import MeshError
+from .allowance import Allowance, Used
 from .events import BudgetRead, Meters, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
 from .objects import JobSpec, Offer
@@ -26,6 +27,7 @@ from .types import (
     CLOCK_SKEW_MS_MAX,
     INLINE_BYTES_MAX,
     LEASE_UNITS_MAX,
+    Account,
     Digest,
     Durability,
     array_bytes,
@@ -53,6 +55,14 @@ def rate_mflops_most(classes: Iterable[WorkerClass]) -> int:
     )
 
 
+def unit_bytes(offer: Offer) -> int:
+    """What the run's own inputs and outputs weigh, by their shapes; what all units share is not in
+    it, because it is fetched once."""
+    job = offer.job
+    mapped = sum(array_bytes(arg.spec) for arg in job.args if arg.mapped)
+    return offer.run.size * (mapped + sum(array_bytes(spec) for spec in job.outs))
+
+
 _PROVIDE: Final = int(Role.PROVIDE)  # an enumeration's own `&` takes ten times as long
 
 
@@ -69,6 +79,7 @@ class Owner:
         self.drawn_battery_uj = 0
         self.worked_ms = 0  # by all runs, one beside the other
         self.stopped: dict[int, Meters] = {}  # runs that were stopped, until their end is told
+        self.allowance = Allowance()
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
         """The last that held: what was done under it is receipted, also after a withdrawal."""
@@ -163,6 +174,29 @@ class Owner:
         if mode is Submitters.NETWORK or payer in accounts:
             return True
         return own or (mode is Submitters.FLEET and payer == consent.operator)
+
+    def allows(self, payer: Account, offer: Offer, promised_ms: list[float]) -> Reason:
+        """Whether the account may have this run too, by the policy's caps of a day. `promised_ms`:
+        what each of its leases in hand will still take; 0 where that is not known yet, and then
+        another beside it could be far over the cap: it waits until the first tells."""
+        assert self.consent is not None
+        leases, most_bytes, device_s = self.consent[3].caps
+        used = self.allowance.used(payer, self._out.now.unix_ms)
+        device_ms = used.device_ms + sum(promised_ms) + self.run_ms(offer.job, offer.run.size)
+        if (
+            (leases and used.leases >= leases)
+            or (most_bytes and used.bytes + unit_bytes(offer) > most_bytes)
+            or (device_s and device_ms >= device_s * 1_000)
+        ):
+            return Reason.ACCOUNT_CAP
+        return Reason.BUSY if device_s and not all(promised_ms) else Reason.OK
+
+    @property
+    def caps_accounts(self) -> bool:
+        return self.consent is not None and any(self.consent[3].caps)
+
+    def has_lease(self, payer: Account) -> None:
+        self.allowance.add(payer, self._out.now.unix_ms, Used(leases=1))
 
     def run_ms(self, job: JobSpec, units: int) -> float:
         """How long so many units of the job last here, by those of its artifact before; else 0."""

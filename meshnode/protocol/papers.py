@@ -150,7 +150,7 @@ class AdmitRule(NamedTuple):
 
 
 class Caps(NamedTuple):
-    """Per account and local day; 0 is no cap."""
+    """Per account, in any 24 hours; 0 is no cap."""
 
     leases: int
     bytes: int

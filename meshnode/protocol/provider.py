@@ -88,7 +88,7 @@ class Provider:
         self._parting = Parting(outbox, self.presence, self.owner)
         self.delivery = Delivery(outbox, self.presence, self.leases, self.ended)
         self.receipts = ReceiptDesk(
-            outbox, self.delivery.up, self.delivery.unsent, self._on_settled
+            outbox, self.delivery.up, self.delivery.unsent, self._on_settled, self.owner.allowance
         )
         self.keeping = Keeping(outbox, self.ended, self.delivery, self.receipts, reach)
         self.accepted_by: Callable[[Peer], None] = lambda _: None

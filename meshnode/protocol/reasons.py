@@ -50,6 +50,8 @@ class Reason(IntEnum):
     PRICE = 20, "the price is below what the work costs this car"
     CREDIT = 21, "too much is open between the two accounts"
     CURRENCY = 22, "the two sides do not use the same currency"
+    ACCOUNT_CAP = 23, "the owner's policy allows this account no more within 24 hours"
+    METERED = 24, "the car is on a mobile link whose bytes its owner saves"
     # ---- can you
     BUSY = 32, "all slots are taken"
     DRAINING = 33, "the car is about to leave and takes no new work"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .agreement import InForce
+from .allowance import Allowance, Used
 from .channel import ProviderChannel
 from .effects import HeldDropped, HeldRecord
 from .events import Meters, SendFailed
@@ -78,6 +79,7 @@ class ReceiptDesk:
         up: Callable[[Peer], bool],
         unsent: Callable[[Peer], bool],
         settled: Callable[[list[bytes]], None],
+        allowance: Allowance,
     ) -> None:
         """`up(peer)`: its hello has come. `unsent(peer)`: units for it wait to be sent; results go
         before receipts. `settled(lease ids)`: receipts of these were accepted, for good."""
@@ -85,6 +87,7 @@ class ReceiptDesk:
         self._up = up
         self._unsent = unsent
         self._settled = settled
+        self._allowance = allowance
         self._resend: set[Peer] = set()  # who gets every open receipt again
         self._sends: OrderedDict[int, Peer] = OrderedDict()
         self.channels: dict[Digest, ProviderChannel] = {}
@@ -110,12 +113,23 @@ class ReceiptDesk:
         accepts: list[tuple[Acceptance, Sealed]],
     ) -> None:
         channel = ProviderChannel(entered.agreement, entered.digest)
+        leases: set[bytes] = set()
         for receipt, sealed in receipts:
             channel.minted(receipt, sealed)
+            self._used(
+                channel, receipt.meters, receipt.period_ms[1], receipt.work.lease_id not in leases
+            )
+            leases.add(receipt.work.lease_id)
         for acceptance, sealed in accepts:
             if channel.take(acceptance, sealed.digest) is Reason.OK:
                 channel.settle(acceptance)
         self.channels[entered.digest] = channel
+
+    def _used(
+        self, channel: ProviderChannel, meters: Measured, unix_ms: int, lease: bool = False
+    ) -> None:
+        used = Used(int(lease), meters.bytes_in + meters.bytes_out, meters.device_ms)
+        self._allowance.add(channel.agreement.payer, unix_ms, used)
 
     def open_count(self, channel: Digest) -> int:
         found = self.channels.get(channel)
@@ -174,6 +188,7 @@ class ReceiptDesk:
         granted.receipted_unix_ms = period[1]
         granted.bytes_in = granted.bytes_out = 0
         granted.unsettled += 1
+        self._used(channel, measured, period[1])
         self._waiting.append(Waiting(channel, work, measured, period, consent, policy))
         if len(self._waiting) >= GROUP_MAX:
             self._due_mono_ms = now.mono_ms

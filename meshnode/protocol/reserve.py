@@ -42,6 +42,15 @@ class Reserve:
 
     def one_too_many(self, car: Peer, epoch: int, cars: int, posts: int) -> bool:
         """Whether this car may rest, of those whose tokens come here: by a lot that is the same at
-        each rendezvous, because a car asks them all, and another one in each epoch."""
-        lot = int.from_bytes(hashlib.sha256(b"rest\0%d\0" % epoch + car).digest()[:4], "big")
-        return lot / (1 << 32) * self._mean < self._mean - reserve(cars, posts)
+        each rendezvous, because a car asks them all, and another one in each epoch.
+
+        While there are more idle cars than the reserve, those stay awake whose lot is among the
+        highest of *all* cars of the cell: by their lots among the awake alone a car that has just
+        woken would stay as often as it goes, and three times the reserve stood awake.
+        """
+        kept = reserve(cars, posts)
+        if self._mean <= kept:
+            return False
+        drawn = hashlib.sha256(b"rest\0%d\0" % epoch + car).digest()[:4]
+        lot = int.from_bytes(drawn, "big") / (1 << 32)
+        return lot * cars < cars - kept * posts or lot * self._mean < self._mean - kept

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meshnode.protocol import events as ev
+from meshnode.protocol.allowance import Used
 from meshnode.protocol.channel_check import check_objects
 from meshnode.protocol.lease import Stage
 from meshnode.protocol.objects import T_RECEIPT, Receipt
@@ -15,6 +16,7 @@ from meshnode.protocol.papers import (
     T_CONSENT,
     T_POLICY,
     AdmitRule,
+    Caps,
     Consent,
     Policy,
     Submitters,
@@ -22,12 +24,14 @@ from meshnode.protocol.papers import (
 from meshnode.protocol.provider import Provider
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed, seal, unseal
+from meshnode.protocol.types import Account
 from testnet.sim.mesh import Mesh, Site
 from testnet.sim.site import NETWORK, account_keys
 
 from .test_mesh import ended, mesh_of, order, submit
 
 ACCOUNT = account_keys(2)  # of car-0, the second node of a mesh
+ACCOUNT_OF_SUBMITTER = Account(account_keys(1).account)
 
 
 def signed(car: Site, policy: dict[str, Any], **consent: Any) -> tuple[Sealed, Sealed]:
@@ -171,3 +175,59 @@ def test_the_energy_of_a_run_that_was_stopped_counts() -> None:
         40_000,
     )
     assert not owner.stopped and lease.receipted == 0
+
+
+DAY_MS = 24 * 3_600_000
+
+
+def done(mesh: Mesh) -> int:
+    return sum(receipt.work.units.size for receipt in receipts(mesh))
+
+
+def test_an_account_gets_no_more_leases_a_day_than_its_cap() -> None:
+    mesh = mesh_of(1, 1)
+    change(mesh, {"caps": Caps(3, 0, 0)})
+    submit(mesh, order(20, lease_units_max=4))
+    mesh.rest(60_000)
+    assert len({receipt.work.lease_id for receipt in receipts(mesh)}) == 3
+    assert provider_of(mesh)._out.counters["refused_account_cap"]
+    found = mesh.sites["submitter"].node
+    assert found is not None
+    job = next(iter(found.jobs.all.values()))
+    assert set(job.unsuited.values()) == {Reason.ACCOUNT_CAP}
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_what_an_account_has_had_is_known_after_a_crash_and_forgotten_after_a_day(
+    crashes: bool,
+) -> None:
+    mesh = mesh_of(1, 1)
+    mesh.unit_ms = 1_000
+    change(mesh, {"caps": Caps(0, 0, 10)})
+    submit(mesh, order(8, lease_units_max=2))
+    assert mesh.run(lambda: ended(mesh), ms_max=60_000)
+    mesh.rest(2_000)
+    if crashes:
+        mesh.crash("car-0")
+        mesh.boot("car-0")
+        change(mesh, {"caps": Caps(0, 0, 10)})
+        mesh.connect_all()
+    submit(mesh, order(8, nonce=1, lease_units_max=2), 2)
+    mesh.rest(60_000)
+    assert 8 <= done(mesh) <= 8 + 2 * 2, "eight seconds of ten are used"
+    now_ms = mesh.now(mesh.sites["car-0"]).unix_ms
+    allowance = provider_of(mesh).owner.allowance
+    assert allowance.used(ACCOUNT_OF_SUBMITTER, now_ms).device_ms >= 8_000
+    assert allowance.used(ACCOUNT_OF_SUBMITTER, now_ms + DAY_MS) == Used()
+
+
+def test_bytes_of_a_run_count_before_they_travel() -> None:
+    mesh = mesh_of(1, 1)
+    change(mesh, {"caps": Caps(0, 1, 0)})
+    submit(mesh, order(4))
+    mesh.rest(10_000)
+    assert done(mesh) == 0
+    change(mesh, {"caps": Caps(0, 1_000_000, 0)})
+    submit(mesh, order(4, nonce=1), 2)
+    mesh.rest(10_000)
+    assert done(mesh) >= 4
