@@ -21,7 +21,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from meshnode.errors import LocalResource, UsageError
 from meshnode.protocol.types import Limits
@@ -50,6 +50,10 @@ class NodeSettings:
     fleet: tuple[str, ...] = ()
     """Accounts (64 hexadecimal digits each) whose cars a job's `--cars fleet` means, beside those
     of one's own account."""
+    link: Literal["auto", "wired", "wifi", "cellular"] = "auto"
+    """What this node's bytes go over: `wired`, `wifi` or `cellular`; `auto` looks at the default
+    route. Say `cellular` behind a router that dials out itself. A policy's `network_wifi_only` and
+    `metered_bytes_a_day` go by it."""
     idle_exit_s: float = 0.0
     """A node without clients, jobs and leases for so long ends; 0 never. For background
     submitters."""
@@ -253,6 +257,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (bool, str) and type(value) is hint:
         return value
+    if typing.get_origin(hint) is Literal and value in typing.get_args(hint):
+        return value
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         inner = typing.get_args(hint)[0]
         return tuple(_checked(item, inner, where) for item in value)
@@ -260,6 +266,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def _word(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
     if isinstance(hint, types.GenericAlias):
         return f"a list, each {_word(typing.get_args(hint)[0])}"
     words = {int: "a whole number from 0", float: "a number from 0", str: "a text"}

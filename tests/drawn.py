@@ -75,6 +75,7 @@ COUNTS: Final = {
         "NEAR_PART",
         "GOSSIP_CARS_MAX",
         "HEARD_CARS",
+        "MOMENTS_CARS_MAX",
         "LAST_MILE_UNKNOWN_US",
     ),
     "hedging": ("LATE_PERMILLE", "GAIN", "HEDGES_MAX"),
@@ -82,7 +83,6 @@ COUNTS: Final = {
     "gateway": ("PROVIDED_MAX", "DIALS_MAX", "TAKEN_IN_CELLS"),
     "messages": ("HOPS_MAX", "AVOID_MAX"),
     "placing": ("PLACES_MAX",),
-    "presence": ("MOMENTS_CARS_MAX",),
     "keeping": ("ENDED_KEYS_MAX",),
     "rendezvous": (
         "TOKENS_PER_CAR_MAX",
@@ -90,6 +90,7 @@ COUNTS: Final = {
         "SPARE_TOKENS",
         "HEDGE_PART",
         "ASKED_MAX",
+        "SAME_PART",
     ),
     "reserve": ("RESERVE_LEAST", "RESERVE_ROOTS"),
     "tallies": ("NEIGHBOUR_CELLS", "NEW_CELLS", "BELIEVED_MAX"),

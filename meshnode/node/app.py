@@ -31,7 +31,7 @@ from meshnode.executor import Executor, ExecutorConfig, NodeArtifacts, open_exec
 from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.journal import open_journal
 from meshnode.ledger.load import load
-from meshnode.overlay import OverlayConfig, open_overlay
+from meshnode.overlay import Overlay, OverlayConfig, open_overlay
 from meshnode.protocol.acceptances import NoAudit
 from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
 from meshnode.protocol.identity import peer_text
@@ -56,6 +56,7 @@ from .mode import read_mode
 from .peerstore import Peerstore, read_peerstore
 from .running import TMP_NAME, RunningNode
 from .sleeping import Sleeper
+from .uplink import Uplink
 from .vehicle_watch import VehicleWatch, open_vehicle
 from .wire import SOCKET_NAME
 
@@ -143,14 +144,21 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
-            await stack.enter_async_context(_minding(node, nursery, identity, metering))
+            uplink = Uplink(config.node.link, lambda: moved_bytes(overlay))
+            await stack.enter_async_context(_minding(node, nursery, identity, metering, uplink))
+            assert node.vehicle is not None
+            sleeper.on_awake = node.vehicle.weigh
         await stack.enter_async_context(open_control(node, socket_path(home, SOCKET_NAME)))
         yield node
 
 
 @asynccontextmanager
 async def _minding(
-    node: RunningNode, nursery: trio.Nursery, identity: Identity, metering: Metering
+    node: RunningNode,
+    nursery: trio.Nursery,
+    identity: Identity,
+    metering: Metering,
+    uplink: Uplink,
 ) -> AsyncIterator[None]:
     """The car's readings, its energy and the owner's mode, from here on in every budget."""
     settings, clock = node.config.vehicle, node.clock
@@ -165,6 +173,7 @@ async def _minding(
         mode=read_mode(node.home),
         book=book,
         consent_wire=identity.consent,
+        uplink=uplink,
     )
     watch.on_state = metering.feed
     node.vehicle, node.metering = watch, metering
@@ -174,6 +183,11 @@ async def _minding(
         yield
     finally:
         book.close(clock.now())
+
+
+def moved_bytes(overlay: Overlay) -> int:
+    """Sent and received, as they are on the wire."""
+    return overlay.counters["bytes_sent"] + overlay.counters["bytes_received"]
 
 
 async def renew_mandate_in_time(home: Path, machine: Node, driver: Driver, clock: Clock) -> None:

@@ -1,4 +1,5 @@
-"""What this car has given today, and what its waiting has cost: kept beside the ledger.
+"""What this car has given today, in energy and metered bytes, and what its waiting has cost: kept
+beside the ledger.
 
     driver's meters + vehicle_watch's looks -> EnergyBook -> budget.spendable (day's energy, upkeep)
                                                           -> diary (`meshnode report`)
@@ -62,6 +63,7 @@ class EnergyBook:
         self._day = -1
         self._spent_uj = 0
         self._open_uj = 0  # of it, what no meter has said yet
+        self.metered_bytes = 0  # today, over a link that somebody is billed for
         self._last: tuple[Now, Drawn] | None = None
         self._saved_mono_ms = 0
         self._entry: Entry | None = None  # the diary's line that is being filled
@@ -80,12 +82,15 @@ class EnergyBook:
         policy: Policy,
         told: BudgetRead | None,
         offset_at: OffsetAt,
+        metered_bytes: int = 0,
     ) -> None:
-        """The time since the last look; `told` is the budget that held in it."""
+        """The time since the last look; `told` is the budget that held in it, and `metered_bytes`
+        went over a mobile link in it."""
         drawn = self._drawn()
         day = (now.unix_ms // 60_000 + offset_at(now.unix_ms)) // 1_440
         if day > self._day:  # a clock that is set back does not fill the day again
-            self._day, self._spent_uj, self._open_uj = day, 0, 0
+            self._day, self._spent_uj, self._open_uj, self.metered_bytes = day, 0, 0, 0
+        self.metered_bytes += metered_bytes
         last, self._last = self._last, (now, drawn)
         if last is None or told is None:
             return
@@ -144,7 +149,12 @@ class EnergyBook:
     def save(self, now: Now) -> None:
         """A full disk is no reason to stop: then the day begins anew at a restart."""
         self._saved_mono_ms = now.mono_ms
-        kept = {"day": self._day, "spent_uj": self._spent_uj, "due_nano": self.upkeep.due_nano}
+        kept = {
+            "day": self._day,
+            "spent_uj": self._spent_uj,
+            "due_nano": self.upkeep.due_nano,
+            "metered_bytes": self.metered_bytes,
+        }
         draft = self._path.with_suffix(".new")
         try:
             draft.write_text(json.dumps(kept) + "\n")
@@ -173,7 +183,9 @@ class EnergyBook:
             with self._path.open("rb") as file:
                 kept = json.loads(file.read(_BYTES_MAX))
             day, spent_uj, due_nano = (kept[key] for key in ("day", "spent_uj", "due_nano"))
-            if all(type(each) is int for each in (day, spent_uj, due_nano)):
+            metered = kept.get("metered_bytes", 0)
+            if all(type(each) is int for each in (day, spent_uj, due_nano, metered)):
+                self.metered_bytes = max(0, metered)
                 self._day, self._spent_uj = day, max(0, spent_uj)
                 self.upkeep.due_nano = max(0, due_nano)
         except (OSError, ValueError, TypeError, KeyError):

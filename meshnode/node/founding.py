@@ -125,6 +125,7 @@ class PolicyTerms:
     stationary: bool = False
     quiet: tuple[Quiet, ...] | None = None
     idle_s: int | None = None
+    wifi_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,7 @@ def draft_policy(account: Account, network: NetworkId, terms: PolicyTerms) -> Po
         stationary=int(terms.stationary) or None,
         quiet=terms.quiet,
         idle_s=terms.idle_s,
+        wifi_only=int(terms.wifi_only) or None,
     )
 
 

@@ -160,6 +160,7 @@ def terms_of(policy: Policy) -> PolicyTerms:
         bool(policy.stationary),
         policy.quiet,
         policy.idle_s,
+        bool(policy.wifi_only),
     )
 
 
@@ -363,6 +364,8 @@ _READERS: Final[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "account_leases_max": _one("caps_leases", _whole(0, _BIG)),
     "account_bytes_max": _one("caps_bytes", _whole(0, 1 << 50)),
     "account_device_s_max": _one("caps_device_s", _whole(0, _BIG)),
+    "network_wifi_only": _one("wifi_only", _flag),
+    "metered_bytes_a_day": _one("metered_bytes_a_day", _whole(0, 1 << 50)),
     "sandbox_least": _one("sandbox_least", _layers),
     "tariff": _one("tariff", _tariff),
     "departure": _one("departures", _departures),
@@ -412,10 +415,13 @@ def _plain(policy: Policy, purposes: int | None) -> list[tuple[str, str]]:
         ("run_on_batteries", _yes(policy.plugged_rule == 1)),
         ("surplus_only", _yes(policy.plugged_rule == 2)),
         ("stationary", _yes(bool(policy.stationary))),
+        ("network_wifi_only", _yes(bool(policy.wifi_only))),
         ("idle_time_to_run", (policy.idle_s or 0) // 60),
         ("submitters", f"[{', '.join(names)}]" if names else f'"{mode.name.lower()}"'),
     ]
     rows += [(f"account_{name}_max", cap) for name, cap in _caps(policy.caps)]
+    if policy.metered_bytes_a_day is not None:
+        rows.append(("metered_bytes_a_day", policy.metered_bytes_a_day))
     if policy.resume is not None:
         soc, resume_low, resume_high = policy.resume
         rows.insert(1, ("battery_charge_resume_pct", soc // 10))

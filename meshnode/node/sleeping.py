@@ -38,6 +38,9 @@ class Sleeper:
         self._post = post
         self._asked, self._sleeps = trio.open_memory_channel[Sleep](1)
         self._counters = counters
+        self.on_awake: Callable[[], None] = lambda: None
+        """Called before the machine hears that it is awake: what was read of the vehicle before is
+        as old as the sleep was, and no clock that stood still meanwhile says so."""
 
     def fall(self, effect: Sleep) -> None:
         """From the driver; without a command the node keeps quiet and nothing else happens."""
@@ -53,6 +56,7 @@ class Sleeper:
             await trio.sleep(effect.settle_ms / 1000)
             if self._still():
                 await self._suspend(-(-(effect.for_ms - effect.settle_ms) // 1000))
+                self.on_awake()
             self._post(Woke())  # also where it was not suspended: an idle car that is awake works
 
     async def _suspend(self, seconds: int) -> None:

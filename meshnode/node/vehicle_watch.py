@@ -56,6 +56,7 @@ from meshnode.vehicle.state import (
 from .clock import Clock
 from .energy_book import EnergyBook
 from .mode import AUTO, Mode
+from .uplink import Uplink
 
 RECALL_GRACE_MS: Final = 100
 """A run may end its unit within it, then it is killed: the accelerator is idle in 250 ms."""
@@ -161,6 +162,7 @@ class VehicleWatch:
         mode: Mode = AUTO,
         book: EnergyBook | None = None,
         consent_wire: bytes | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
         self.adapter = adapter
         self._policy = unseal(policy_wire).open(Policy, T_POLICY)
@@ -171,6 +173,7 @@ class VehicleWatch:
         self._poll_s = poll_s
         self.mode = mode
         self._book = book
+        self._uplink = uplink
         self._pace = Pace(poll_s)
         self._state: VehicleState | None = None
         self._told: BudgetRead | None = None
@@ -189,17 +192,25 @@ class VehicleWatch:
         now_ms = self._clock.now().unix_ms
         age_ms = None if state is None else max(0, now_ms - state.at_ms)
         mode = {"kind": self.mode.at(now_ms), "until_ms": self.mode.until_unix_ms}
-        return {"adapter": self.adapter.name, "age_ms": age_ms, "lost": self.lost, "mode": mode}
+        link = None if self._uplink is None else self._uplink.kind(self._clock.now())
+        return {
+            "adapter": self.adapter.name,
+            "age_ms": age_ms,
+            "lost": self.lost,
+            "mode": mode,
+            "link": link,
+            "metered_bytes": 0 if self._book is None else self._book.metered_bytes,
+        }
 
     def set_mode(self, mode: Mode) -> None:
         """The owner's word, at once."""
         self.mode = mode
-        self._weigh()
+        self.weigh()
 
     def set_papers(self, policy_wire: bytes, consent_wire: bytes) -> None:
         """Another policy and consent of the owner's, at once."""
         self._take_papers(policy_wire, consent_wire)
-        self._weigh()
+        self.weigh()
 
     def _take_papers(self, policy_wire: bytes, consent_wire: bytes | None) -> None:
         policy = unseal(policy_wire).open(Policy, T_POLICY)
@@ -245,7 +256,7 @@ class VehicleWatch:
             with self._stale:
                 await trio.Event().wait()  # for ever, but mypy knows of no scope that expires
             self._stale = trio.CancelScope()
-            self._weigh()
+            self.weigh()
 
     def _tell(self, state: VehicleState) -> None:
         state = sound(state)
@@ -259,16 +270,21 @@ class VehicleWatch:
             self._still_ms = self._clock.now().mono_ms
         self.lost = None
         self._state = state
-        self._weigh()
+        self.weigh()
         self.on_state(state)
 
-    def _weigh(self) -> None:
+    def weigh(self) -> None:
+        """What may be spent now, by what was read last."""
         now = self._clock.now()
         mode = self.mode.at(now.unix_ms)
-        spent_mwh, upkeep = 0, None
+        spent_mwh, upkeep, moved_bytes = 0, None, 0
+        metered = 0 if self._uplink is None else self._uplink.metered(now)
         if self._book is not None:
-            self._book.account(now, self._state, self._policy, self._told, local_offset_min)
+            self._book.account(
+                now, self._state, self._policy, self._told, local_offset_min, metered
+            )
             spent_mwh, upkeep = self._book.spent_today_mwh(), self._book.upkeep
+            moved_bytes = self._book.metered_bytes
         read = spendable(
             self._state,
             self._policy,
@@ -281,6 +297,7 @@ class VehicleWatch:
             still_s=0 if self._still_ms is None else (now.mono_ms - self._still_ms) // 1000,
             provides=self.adapter.provides,
             held=self._held,
+            link=None if self._uplink is None else self._uplink.link(now, moved_bytes),
         )
         if self._state is not None:
             self._held = limits_held(self._state, self._policy, self._held)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -42,12 +43,18 @@ class ExpressSession:
     """A Noise session over TCP with one buffer and no locks: the muxer reads it from one task and
     writes to it under its own lock. Other attributes are those of the session."""
 
-    def __init__(self, session: SecureSession, take: Callable[[Frame, bytearray], bool]) -> None:
+    def __init__(
+        self,
+        session: SecureSession,
+        take: Callable[[Frame, bytearray], bool],
+        counters: Counter[str],
+    ) -> None:
         noise: Any = session.conn
         self._session = session
         self._state = noise.noise_state
         self._tcp: TrioTCPStream = noise.read_writer.read_write_closer.stream
         self._take = take
+        self._counters = counters
         self._cipher = bytearray()
         self._plain = bytearray(session._drain(None))  # what came with the muxer's negotiation
 
@@ -103,6 +110,7 @@ class ExpressSession:
                     "the connection ended", expected_bytes=wanted, received_bytes=len(self._plain)
                 )
             cipher += chunk
+            self._counters["bytes_received"] += len(chunk)
             if self._open_messages():
                 return
 
@@ -125,6 +133,7 @@ class ExpressSession:
             sealed = self._state.encrypt(plain[at : at + MAX_PLAINTEXT_LENGTH])
             packets += [len(sealed).to_bytes(2, "big"), sealed]
         wire = b"".join(packets)
+        self._counters["bytes_sent"] += len(wire)
         try:
             try:
                 sent = os.write(self._tcp.stream.socket.fileno(), wire)

@@ -158,6 +158,7 @@ def build_host(config: OverlayConfig, guards: frozenset[str], counters: Counter[
     MeshYamux.guards = guards
     MeshYamux.window_bytes = config.stream_window_bytes
     MeshYamux.conn_bytes_max = config.conn_buffer_bytes_max
+    MeshYamux.counters = counters
     MeshYamux.close_timeout_s = config.close_timeout_s
     peerstore = PeerStore()
     peerstore.add_key_pair(peer_id, keys)

@@ -47,6 +47,7 @@ class MeshYamux(Yamux):
     conn_bytes_max: int = 8 << 20
     close_timeout_s: float = 2.0
     body_timeout_s: float = 60.0
+    counters: Counter[str] = Counter()  # noqa: RUF012 - as the others: set for the host's process
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,7 +55,7 @@ class MeshYamux(Yamux):
         self._express: ExpressSession | None = None
         if ExpressSession.fits(self.secured_conn):
             session: Any = self.secured_conn
-            self._express = self.secured_conn = ExpressSession(session, self._take)  # type: ignore[assignment]
+            self._express = self.secured_conn = ExpressSession(session, self._take, self.counters)  # type: ignore[assignment]
         if WINDOW_BOUND in self.guards:
             # Twice the window: credit for what was read may cross data on the wire.
             self.stream_buffers = BoundedBuffers(2 * self.window_bytes, self.conn_bytes_max)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from .events import BudgetRead
 from .forecast import KINDS, LEASE_PROBABILITY, Parking, Stay
@@ -79,6 +79,13 @@ class VehicleState:
     parked_s: int | None = None  # how long it stands there
     tariff_nano_per_kwh: int | None = None
     ages_ms: Mapping[str, int] = field(default_factory=dict)
+
+
+class Link(NamedTuple):
+    """How this node reaches the others."""
+
+    kind: Literal["wired", "wifi", "cellular"] | None  # None: not known, and taken for cellular
+    metered_bytes: int = 0  # that went over a mobile link this local day, both ways
 
 
 _RANGES: Final = {
@@ -152,6 +159,7 @@ def spendable(
     upkeep: Upkeep | None = None,
     provides: Collection[str] = tuple(FRESH_MS),
     held: Collection[Reason] = (),
+    link: Link | None = None,
 ) -> BudgetRead:
     """The budget that holds until the next reading, or until one that it needs is too old.
 
@@ -164,6 +172,7 @@ def spendable(
     threshold. `held` are the limits that still hold (`limits_held`), whatever was told last.
     `provides` are the readings that the adapter can give at all. One that it cannot is missing like
     any other, unless the policy calls the machine stationary.
+    `link` is None where bytes cost nobody anything, as in a simulation.
     """
     if previous is not None and not previous.may_run:
         held = {*held, previous.reason}
@@ -172,6 +181,8 @@ def spendable(
     reason = _in_the_way(state, policy, now, held, provides)
     if reason is Reason.OK and not at_any_hour:
         reason = _bad_hour(state, policy, now, offset_at, still_s)
+    if reason is Reason.OK and link is not None and _costs_bytes(policy, link):
+        reason = Reason.METERED
     if reason is not Reason.OK:
         return stopped(reason)
     departs_s, departs_wh = _next_departure(state, policy, now, offset_at)
@@ -342,6 +353,14 @@ def _fresh_ms_left(state: VehicleState, name: str, now: Now) -> int:
     if since_ms < -FRESH_MS["moving"]:
         return 0
     return max(0, FRESH_MS[name] + 1 - age_ms - max(0, since_ms))
+
+
+def _costs_bytes(policy: Policy, link: Link) -> bool:
+    """Whether work would spend bytes of a mobile link that its owner does not give."""
+    if link.kind in ("wired", "wifi"):
+        return False
+    most = policy.metered_bytes_a_day
+    return bool(policy.wifi_only) or (most is not None and link.metered_bytes >= most)
 
 
 def _bad_hour(

@@ -34,6 +34,9 @@ mile twice: a quarter of them, but so many at the least."""
 NEAR_PART: Final = 4  # one in so many of the candidates, if that is more than `NEAR_LEAST`
 GOSSIP_CARS_MAX: Final = 32  # in a cell of so many and more not every car gossips its advert
 HEARD_CARS: Final = 48  # of a shard gossip their adverts, so that the 32 lowest are surely heard
+MOMENTS_CARS_MAX: Final = 250
+"""In a larger cell adverts do not tell who is busy at the moment: tokens do, and each advert would
+cost every member a message."""
 NEXT_EPOCH_MS: Final = 150_000  # before it begins its candidates are heard too: an advert's life
 ADDRS_KNOWN_MAX: Final = 4_096  # whose network need not be read again at each election
 LAST_MILE_UNKNOWN_US: Final = 20_000  # what an advert without one is taken for

@@ -196,6 +196,7 @@ class Policy:
         at(23, Many(Row(Quiet, Uint(127), Uint(1439), Uint(1439)), 28, 1), optional=True),
     ] = None
     idle_s: Annotated[int | None, at(24, Uint(86_400), optional=True)] = None
+    wifi_only: Annotated[int | None, at(25, Uint(1), optional=True)] = None
 
 
 class Share(NamedTuple):

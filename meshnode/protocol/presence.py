@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .advert import bucket_lease_s, bucket_mwh, cell_topic
-from .cell import Roster, epoch_of, may_hold, served_by
+from .cell import MOMENTS_CARS_MAX, Roster, epoch_of, may_hold, served_by
 from .effects import Dial, Publish
 from .events import WorkerClass
 from .objects import T_ADVERT, T_TOKEN, Advert, AdvertBudget, AdvertClass, Announce, Token
@@ -22,9 +22,6 @@ from .reasons import Reason
 from .types import CACHED_MAX, Digest, Lane, Peer
 
 TOKENS_MAX = 256
-MOMENTS_CARS_MAX = 250
-"""In a larger cell adverts do not tell who is busy at the moment: tokens do, and each advert would
-cost every member a message."""
 
 
 @dataclass(slots=True)

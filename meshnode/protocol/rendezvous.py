@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .advert import AdvertBook
-from .cell import Roster, epoch_of
+from .cell import MOMENTS_CARS_MAX, Roster, epoch_of
 from .codec import digest
 from .job import spec_bytes, task_digest, wanted
 from .messages import Assign, Place, Queued, Refuse, Rest, Revoke, Tally
@@ -37,6 +37,8 @@ LATE_MAX: Final = 16  # the same, where a run of another way came first: BUSY, E
 SENT_MAX: Final = 8  # times that one placement is sent on in all
 ASKED_MAX: Final = 2  # other rendezvous that a placement is sent on to before it waits here
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
+LONG_RUN_MS: Final = 60_000  # of such a run and longer not the nearest car is looked for
+SAME_PART: Final = 10_000  # of a run: so much of it no car is nearer than another
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own cell
 HEDGE_PART: Final = 10
 """A hedge gets a token only where more than one in so many of the cars served are idle: it computes
@@ -154,7 +156,8 @@ class Rendezvous:
         mine.append(sealed.digest)
         self._tokens[sealed.digest] = held
         epoch = epoch_of(now.unix_ms)
-        if token.sleeps and self._reserve.one_too_many(peer, epoch, *self._shape()):
+        cars, posts = self._shape()
+        if token.sleeps and self._reserve.one_too_many(peer, epoch, cars, self._busy(), posts):
             self._out.post(peer, Lane.CONTROL, Rest(sealed.digest))
 
     def _wake(self) -> None:
@@ -282,6 +285,17 @@ class Rendezvous:
         idle = min(len(self._by_car), -(-cars // posts))
         self._reserve.count(idle, self._out.now.mono_ms)
 
+    def _busy(self) -> int:
+        """Cars of the cell that work now, by the adverts heard here, those not heard being like
+        those that are; all of them where adverts do not say it."""
+        cell = self._out.identity.cell
+        cars = self._roster.cars(cell)
+        if cars > MOMENTS_CARS_MAX:
+            return cars
+        heard = [k.advert for k in self._book.cars.values() if k.advert.cell == cell]
+        working = sum(bool(each.budget.may_run) and not each.slots_free for each in heard)
+        return -(-working * cars // max(1, len(heard)))
+
     def _shape(self) -> tuple[int, int]:
         """Cars of the cell, and how many rendezvous serve them."""
         cell, epoch = self._out.identity.cell, epoch_of(self._out.now.unix_ms)
@@ -308,8 +322,11 @@ class Rendezvous:
         """Of a few tokens the one whose car is nearest, a warm one unless it is much farther.
 
         Of a few: the best of all would be the same car's time and again, and no nearer to a
-        submitter whose own way here is the larger part.
+        submitter whose own way here is the larger part. Of a run of minutes a few milliseconds are
+        nothing: there every car has its turn, or the near ones would work all day, and the far
+        ones wait awake for work that never comes.
         """
+        run_ms = placement.place.unit_ms * placement.offer.run.size
         best: tuple[tuple[int, int], Held] | None = None
         looked = 0
         for held in self._tokens.values():
@@ -317,6 +334,8 @@ class Rendezvous:
                 continue
             looked += 1
             rtt_us = self._rtt_us(held.token.peer) or 0
+            if run_ms >= LONG_RUN_MS:
+                rtt_us -= rtt_us % (run_ms * 1_000 // SAME_PART)
             cold = AdvertPlacement.FARTHER_US * (not self._warm(placement, held.token.peer))
             key = (rtt_us + cold, -held.token.rate_mflops)
             if best is None or key < best[0]:

@@ -15,14 +15,15 @@ from .types import Peer
 WINDOW_MS: Final = 30_000  # tokens are averaged over about so long: they move from one to another
 RESERVE_LEAST: Final = 4  # idle cars that a cell keeps awake, however small it is
 RESERVE_ROOTS: Final = 2
-"""And so many times the square root of its cars: what arrives by chance varies by about one root
-(square-root staffing: Halfin and Whitt 1981)."""
+"""And so many times the square root of those at work: how many work at a time varies by about one
+root by chance (square-root staffing: Halfin and Whitt 1981). By the root of all cars of a cell, a
+cell of 75 of which 8 work kept 22 awake; now it is 9."""
 
 
-def reserve(cars: int, posts: int) -> int:
-    """Tokens that each of so many rendezvous keeps for a cell of so many cars: what one lacks
-    another of the cell has."""
-    return -(-(RESERVE_LEAST + isqrt(RESERVE_ROOTS * RESERVE_ROOTS * cars)) // posts)
+def reserve(busy: int, posts: int) -> int:
+    """Tokens that each of so many rendezvous keeps for a cell in which so many cars work: what one
+    lacks another of the cell has."""
+    return -(-(RESERVE_LEAST + isqrt(RESERVE_ROOTS * RESERVE_ROOTS * busy)) // posts)
 
 
 class Reserve:
@@ -40,16 +41,17 @@ class Reserve:
             self._mean = self._last + (self._mean - self._last) * kept
         self._last, self._at_mono_ms = tokens, now_ms
 
-    def one_too_many(self, car: Peer, epoch: int, cars: int, posts: int) -> bool:
+    def one_too_many(self, car: Peer, epoch: int, cars: int, busy: int, posts: int) -> bool:
         """Whether this car may rest, of those whose tokens come here: by a lot that is the same at
-        each rendezvous, because a car asks them all, and another one in each epoch.
+        each rendezvous, because a car asks them all, and another one in each epoch. Of the cell's
+        `cars` so many are `busy`, and so many `posts` serve it.
 
         While there are more idle cars than the reserve, those stay awake whose lot is among the
         highest of *all* cars of the cell: by their lots among the awake alone a car that has just
         woken would stay as often as it goes, and three times the reserve stood awake.
         """
-        kept = reserve(cars, posts)
-        if self._mean <= kept:
+        kept = reserve(busy, posts)
+        if self._mean < kept + 1:
             return False
         drawn = hashlib.sha256(b"rest\0%d\0" % epoch + car).digest()[:4]
         lot = int.from_bytes(drawn, "big") / (1 << 32)

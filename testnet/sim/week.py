@@ -297,6 +297,7 @@ class WeekWorld(World):
         if site.name in self.vehicles:
             self._goes_on(self.vehicles[site.name])
             self.vehicles[site.name].asleep = site.asleep
+            self._tell(self.vehicles[site.name])  # before it offers anything
 
     def _goes_on(self, vehicle: Vehicle) -> None:
         vehicle.advance(self.now_us // 1_000_000)
@@ -316,6 +317,8 @@ class WeekWorld(World):
         self.at_us(LOOK_S * 1_000_000, lambda: self._look(vehicle))
 
     def _tell(self, vehicle: Vehicle) -> None:
+        if vehicle.site.asleep:
+            return  # its node sees nothing; what has changed meanwhile it sees when it wakes
         for event in vehicle.look():
             self.feed(vehicle.site, event)
 

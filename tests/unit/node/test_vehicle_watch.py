@@ -14,7 +14,9 @@ import trio.testing
 from meshnode.config import VehicleSettings
 from meshnode.errors import UsageError
 from meshnode.node import founding, vehicle_watch
+from meshnode.node.energy_book import Drawn, EnergyBook
 from meshnode.node.mode import MODE_FILE, Mode, read_mode, write_mode
+from meshnode.node.uplink import Uplink
 from meshnode.node.vehicle_watch import AGAIN_S_LEAST, AGAIN_S_MAX, VehicleWatch, open_vehicle
 from meshnode.protocol.budget import FRESH_MS, VehicleState
 from meshnode.protocol.events import BudgetRead, Event, Recall
@@ -209,7 +211,14 @@ def test_status_says_how_old_the_last_word_is() -> None:
         car.says()
         await goes_by(1.5)
         mode = {"kind": "auto", "until_ms": None}
-        assert watch.says() == {"adapter": "told", "age_ms": 1500, "lost": None, "mode": mode}
+        said = watch.says()
+        assert said["link"] is None and said["metered_bytes"] == 0
+        assert (said["adapter"], said["age_ms"], said["lost"], said["mode"]) == (
+            "told",
+            1500,
+            None,
+            mode,
+        )
 
     watched(test)
 
@@ -339,3 +348,44 @@ def test_a_pause_does_not_forget_the_limit_that_held() -> None:
             assert reasons(posted)[-1] is Reason.OK
 
     watched(test)
+
+
+@pytest.mark.parametrize(
+    ("terms", "ends"),
+    [({"wifi_only": True}, 0), ({"metered_bytes_a_day": 300}, 300), ({}, None)],
+)
+def test_work_ends_where_a_mobile_link_costs_what_its_owner_does_not_give(
+    tmp_path: Path, terms: dict[str, Any], ends: int | None
+) -> None:
+    moved, kind = 0, "wifi"
+    uplink = Uplink("auto", lambda: moved, lambda: kind)  # type: ignore[arg-type, return-value]
+    book = EnergyBook(tmp_path, lambda: Drawn(0, 0, 0, working=False, asleep=False))
+
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        nonlocal moved, kind
+        watch._book, watch._uplink = book, uplink
+        car.says()
+        kind = "cellular"
+        await goes_by(4.0)
+        car.says()
+        await goes_by(1.1)
+        car.says()
+        for _ in range(4):
+            moved += 100
+            await goes_by(0.1)
+            car.says()
+        said = reasons(posted)
+        if ends is None:
+            assert set(said) == {Reason.OK}
+            return
+        assert said[-1] is Reason.METERED and Recall(Reason.METERED, 100) in posted
+        assert watch.says()["metered_bytes"] == 400
+        kind = "wired"
+        await goes_by(5.1)
+        car.says()
+        car.says()
+        assert reasons(posted)[-1] is Reason.OK
+        book.save(TrialClock().now())
+        assert EnergyBook(tmp_path, book._drawn).metered_bytes == 400
+
+    watched(test, replace(founding.TEST_POLICY, **terms))
