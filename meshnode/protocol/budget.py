@@ -39,6 +39,8 @@ RESUME_TEMP_DC: Final = 10
 RESUME_LOW_MV: Final = 100  # a 12 V battery recovers by so much when its load ends
 LEASE_S_MAX: Final = 24 * 3600
 RESERVE_AHEAD_S: Final = 24 * 3600  # departures within it have their energy reserved
+PRICED_AHEAD_S: Final = 900
+"""A run has the price that held when it began: dearer hours that begin within so long are in it."""
 CHARGER_PERMILLE: Final = 900
 """From the wall to the battery, of an onboard charger; what the battery gives was charged once."""
 _WEEK_MIN: Final = 7 * 1440
@@ -224,7 +226,8 @@ def floor_nano_per_s(
 
     The awake draw is in it: it is larger than that of one inference chip (250 against 36 W).
     """
-    rate = tariff_nano_per_kwh(state, policy, now, offset_at)
+    later = now._replace(unix_ms=now.unix_ms + 1_000 * PRICED_AHEAD_S)
+    rate = max(tariff_nano_per_kwh(state, policy, at, offset_at) for at in (now, later))
     load_w = _up((policy.watt_max + policy.awake_w) * 1000, CHARGER_PERMILLE)
     if not (state.plugged is True and state.charging in _SURPLUS):
         rate += policy.wear_nano_per_kwh

@@ -205,8 +205,14 @@ class Requester:
     # ---- placing
 
     def pump_all(self) -> None:
+        """Something has changed that may let jobs go on. One that has waited for long looks in a
+        second by itself: where hundreds wait, each car that comes or goes would have all of them
+        look at all cars."""
+        now_ms = self._out.now.mono_ms
+        since_ms = now_ms - PUMP_PART * PUMP_MS_MAX
         for job in list(self.jobs.running.values()):
-            if job.to_place():
+            seldom = job.moved_mono_ms <= since_ms and job.pump_mono_ms > now_ms
+            if not seldom and job.to_place():
                 self.pump(job)
 
     def pump(self, job: Job) -> None:

@@ -129,7 +129,8 @@ class Vehicle:
         self.names_departures = names_departures
         self.told: ev.BudgetRead | None = None
         self.upkeep = Upkeep()
-        self.runs: dict[int, tuple[int, int, int, int]] = {}  # exec -> pack, plug, s, price
+        self.runs: dict[int, tuple[int, int, int, int, int]] = {}
+        """exec -> pack, plug, s, price, and of it for upkeep"""
         self.work_mwh = self.standby_mwh = self.unpaid_mwh = self.cost_nano = self.income_nano = 0
         self.unpaid_nano = 0  # what runs cost that the driver ended
         self._run_cost_nano = 0
@@ -218,19 +219,19 @@ class Vehicle:
 
     def begin(self, exec_id: int) -> None:
         price = 0 if self.told is None else self.told.floor_nano_per_s
-        self.runs[exec_id] = (*self._drawn(), self.car.at_s, price)
+        bare = floor_nano_per_s(self.car.state(self.now().unix_ms), self.policy, self.now())
+        self.runs[exec_id] = (*self._drawn(), self.car.at_s, price, max(0, price - bare))
         self._run_cost_nano = 0
 
     def end(self, exec_id: int, done: bool) -> ev.Meters:
         """The run's meters, from the pack's own counters."""
-        pack, plug, since_s, price = self.runs.pop(exec_id)
+        pack, plug, since_s, price, for_upkeep = self.runs.pop(exec_id)
         now_pack, now_plug = self._drawn()
         pack, plug = now_pack - pack, now_plug - plug
         took_s = self.car.at_s - since_s
         if done:
-            bare = floor_nano_per_s(self.car.state(self.now().unix_ms), self.policy, self.now())
             self.income_nano += price * took_s
-            self.upkeep.worked(took_s * 1_000, max(0, price - bare))
+            self.upkeep.worked(took_s * 1_000, for_upkeep)
         else:
             self.unpaid_mwh += pack + plug
             self.unpaid_nano += self._run_cost_nano

@@ -361,7 +361,8 @@ def test_the_floor_price_follows_band_tariff_and_plug() -> None:
     noon, night = price(CHARGING), price(CHARGING, offset_at=zone(11 * 60))
     assert noon == -(-612 * 300_000_000 // 3_600_000)
     assert night == -(-612 * 200_000_000 // 3_600_000)
-    assert price(CHARGING, offset_at=zone(17 * 60 + 59)) == night  # 05:59
+    assert price(CHARGING, offset_at=zone(17 * 60 + 44)) == night  # 05:44
+    assert price(CHARGING, offset_at=zone(17 * 60 + 45)) == noon  # a run of now may see 06:00
     assert price(CHARGING, offset_at=zone(18 * 60)) == noon
     assert price(UNPLUGGED) > noon  # wear
     assert price(replace(CHARGING, tariff_nano_per_kwh=0)) == 0
