@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from .advert import AdvertBook
 from .agreement import Agreements
@@ -219,14 +218,16 @@ class Fleet:
         With `ours` only those are looked at."""
         consts = wanted(job.spec)
         cars: list[Car] = []
+        now_ms, backoff, shunned = self._out.now.mono_ms, self.backoff, self._shunned
         for peer in self.book.cars if ours is None else sorted(ours):
+            # First what costs nothing: where all are busy, all have just said so.
+            if backoff.get(peer, 0) > now_ms or shunned.get(peer, 0) > now_ms:
+                continue
             known = self.book.cars.get(peer)
             if known is None:
                 continue
             advert = known.advert
             if peer == self._out.identity.peer or self.unfit(job, peer, advert) is not Reason.OK:
-                continue
-            if self.rests(peer):
                 continue
             if peer not in self.peers_up:
                 self._seek(peer, advert.addrs)
@@ -234,10 +235,12 @@ class Fleet:
             if self._agreements.with_provider(peer) is None:
                 self._agreements.ask(peer)
                 continue
-            cars.append(replace(self.car(job, peer, advert, consts), ours=ours is not None))
+            cars.append(self.car(job, peer, advert, consts, ours is not None))
         return cars
 
-    def car(self, job: Job, peer: Peer, advert: Advert, consts: tuple[bytes, ...]) -> Car:
+    def car(
+        self, job: Job, peer: Peer, advert: Advert, consts: tuple[bytes, ...], ours: bool = False
+    ) -> Car:
         """What placement compares; `consts` is what a run of the job needs to have there."""
         mine = self.mine.get(peer, 0)
         rtt_us = self.peers_up.get(peer, 0)
@@ -252,6 +255,7 @@ class Fleet:
             all(prefix in advert.cached for prefix in consts),
             advert.budget.spendable_mwh,
             slow=self._pace.slow(job, peer),
+            ours=ours,
         )
 
     def named(self, job: Job, peer: Peer) -> bool:

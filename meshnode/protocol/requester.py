@@ -57,7 +57,7 @@ from .types import (
 MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
 PUMP_PART = 8  # and no more often than after this part of how long nothing has come of it
-PUMP_MS_MAX = 1_000  # but so often however long that is
+PUMP_MS_MAX = 4_000  # but so often however long that is
 
 
 class Requester:
