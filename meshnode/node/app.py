@@ -109,6 +109,9 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
             restored,
         )
         bulletin = Bulletin()
+        peerstore = Peerstore(home, lambda: overlay.met, overlay.remember)
+        overlay.on_met = peerstore.changed
+        stack.enter_context(bulletin.subscribed(b"", peerstore.heard))
         driver = Driver(
             machine,
             overlay,
@@ -133,9 +136,6 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
         nursery.start_soon(node.tell_blobs_held)
-        peerstore = Peerstore(home, lambda: overlay.met)
-        overlay.on_met = peerstore.changed
-        peerstore.changed()  # somebody may have come while the rest was being opened
         nursery.start_soon(peerstore.run)
         nursery.start_soon(sleeper.run)
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)

@@ -1,6 +1,6 @@
 """Whom this node has met and where: kept in the home, so that it finds them again by itself.
 
-    overlay.on_met > Peerstore > peerstore.txt > (next start) > OverlayConfig.met
+    hello of a peer > overlay.remember > Peerstore > peerstore.txt > OverlayConfig.met
 
 A car that comes back from a crash may have receipts that nobody has accepted yet; their requester
 is perhaps in no routing table, and has no reason to call. And who was started with one bootstrap
@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import Final
 
 import trio
+
+from meshnode.protocol.effects import Notice
+from meshnode.protocol.types import Peer
+
+from .bulletin import field_of
 
 PEERSTORE_FILE: Final = "peerstore.txt"
 PAUSE_S: Final = 1.0
@@ -39,10 +44,21 @@ def read_peerstore(home: Path) -> tuple[str, ...]:
 class Peerstore:
     """Writes what the overlay knows when it has met somebody new."""
 
-    def __init__(self, home: Path, met: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        met: Callable[[], tuple[str, ...]],
+        remember: Callable[[Peer], None],
+    ) -> None:
         self._home = home
+        self._remember = remember
         self._met = met
         self._new = trio.Event()
+
+    def heard(self, notice: Notice) -> None:
+        """Of the node: who has said hello, and belongs to our network, is worth remembering."""
+        if notice.kind == "peer_up":
+            self._remember(field_of(notice, "peer"))
 
     def changed(self) -> None:
         self._new.set()
@@ -61,5 +77,5 @@ class Peerstore:
     def _write(self, met: tuple[str, ...]) -> None:
         """Thread. In one step: whoever reads it has the old one or the new one."""
         draft = self._home / f".{PEERSTORE_FILE}.new"
-        draft.write_text("".join(f"{address}\n" for address in met))
+        draft.write_bytes("".join(f"{address}\n" for address in met).encode("ascii"))
         os.replace(draft, self._home / PEERSTORE_FILE)

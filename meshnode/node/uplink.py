@@ -29,10 +29,29 @@ Kind = Literal["wired", "wifi", "cellular"]
 
 
 def kind_of_link(root: Path = Path("/")) -> Kind | None:
-    """Of the default route; `wired` without one, because then nothing leaves; None: not known."""
+    """Of the default route; without one, of whatever is up: routing by rules keeps its default in
+    a table that is not in these files. None: not known."""
     device = _way_out(root)
-    if device is None:
-        return "wired"
+    if device is not None:
+        return _kind_of(root, device)
+    up = {_kind_of(root, each) for each in _devices_up(root)}
+    return "wired" if up <= {"wired"} else None
+
+
+def _devices_up(root: Path) -> list[str]:
+    try:
+        found = sorted(each.name for each in (root / "sys/class/net").iterdir())
+    except OSError:
+        return []
+    return [
+        name
+        for name in found
+        if name != "lo"
+        and _read(root / "sys/class/net" / name / "operstate").strip() in ("up", "unknown")
+    ]
+
+
+def _kind_of(root: Path, device: str) -> Kind | None:
     folder = root / "sys/class/net" / device
     said = _read(folder / "uevent")
     if "DEVTYPE=wwan" in said or device.startswith(_POINT_TO_POINT):
@@ -77,6 +96,7 @@ class Uplink:
         self._kind: Kind | None = self._fixed
         self._looked_mono_ms: int | None = None
         self._last_bytes = moved()
+        self._last_kind = self._fixed  # when bytes were counted last, whoever has asked since
 
     def kind(self, now: Now) -> Kind | None:
         due = self._looked_mono_ms is None or self._looked_mono_ms + LOOK_MS <= now.mono_ms
@@ -91,8 +111,8 @@ class Uplink:
     def metered(self, now: Now) -> int:
         """Bytes since the last time it was asked, as far as somebody is billed for them: all of
         them if the link is a mobile one at either end of that time."""
-        before, moved = self._kind, self._moved()
-        kind = self.kind(now)
+        before, moved = self._last_kind, self._moved()
+        kind = self._last_kind = self.kind(now)
         since, self._last_bytes = moved - self._last_bytes, moved
         free = before in ("wired", "wifi") and kind in ("wired", "wifi")
         return 0 if free else since

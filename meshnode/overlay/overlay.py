@@ -98,9 +98,9 @@ class Overlay:
         self._met: OrderedDict[Peer, tuple[str, ...]] = OrderedDict()  # the newest last
         self.on_met: Callable[[], None] = lambda: None
         for peer, addrs in reversed(_by_peer(config.met).items()):
-            if peer == own:
-                continue
-            self._note_met(peer, addrs, MET_TTL_S)
+            if peer != own:
+                self._note_met(peer, addrs)
+                host.get_peerstore().add_addrs(id_of(peer), _multiaddrs(addrs), MET_TTL_S)
         host.swarm.refuses = self._refuses
         host.swarm.register_notifee(_ConnectionNotifee(self.links.on_connected))  # type: ignore[arg-type]
 
@@ -218,26 +218,33 @@ class Overlay:
         if not self.links.peers():
             self._alone.set()
 
+    def remember(self, peer: Peer) -> None:
+        """It is one of ours, by its hello: where it is goes into `met`, and the address is learnt
+        by identify, before or after this. Strangers are not remembered: identities cost nothing."""
+        self._note_met(peer, self._met.get(peer, ()))
+        self._learn(peer)
+
+    def _learn(self, peer: Peer) -> None:
+        addrs = self.links.addrs_of(id_of(peer))
+        addrs = tuple(a for a in addrs if a.isascii() and len(a) <= ADDR_CHARS_MAX)
+        if peer in self._met and addrs and self._met[peer] != addrs:
+            self._met[peer] = addrs
+            self.on_met()
+
     async def _on_identified(self, peer_id: ID) -> None:
         """Now its own word on where it listens is in the peerstore."""
-        peer, addrs = peer_of(peer_id), self.links.addrs_of(peer_id)
-        if peer is not None and addrs:
-            known = self._met.get(peer)
-            self._note_met(peer, addrs)
-            if known != addrs:
-                self.on_met()
+        peer = peer_of(peer_id)
+        if peer is not None:
+            self._learn(peer)
         await self.dht.on_identified(peer_id)
 
-    def _note_met(self, peer: Peer, addrs: tuple[str, ...], ttl_s: int | None = None) -> None:
-        if ttl_s is not None:
-            usable = _multiaddrs(addrs)
-            self._host.get_peerstore().add_addrs(id_of(peer), usable, ttl_s)
+    def _note_met(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         self._met[peer] = addrs
         self._met.move_to_end(peer)
         if len(self._met) > MET_MAX:
-            # Identities cost nothing: who is connected is not pushed out by strangers.
             away = (each for each in self._met if each not in self.links)
-            del self._met[next(away, next(iter(self._met)))]
+            gone = next(away, peer)
+            del self._met[next(iter(self._met)) if gone == peer else gone]
 
     async def _dial(self, peer: Peer, addrs: tuple[str, ...]) -> None:
         up = False

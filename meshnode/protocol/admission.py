@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from .agreement import Agreements
+from .allowance import Used
 from .effects import Admit
 from .events import Admitted
 from .lease import Granted, exec_spec
@@ -80,14 +81,14 @@ class Admission:
             return Reason.SUBMITTER
         if self._open_count(channel) >= self._out.limits.unaccepted_receipts_max:
             return Reason.CREDIT
-        if self._owner.caps_accounts:
-            payer = entered.agreement.payer
-            allows = self._owner.allows(payer, offer, self._promised_ms(channel))
-            if allows is not Reason.OK:
-                return allows
         fits = self._owner.fits(offer)
         if fits is not Reason.OK:
             return fits
+        if self._owner.caps_accounts:
+            payer = entered.agreement.payer
+            allows = self._owner.allows(payer, offer, self._of_payer(payer))
+            if allows is not Reason.OK:
+                return allows
         if token is not None and not self._presence.spend(token, peer):
             return Reason.EXPIRED
         room = self._owner.slots * (1 + self._out.limits.leases_queued_per_slot_max)
@@ -103,14 +104,15 @@ class Admission:
         return [
             lease
             for lease in self._leases.values()
-            if lacks or not self._owner.admits(self._payer(lease.lease.channel) or b"")
+            if lacks or not self._owner.admits(self.payer(lease) or b"")
         ]
 
     def lease(self, task_id: TaskId, sealed: Sealed, offer: Offer, channel: Digest) -> Lease:
         """What is granted on the sealed offer."""
         identity, limits = self._out.identity, self._out.limits
-        if (payer := self._payer(channel)) is not None:
-            self._owner.has_lease(payer)
+        entered = self._agreements.by_channel.get(channel)
+        if entered is not None:
+            self._owner.has_lease(entered.agreement.payer)
         return Lease(
             1,
             identity.network,
@@ -180,18 +182,21 @@ class Admission:
         kflop, _ = self._admitted.get(offer.job.artifact, (0, True))
         return self._owner.affords(offer, kflop, self._promised_mwh(offer))
 
-    def _promised_ms(self, channel: Digest) -> list[float]:
-        """What each lease in hand of the channel's payer will still take."""
-        return [
-            self._owner.run_ms(lease.offer.job, lease.offer.run.size - lease.receipted)
-            for lease in self._leases.values()
-            if self._payer(lease.lease.channel) == self._payer(channel)
-            and lease.receipted < lease.offer.run.size
-        ]
+    def _of_payer(self, payer: Account) -> list[Granted]:
+        return [lease for lease in self._leases.values() if self.payer(lease) == payer]
 
-    def _payer(self, channel: Digest) -> Account | None:
-        entered = self._agreements.by_channel.get(channel)
+    def payer(self, granted: Granted) -> Account | None:
+        entered = self._agreements.by_channel.get(granted.lease.channel)
         return None if entered is None else entered.agreement.payer
+
+    def spent_unpaid(self, granted: Granted) -> None:
+        """What an ended lease had of this car and no receipt names counts for its account: who
+        cancels just before the end has had the device all the same."""
+        payer = self.payer(granted)
+        if payer is not None:
+            device_ms = granted.meters.device_ms - granted.receipted_meters.device_ms
+            used = Used(0, granted.bytes_in + granted.bytes_out, max(0, device_ms))
+            self._owner.allowance.add(payer, self._out.now.unix_ms, used)
 
     def _promised_mwh(self, but: Offer) -> float:
         """Energy that the leases in hand will still draw."""

@@ -2,8 +2,9 @@
 
 The owner's policy may cap each (`caps`), so that one submitter cannot take the whole car, nor its
 owner's data plan. `admission` asks before a lease, `receipts` tells what was used; after a restart
-it is counted again from the receipts. The day is the last 24 hours, in whole hours: no time zone
-and no set clock gives an account its day twice.
+it is counted again from the receipts. The day is the last 24 hours and the hour in which they
+begin: no time zone gives an account its day twice, and a clock that was wrong for a while neither
+frees nor locks it for longer than that.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ class Allowance:
         hour = unix_ms // HOUR_MS
         hours = self._hours.setdefault(account, {})
         hours[hour] = hours.get(hour, Used()).plus(used)
-        for old in [each for each in hours if each <= max(hours) - HOURS]:
-            del hours[old]
+        for other in [each for each in hours if not hour - HOURS <= each <= hour + 1]:
+            del hours[other]  # a day ago, or of a clock that was ahead
         self._hours.move_to_end(account)
         if len(self._hours) > ACCOUNTS_MAX:
             self._hours.popitem(last=False)
 
     def used(self, account: Account, unix_ms: int) -> Used:
-        """In the 24 hours before; an hour that a clock set back puts into the future counts."""
-        first = unix_ms // HOUR_MS - HOURS + 1
+        """In the 24 hours before, and in the hour in which they begin."""
+        now = unix_ms // HOUR_MS
         hours = self._hours.get(account, {})
         total = Used()
         for hour, used in hours.items():
-            if hour >= first:
+            if now - HOURS <= hour <= now + 1:
                 total = total.plus(used)
         return total

@@ -226,8 +226,12 @@ def floor_nano_per_s(
 
     The awake draw is in it: it is larger than that of one inference chip (250 against 36 W).
     """
-    later = now._replace(unix_ms=now.unix_ms + 1_000 * PRICED_AHEAD_S)
-    rate = max(tariff_nano_per_kwh(state, policy, at, offset_at) for at in (now, later))
+    rate = tariff_nano_per_kwh(state, policy, now, offset_at)
+    if state.tariff_nano_per_kwh is None:
+        minute = _minute_of_week(now, offset_at) % 1440
+        for band in policy.tariff:
+            if (band.first_minute - minute) % 1440 <= PRICED_AHEAD_S // 60:
+                rate = max(rate, band.nano_per_kwh)
     load_w = _up((policy.watt_max + policy.awake_w) * 1000, CHARGER_PERMILLE)
     if not (state.plugged is True and state.charging in _SURPLUS):
         rate += policy.wear_nano_per_kwh

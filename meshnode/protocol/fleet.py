@@ -27,7 +27,6 @@ UNSUITED = frozenset(
         Reason.OTHER_NETWORK,
         Reason.NOT_PROVIDING,
         Reason.SUBMITTER,
-        Reason.ACCOUNT_CAP,
         Reason.PRICE,
         Reason.CURRENCY,
         Reason.BLOCKED,

@@ -64,9 +64,11 @@ class Keeping:
         self._receipts.keep_held(granted.held(expires_unix_ms))
 
     def peer_down(self, peer: Peer) -> None:
-        """Nothing of its units is here any more, but it has not accepted every receipt."""
+        """Perhaps nothing of its units is here any more, but it has not accepted every receipt."""
         if self._receipts.open_with(peer):
             self._is_away(peer)
+        elif all(granted.requester != peer for granted in self._ended.values()):
+            self._waits_ms.pop(peer, None)  # the next time it is called soon
 
     def _is_away(self, peer: Peer) -> None:
         self._away.setdefault(peer, self._out.now.mono_ms)
@@ -114,6 +116,7 @@ class Keeping:
             here = any(granted.requester == peer for granted in self._ended.values())
             if not here and not self._receipts.open_with(peer):
                 del self._calls[peer]  # another run that ends brings it back
+                self._waits_ms.pop(peer, None)
                 continue
             wait_ms = min(2 * self._waits_ms.get(peer, CALL_MS), CALL_MS_MAX)
             self._waits_ms[peer], self._calls[peer] = wait_ms, now_ms + wait_ms

@@ -16,6 +16,7 @@ from ..errors import MeshError
 from .allowance import Allowance, Used
 from .events import BudgetRead, Meters, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
+from .lease import Granted
 from .objects import JobSpec, Offer
 from .outbox import Outbox, remember, row
 from .papers import PURPOSE_COMPUTE, T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
@@ -55,12 +56,11 @@ def rate_mflops_most(classes: Iterable[WorkerClass]) -> int:
     )
 
 
-def unit_bytes(offer: Offer) -> int:
-    """What the run's own inputs and outputs weigh, by their shapes; what all units share is not in
-    it, because it is fetched once."""
-    job = offer.job
+def unit_bytes(job: JobSpec) -> int:
+    """What a unit's own inputs and outputs weigh, by their shapes; what all units share is not in
+    it, because it is fetched once. ValueError for a shape or dtype that is none."""
     mapped = sum(array_bytes(arg.spec) for arg in job.args if arg.mapped)
-    return offer.run.size * (mapped + sum(array_bytes(spec) for spec in job.outs))
+    return mapped + sum(array_bytes(spec) for spec in job.outs)
 
 
 _PROVIDE: Final = int(Role.PROVIDE)  # an enumeration's own `&` takes ten times as long
@@ -78,7 +78,8 @@ class Owner:
         self.drawn_uj = 0  # by all runs since this node began, and of it out of the battery
         self.drawn_battery_uj = 0
         self.worked_ms = 0  # by all runs, one beside the other
-        self.stopped: dict[int, Meters] = {}  # runs that were stopped, until their end is told
+        self.stopped: dict[int, tuple[Meters, Account | None]] = {}
+        """Runs that were stopped, until their end is told: their last meters, and who pays."""
         self.allowance = Allowance()
         self._unit_ms: OrderedDict[Digest, float] = OrderedDict()  # artifact -> measured
         self.consent = self._read_consent()
@@ -175,21 +176,33 @@ class Owner:
             return True
         return own or (mode is Submitters.FLEET and payer == consent.operator)
 
-    def allows(self, payer: Account, offer: Offer, promised_ms: list[float]) -> Reason:
-        """Whether the account may have this run too, by the policy's caps of a day. `promised_ms`:
-        what each of its leases in hand will still take; 0 where that is not known yet, and then
-        another beside it could be far over the cap: it waits until the first tells."""
+    def allows(self, payer: Account, offer: Offer, others: list[Granted]) -> Reason:
+        """Whether the account may have this run too, by the policy's caps of a day; `others` are
+        its leases in hand, which will still cost what stands in no receipt. While nobody knows how
+        long one of them takes, another beside it could be far over the cap: it waits."""
         assert self.consent is not None
         leases, most_bytes, device_s = self.consent[3].caps
         used = self.allowance.used(payer, self._out.now.unix_ms)
-        device_ms = used.device_ms + sum(promised_ms) + self.run_ms(offer.job, offer.run.size)
+        left = [(lease.offer, lease.offer.run.size - lease.receipted) for lease in others]
+        left = [(each, units) for each, units in left if units > 0]
+        promised_ms = [self._left_ms(each, units) for each, units in left]
+        promised_bytes = sum(unit_bytes(each.job) * units for each, units in left)
+        size = offer.run.size
+        device_ms = used.device_ms + sum(promised_ms) + self._left_ms(offer, size)
+        all_bytes = used.bytes + promised_bytes + unit_bytes(offer.job) * size
         if (
             (leases and used.leases >= leases)
-            or (most_bytes and used.bytes + unit_bytes(offer) > most_bytes)
+            or (most_bytes and all_bytes > most_bytes)
             or (device_s and device_ms >= device_s * 1_000)
         ):
             return Reason.ACCOUNT_CAP
         return Reason.BUSY if device_s and not all(promised_ms) else Reason.OK
+
+    def _left_ms(self, offer: Offer, units: int) -> float:
+        """So many units of it, the first of them from the offer's step on."""
+        steps = offer.job.steps
+        share = 1.0 if steps is None else 1 - (offer.step or 0) / steps.total
+        return self.run_ms(offer.job, units) * share
 
     @property
     def caps_accounts(self) -> bool:
@@ -217,6 +230,17 @@ class Owner:
         self.worked_ms += max(0, after.wall_ms - before.wall_ms)
         self.drawn_battery_uj += max(0, after.battery_uj - before.battery_uj)
         return after
+
+    def stops(self, exec_id: int, meters: Meters, payer: Account | None) -> None:
+        self.stopped[exec_id] = meters, payer
+
+    def ended_after_stop(self, exec_id: int, meters: Meters) -> None:
+        """What it drew and took until it stood counts, though nobody pays for it."""
+        before, payer = self.stopped.pop(exec_id, (meters, None))
+        self.drew(before, meters)
+        if payer is not None:
+            used = Used(device_ms=max(0, meters.device_ms - before.device_ms))
+            self.allowance.add(payer, self._out.now.unix_ms, used)
 
     def run_mwh(self, run_ms: float) -> float:
         """What battery or plug give for so long a run, at the most that the owner allows."""

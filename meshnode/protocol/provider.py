@@ -339,7 +339,7 @@ class Provider:
             return
         granted = self._by_exec.pop(event.exec_id, None)
         if granted is None or granted.ended:
-            self.owner.drew(self.owner.stopped.pop(event.exec_id, event.meters), event.meters)
+            self.owner.ended_after_stop(event.exec_id, event.meters)
             self._start_ready()
             return
         granted.meters = self.owner.drew(granted.meters, event.meters)
@@ -400,6 +400,7 @@ class Provider:
             self._receipt(granted)
         elif not granted.unsettled:
             self.keeping.forget(granted)
+        self.admission.spent_unpaid(granted)
         if granted.requester not in self.presence.peers_up and granted.lease_id in self.ended:
             self._requester_left(granted)
         self._start_ready()
@@ -436,7 +437,7 @@ class Provider:
     def _stop(self, granted: Granted, reason: Reason, grace_ms: int, text: str = "") -> None:
         if granted.stage is Stage.RUNNING:
             self._by_exec.pop(granted.exec_id, None)
-            self.owner.stopped[granted.exec_id] = granted.meters
+            self.owner.stops(granted.exec_id, granted.meters, self.admission.payer(granted))
             self._out.add(StopExec(granted.exec_id, reason, grace_ms))
         self._end(granted, reason, text)
 

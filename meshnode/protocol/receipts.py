@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .agreement import InForce
-from .allowance import Allowance, Used
+from .allowance import HOUR_MS, HOURS, Allowance, Used
 from .channel import ProviderChannel
 from .effects import HeldDropped, HeldRecord
 from .events import Meters, SendFailed
@@ -41,6 +41,7 @@ SAY_AGAIN_MS = 1_000  # to one that refuses receipts which may stand later; doub
 SAY_AGAIN_MS_MAX = 30_000  # the longest wait of that kind
 UNHEARD_MS = 5_000  # to one that has said nothing of the receipts it got; doubles
 UNHEARD_MS_MAX = 300_000  # the longest wait of that kind: what it declined for good stays open too
+ALLOWANCE_MS = (HOURS + 1) * HOUR_MS  # so old a receipt counts against its account's caps
 NO_DUES = [None, None, None]
 GROUP_MAX = 16
 """Receipts of one group, which leaves when it is full. Signing eighty in a row held up a call for
@@ -116,10 +117,10 @@ class ReceiptDesk:
         leases: set[bytes] = set()
         for receipt, sealed in receipts:
             channel.minted(receipt, sealed)
-            self._used(
-                channel, receipt.meters, receipt.period_ms[1], receipt.work.lease_id not in leases
-            )
-            leases.add(receipt.work.lease_id)
+            if abs(self._out.now.unix_ms - receipt.period_ms[1]) <= ALLOWANCE_MS:
+                lease = receipt.work.lease_id
+                self._used(channel, receipt.meters, receipt.period_ms[1], lease not in leases)
+                leases.add(lease)
         for acceptance, sealed in accepts:
             if channel.take(acceptance, sealed.digest) is Reason.OK:
                 channel.settle(acceptance)
@@ -355,8 +356,13 @@ class ReceiptDesk:
 
     def open_requesters(self) -> list[Peer]:
         """With whom receipts are open."""
-        every = {channel.agreement.requester for channel in self.channels.values()}
-        return sorted(filter(self.open_with, every))
+        return sorted(
+            {
+                channel.agreement.requester
+                for channel in self.channels.values()
+                if any(seq > channel.taken_seq for seq in channel.open)
+            }
+        )
 
     def on_decline(self, peer: Peer, reason: Reason) -> None:
         """A receipt did not stand, for now: its chain had a hole, or a clock is wrong."""

@@ -156,8 +156,8 @@ class Rendezvous:
         mine.append(sealed.digest)
         self._tokens[sealed.digest] = held
         epoch = epoch_of(now.unix_ms)
-        cars, posts = self._shape()
-        if token.sleeps and self._reserve.one_too_many(peer, epoch, cars, self._busy(), posts):
+        _, posts = self._shape()
+        if token.sleeps and self._reserve.one_too_many(peer, epoch, *self._idle_and_busy(), posts):
             self._out.post(peer, Lane.CONTROL, Rest(sealed.digest))
 
     def _wake(self) -> None:
@@ -285,16 +285,20 @@ class Rendezvous:
         idle = min(len(self._by_car), -(-cars // posts))
         self._reserve.count(idle, self._out.now.mono_ms)
 
-    def _busy(self) -> int:
-        """Cars of the cell that work now, by the adverts heard here, those not heard being like
-        those that are; all of them where adverts do not say it."""
+    def _idle_and_busy(self) -> tuple[int, int]:
+        """Cars of the cell that could work and do not, asleep or awake, and those that do: by the
+        adverts heard here, those not heard being like those that are. Where adverts do not say it
+        all cars count as either."""
         cell = self._out.identity.cell
         cars = self._roster.cars(cell)
         if cars > MOMENTS_CARS_MAX:
-            return cars
+            return cars, cars
         heard = [k.advert for k in self._book.cars.values() if k.advert.cell == cell]
-        working = sum(bool(each.budget.may_run) and not each.slots_free for each in heard)
-        return -(-working * cars // max(1, len(heard)))
+        able = [each for each in heard if each.budget.may_run]
+        busy = sum(not each.slots_free for each in able)
+        idle = len(able) - busy + sum(each.budget.reason is Reason.ASLEEP for each in heard)
+        idle, busy = (-(-count * cars // max(1, len(heard))) for count in (idle, busy))
+        return idle, busy
 
     def _shape(self) -> tuple[int, int]:
         """Cars of the cell, and how many rendezvous serve them."""

@@ -57,7 +57,9 @@ from .types import (
 MENDED_BY_ADVERT = TOO_MUCH | {Reason.NO_CONSENT, Reason.NO_WORKER, Reason.NOT_PROVIDING}
 PUMP_MS = 50  # how often a job with unplaced work looks again, whatever else happens
 PUMP_PART = 8  # and no more often than after this part of how long nothing has come of it
+CAPPED_MS = 600_000  # an owner who gives our account no more today is asked again after so long
 PUMP_MS_MAX = 4_000  # but so often however long that is
+PUMP_FIRST = 8  # jobs that look for cars at each change, however long they have waited
 
 
 class Requester:
@@ -206,14 +208,18 @@ class Requester:
 
     def pump_all(self) -> None:
         """Something has changed that may let jobs go on. One that has waited for long looks in a
-        second by itself: where hundreds wait, each car that comes or goes would have all of them
-        look at all cars."""
+        moment by itself: where hundreds wait, each car that comes or goes would have all of them
+        look at all cars. The first in the line look each time, or the young would overtake them."""
         now_ms = self._out.now.mono_ms
         since_ms = now_ms - PUMP_PART * PUMP_MS_MAX
+        first = PUMP_FIRST
         for job in list(self.jobs.running.values()):
-            seldom = job.moved_mono_ms <= since_ms and job.pump_mono_ms > now_ms
-            if not seldom and job.to_place():
-                self.pump(job)
+            if not job.to_place():
+                continue
+            first -= 1
+            if first < 0 and job.moved_mono_ms <= since_ms and job.pump_mono_ms > now_ms:
+                continue
+            self.pump(job)
 
     def pump(self, job: Job) -> None:
         """Place as much of the job as the cars will take now."""
@@ -374,6 +380,8 @@ class Requester:
         task.tries += not halved and attempt.late is None
         if not halved and refuse.reason in UNSUITED:
             job.unsuited[peer] = refuse.reason
+        elif refuse.reason is Reason.ACCOUNT_CAP:  # a day's use is free again hour by hour
+            self.fleet.shun(peer, CAPPED_MS)
         elif not halved:
             wait = refuse.retry_ms or self._out.limits.backoff_ms
             self.fleet.leave_alone(peer, wait)

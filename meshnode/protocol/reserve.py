@@ -41,18 +41,20 @@ class Reserve:
             self._mean = self._last + (self._mean - self._last) * kept
         self._last, self._at_mono_ms = tokens, now_ms
 
-    def one_too_many(self, car: Peer, epoch: int, cars: int, busy: int, posts: int) -> bool:
+    def one_too_many(self, car: Peer, epoch: int, idle: int, busy: int, posts: int) -> bool:
         """Whether this car may rest, of those whose tokens come here: by a lot that is the same at
         each rendezvous, because a car asks them all, and another one in each epoch. Of the cell's
-        `cars` so many are `busy`, and so many `posts` serve it.
+        cars so many are `idle`, awake or asleep, and so many `busy`; so many `posts` serve it.
 
-        While there are more idle cars than the reserve, those stay awake whose lot is among the
-        highest of *all* cars of the cell: by their lots among the awake alone a car that has just
-        woken would stay as often as it goes, and three times the reserve stood awake.
+        While there are more idle cars awake than the reserve, those stay awake whose lot is among
+        the highest of *all* that are idle, as many as the reserve and its root, so that chance
+        leaves none of them: by their lots among the awake alone a car that has just woken would
+        stay as often as it goes, and three times the reserve stood awake.
         """
         kept = reserve(busy, posts)
         if self._mean < kept + 1:
             return False
         drawn = hashlib.sha256(b"rest\0%d\0" % epoch + car).digest()[:4]
         lot = int.from_bytes(drawn, "big") / (1 << 32)
-        return lot * cars < cars - kept * posts or lot * self._mean < self._mean - kept
+        stay = kept * posts + isqrt(kept * posts)
+        return lot * idle < idle - stay or lot * self._mean < self._mean - kept

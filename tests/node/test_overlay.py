@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -256,6 +255,7 @@ def test_whom_it_has_met_it_finds_again_when_no_bootstrap_answers(tmp_path: Path
     async def main() -> None:
         async with overlays("abc", tmp_path) as (a, b, c):
             await connect(a, b)
+            b.remember(a.peer)
             await until(lambda: bool(b.met))
             met = ("nonsense", "/ip4/127.0.0.1/tcp/1/p2p/Qm", *b.met)
             where, gone = tuple(addr.split("/p2p/")[0] for addr in a.addrs), c.addrs
@@ -276,12 +276,14 @@ def test_strangers_do_not_push_out_whom_it_is_connected_to(
     async def main() -> None:
         async with overlays("ab", tmp_path) as (a, b):
             await connect(a, b)
-            await until(lambda: bool(a.met))
+            a.remember(b.peer)
             for name in "cdef":
                 async with overlays(name, tmp_path) as (other,):
                     await connect(other, a)
-                    await until(partial(a._met.__contains__, other.peer))
-            assert b.peer in a._met and other.peer in a._met and len(a._met) == 2
+                    assert other.peer not in a._met, "it has said nothing of itself"
+                    a.remember(other.peer)
+                    assert other.peer in a._met
+            assert b.peer in a._met and len(a._met) == 2
 
     trio.run(main)
 

@@ -68,7 +68,12 @@ def test_the_route_with_the_lowest_metric_and_ipv4_first(tmp_path: Path) -> None
 
 
 def test_a_machine_without_a_way_out_pays_nobody(tmp_path: Path) -> None:
-    assert kind_of_link(machine(tmp_path, HOME.format("wwan0"))) == "wired"
+    root = machine(tmp_path, HOME.format("wwan0"))
+    assert kind_of_link(root) == "wired", "all of its devices are down"
+    (root / "sys/class/net/eth0/operstate").write_text("up\n")
+    assert kind_of_link(root) == "wired"
+    (root / "sys/class/net/wwan0/operstate").write_text("unknown\n")
+    assert kind_of_link(root) is None, "it may be the way out by a rule"
     assert kind_of_link(tmp_path / "nothing") == "wired"
 
 
@@ -94,7 +99,9 @@ def test_bytes_count_if_the_link_was_mobile_at_either_end() -> None:
     assert looks == 1
     assert after(LOOK_MS, "cellular", 10) == 10
     assert after(LOOK_MS + 1, "cellular", 20) == 20
-    assert after(2 * LOOK_MS, "wired", 30) == 30
+    kind = "wired"
+    assert uplink.kind(Now(2 * LOOK_MS, 0)) == "wired", "somebody asks for the status"
+    assert after(2 * LOOK_MS + 1, "wired", 30) == 30
     assert after(3 * LOOK_MS, "wired", 40) == 0
     assert after(4 * LOOK_MS, "junk", 50) == 50, "what cannot be read is taken for mobile"
     assert Uplink("cellular", lambda: moved, look).kind(Now(0, 0)) == "cellular"
