@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from meshnode.protocol import events as ev
+from meshnode.protocol import messages
 from meshnode.protocol.allowance import HOUR_MS, Allowance, Used
 from meshnode.protocol.channel_check import check_objects
+from meshnode.protocol.fields import Span
 from meshnode.protocol.lease import Stage
 from meshnode.protocol.objects import T_RECEIPT, Receipt
 from meshnode.protocol.owner import unit_bytes
@@ -29,6 +31,7 @@ from meshnode.protocol.types import Account
 from testnet.sim.mesh import Mesh, Site
 from testnet.sim.site import NETWORK, account_keys
 
+from .rogue import Rogue
 from .test_mesh import ended, mesh_of, order, submit
 
 ACCOUNT = account_keys(2)  # of car-0, the second node of a mesh
@@ -249,17 +252,17 @@ def test_a_clock_that_was_ahead_neither_frees_nor_locks_an_account() -> None:
     assert allowance.used(account, DAY_MS + HOUR_MS).leases == 0
 
 
-@pytest.mark.parametrize("dtype", ["float99", "bool"])
-def test_an_offer_with_a_dtype_that_is_none_is_refused_under_a_cap_too(dtype: str) -> None:
+def test_an_offer_with_a_dtype_that_is_none_is_refused_under_a_cap_too() -> None:
     mesh = mesh_of(1, 1)
     change(mesh, {"caps": Caps(0, 1 << 30, 0)})
-    bad = replace(order(2), outs=(order(2).outs[0]._replace(dtype=dtype),))
-    submit(mesh, bad)
-    mesh.rest(5_000)
-    assert provider_of(mesh)._out.counters["refused_kernel_spec"]
-    submit(mesh, order(4, nonce=1), 2)
-    mesh.rest(5_000)
-    assert done(mesh) >= 4, "it lives"
+    rogue, car = Rogue(mesh, "rogue"), mesh.sites["car-0"]
+    mesh.connect_all()
+    mesh.rest(100)
+    channel, job = rogue.agree(car), rogue.job(4)
+    bad = replace(job, outs=(job.outs[0]._replace(dtype="float99"),))
+    rogue.say(car, rogue.offer(car, channel, bad, Span(0, 4)))
+    mesh.rest(100)
+    assert [each.reason for each in rogue.all_heard(messages.Refuse)] == [Reason.KERNEL_SPEC]
 
 
 def test_bytes_of_leases_in_hand_count() -> None:

@@ -35,7 +35,7 @@ def test_it_is_written_when_somebody_has_come_and_once_for_all_who_come(tmp_path
                 met.insert(0, each)
                 store.changed()
             with trio.fail_after(30 * PAUSE_S):
-                while read_peerstore(tmp_path) != (B, A):
+                while read_peerstore(tmp_path) != (B, A):  # noqa: ASYNC110 - a thread writes it
                     await trio.sleep(0.05)
             assert asked == 1
             nursery.cancel_scope.cancel()
