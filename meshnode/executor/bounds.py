@@ -64,6 +64,9 @@ class ExecutorConfig:
     """Folder of compiled programs, this user's alone; None compiles for each worker anew."""
     executable_bytes_max: int = 1 << 30
     """Of that folder; at the bound the program used longest ago goes."""
+    disk_interval_s: float = 0.0
+    """Least time between two checkpoints of a run on the disk, but for the one at its stop; BOINC's
+    `disk_interval`. A car that is lost takes so much work with it."""
     sandbox_least: int = 0
     """Layers without which no worker runs anything, of the owner's policy: protocol.sandbox."""
     cgroup: str = ""

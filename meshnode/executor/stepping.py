@@ -41,7 +41,7 @@ class SteppedRun:
         self._watch_bytes = sum(wire.array_bytes(specs[i]) for i in effect.spec.stepped.watch)
         self._unit = effect.run.first
         self._step = effect.step
-        self._kept_s = self._shown_s = float("-inf")
+        self._kept_s = self._said_s = self._shown_s = float("-inf")
         self.state_fd = os.memfd_create("state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.state_fd, self.state_bytes)
         seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -81,10 +81,17 @@ class SteppedRun:
         self._shown_s = now_s
         return Partial(self._effect.exec_id, self._unit, self._step, watch)
 
-    async def keep(self, meters: Meters, *, stopping: bool) -> SliceDone | None:
-        """The state as a blob; None if the store has no room: the run goes on without."""
-        if trio.current_time() - self._kept_s < STATE_S_MIN and not stopping:
+    async def keep(
+        self, meters: Meters, *, stopping: bool, interval_s: float = 0.0
+    ) -> SliceDone | None:
+        """The state as a blob; None if the store has no room, or the last one went to the disk
+        less than `interval_s` ago: the run goes on without."""
+        now_s = trio.current_time()
+        if now_s - self._said_s < STATE_S_MIN and not stopping:
             raise wire.WireError("checkpoints too often")
+        self._said_s = now_s
+        if now_s - self._kept_s < interval_s and not stopping:
+            return None
         unit, step = self._unit, self._step
         try:
             ref = await trio.to_thread.run_sync(
@@ -93,5 +100,5 @@ class SteppedRun:
         except OSError:
             return None
         finally:
-            self._kept_s = trio.current_time()
+            self._kept_s = self._said_s = trio.current_time()
         return SliceDone(self._effect.exec_id, unit, ref, step, meters)

@@ -72,6 +72,8 @@ class Executor:
         self._platform = "cpu"  # on which runs draw their energy, as the probe found it
         self._config = config
         self._blobs = blobs
+        self.disk_interval_s = config.disk_interval_s
+        """As in the configuration, until the owner's policy says another."""
         # Lives exactly as long as `open_executor`'s block, like this object: `start` is not async
         # and yet must start tasks, and a task between would cost each run a wake-up.
         self._nursery = nursery
@@ -363,7 +365,8 @@ class Executor:
             event = run.stepped.partial(watch)
         else:
             stopping = run.stop_reason is not None
-            event = await run.stepped.keep(run.meters(), stopping=stopping)
+            interval_s = self.disk_interval_s
+            event = await run.stepped.keep(run.meters(), stopping=stopping, interval_s=interval_s)
             await worker.link.say(wire.KEPT, wire.EXEC_BODY.pack(run.effect.exec_id))
         if event is not None:
             await self._outbox.send(event)

@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -141,6 +142,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             node.worker_pids = executor.worker_pids
+            node.on_policy = partial(use_disk_interval, executor)
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
@@ -183,6 +185,11 @@ async def _minding(
         yield
     finally:
         book.close(clock.now())
+
+
+def use_disk_interval(executor: Executor, policy: Policy) -> None:
+    """Of a policy that has just come into force; what runs goes by it too."""
+    executor.disk_interval_s = float(policy.disk_interval_s or 0)
 
 
 def moved_bytes(overlay: Overlay) -> int:
@@ -286,6 +293,7 @@ async def _open_executor(
         executable_cache=executables_path(home) if settings.executable_bytes_max else None,
         executable_bytes_max=settings.executable_bytes_max,
         sandbox_least=(terms.sandbox_least or 0) if terms is not None else 0,
+        disk_interval_s=float((terms.disk_interval_s or 0) if terms is not None else 0),
         cgroup=settings.worker_cgroup,
         share_device=settings.share_device,
         log_workers=settings.worker_log,

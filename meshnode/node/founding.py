@@ -126,6 +126,7 @@ class PolicyTerms:
     quiet: tuple[Quiet, ...] | None = None
     idle_s: int | None = None
     wifi_only: bool = False
+    disk_interval_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,7 @@ def draft_policy(account: Account, network: NetworkId, terms: PolicyTerms) -> Po
         quiet=terms.quiet,
         idle_s=terms.idle_s,
         wifi_only=int(terms.wifi_only) or None,
+        disk_interval_s=terms.disk_interval_s,
     )
 
 

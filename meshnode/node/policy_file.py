@@ -161,6 +161,7 @@ def terms_of(policy: Policy) -> PolicyTerms:
         policy.quiet,
         policy.idle_s,
         bool(policy.wifi_only),
+        policy.disk_interval_s,
     )
 
 
@@ -364,6 +365,7 @@ _READERS: Final[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "account_leases_max": _one("caps_leases", _whole(0, _BIG)),
     "account_bytes_max": _one("caps_bytes", _whole(0, 1 << 50)),
     "account_device_s_max": _one("caps_device_s", _whole(0, _BIG)),
+    "disk_interval": _one("disk_interval_s", _whole(0, 86_400)),
     "network_wifi_only": _one("wifi_only", _flag),
     "metered_bytes_a_day": _one("metered_bytes_a_day", _whole(0, 1 << 50)),
     "sandbox_least": _one("sandbox_least", _layers),
@@ -420,6 +422,8 @@ def _plain(policy: Policy, purposes: int | None) -> list[tuple[str, str]]:
         ("submitters", f"[{', '.join(names)}]" if names else f'"{mode.name.lower()}"'),
     ]
     rows += [(f"account_{name}_max", cap) for name, cap in _caps(policy.caps)]
+    if policy.disk_interval_s is not None:
+        rows.append(("disk_interval", policy.disk_interval_s))
     if policy.metered_bytes_a_day is not None:
         rows.append(("metered_bytes_a_day", policy.metered_bytes_a_day))
     if policy.resume is not None:

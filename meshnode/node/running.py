@@ -38,7 +38,9 @@ from meshnode.protocol.events import (
 from meshnode.protocol.identity import peer_of_text
 from meshnode.protocol.job import JobState, make_spec, spec_bytes
 from meshnode.protocol.node import Node
+from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.reasons import Reason
+from meshnode.protocol.sealed import unseal
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer, array_bytes
 from meshnode.protocol.view import JobView, View
 
@@ -110,6 +112,7 @@ class RunningNode:
         self._terms_lock = trio.Lock()
         self._withdrawals = 0
         self.worker_pids: Callable[[], list[tuple[int, bool]]] = list
+        self.on_policy: Callable[[Policy], None] = lambda _: None
         self._machine = machine
         self.clock = clock
         self._request_ids = itertools.count(1)
@@ -373,6 +376,7 @@ class RunningNode:
                 self.driver.post(TermsChanged(consent, policy))
         if policy is None or consent is None:
             return False
+        self.on_policy(unseal(policy).open(Policy, T_POLICY))
         if self.vehicle is not None:
             self.vehicle.set_papers(policy, consent)
         if self.metering is not None:

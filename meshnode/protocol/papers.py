@@ -197,6 +197,7 @@ class Policy:
     ] = None
     idle_s: Annotated[int | None, at(24, Uint(86_400), optional=True)] = None
     wifi_only: Annotated[int | None, at(25, Uint(1), optional=True)] = None
+    disk_interval_s: Annotated[int | None, at(26, Uint(86_400), optional=True)] = None
 
 
 class Share(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from meshnode.executor import wire
@@ -118,3 +119,22 @@ def test_partials_are_thinned_and_checkpoints_too_often_end_the_worker(
 
     clock = MockClock()
     trio.run(main, clock=clock)
+
+
+def test_between_two_checkpoints_on_the_disk_lies_the_owners_interval(
+    stepped: SteppedRun,
+) -> None:
+    async def main() -> None:
+        async def kept(*, stopping: bool = False) -> bool:
+            meters = Meters(0, 0)
+            return await stepped.keep(meters, stopping=stopping, interval_s=60.0) is not None
+
+        clock, found = trio.lowlevel.current_clock(), []
+        assert isinstance(clock, trio.testing.MockClock)
+        for _ in range(13):
+            found.append(await kept())
+            clock.jump(10.0)
+        assert [at for at, each in enumerate(found) if each] == [0, 6, 12]
+        assert await kept(stopping=True), "what it has at its stop is handed on"
+
+    trio.run(main, clock=trio.testing.MockClock())
