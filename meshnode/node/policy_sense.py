@@ -36,9 +36,10 @@ class Contradiction:
 
 def contradictions(file: PolicyFile, pack: PackSpec | None = None) -> list[Contradiction]:
     """All of them, in the order of their first lines; `pack` is the car's, if it is known."""
-    said = [*_of_numbers(file.terms), *_of_purposes(file), *_of_hours(file.terms)]
+    terms = file.terms
+    said = [*_of_numbers(terms), *_of_links(terms), *_of_purposes(file), *_of_hours(terms)]
     if pack is not None:
-        said += _of_pack(file.terms, pack)
+        said += _of_pack(terms, pack)
     found = []
     for keys, text in said:
         lines = sorted(line for key in keys for line in file.lines.get(key, ()))
@@ -71,6 +72,13 @@ def _of_numbers(terms: PolicyTerms) -> _Said:
         text = f"{terms.day_wh} Wh a day do not last for {SHORT_RUN_MIN} minutes ({need_wh} Wh)"
         said.append((keys, text))
     return said
+
+
+def _of_links(terms: PolicyTerms) -> _Said:
+    if terms.wifi_only and terms.metered_bytes_a_day:
+        keys = ("network_wifi_only", "metered_bytes_a_day")
+        return [(keys, "with Wi-Fi only there are no metered bytes to spend")]
+    return []
 
 
 def _of_purposes(file: PolicyFile) -> _Said:

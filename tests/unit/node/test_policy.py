@@ -26,6 +26,7 @@ from meshnode.node.policy_trial import Trial, try_policy
 from meshnode.protocol import papers
 from meshnode.protocol.papers import (
     Band,
+    Caps,
     Departure,
     Policy,
     Quiet,
@@ -98,6 +99,10 @@ TERMS = st.builds(
         max_size=4,
     ).map(tuple),
     idle_s=st.integers(0, 1440).map(lambda minutes: minutes * 60),
+    caps=st.builds(Caps, *3 * [st.integers(0, 10**9)]),
+    metered_bytes_a_day=st.none() | st.integers(0, 10**12),
+    wifi_only=st.booleans(),
+    disk_interval_s=st.none() | st.integers(0, 86_400),
 )
 
 
@@ -220,6 +225,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (
             "battery_charge_min_pct = 50\nbattery_charge_resume_pct = 50",
             "lines 1, 2: work resumes at a charge at which it stops",
+        ),
+        (
+            "network_wifi_only = true\nmetered_bytes_a_day = 5",
+            "lines 1, 2: with Wi-Fi only there are no metered bytes to spend",
         ),
         ("watt_max = 0", "line 1: with 0 W nothing ever runs"),
         ("day_wh = 100", "line 1: 100 Wh a day do not last for 15 minutes (138 Wh)"),
