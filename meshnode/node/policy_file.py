@@ -217,6 +217,11 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _bytes_or_any(value: Any) -> int | None:
+    """`any` takes a bound back that an earlier policy had: what a file does not say stays."""
+    return None if value == "any" else _whole(0, 1 << 50)(value)
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"a list, not {value!r}")
@@ -367,7 +372,7 @@ _READERS: Final[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "account_device_s_max": _one("caps_device_s", _whole(0, _BIG)),
     "disk_interval": _one("disk_interval_s", _whole(0, 86_400)),
     "network_wifi_only": _one("wifi_only", _flag),
-    "metered_bytes_a_day": _one("metered_bytes_a_day", _whole(0, 1 << 50)),
+    "metered_bytes_a_day": _one("metered_bytes_a_day", _bytes_or_any),
     "sandbox_least": _one("sandbox_least", _layers),
     "tariff": _one("tariff", _tariff),
     "departure": _one("departures", _departures),

@@ -135,6 +135,9 @@ def test_what_a_file_does_not_say_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text("idle_time_to_run = 5")
     assert read_policy(path, strict).terms == replace(strict, idle_s=300)
+    bounded = replace(strict, metered_bytes_a_day=7)
+    path.write_text('metered_bytes_a_day = "any"')
+    assert read_policy(path, bounded).terms == strict
     assert terms_of(policy_of(strict)) == strict
     path.write_text('battery_max_temperature = 25\nsubmitters = "mine"')
     looser = read_policy(path, strict).terms
