@@ -26,8 +26,12 @@ from .types import SLEEP_MS_MAX, Peer
 
 IDLE_MS: Final = 60_000  # a car sleeps only after so long without work
 OWED_MS: Final = 300_000  # and so long after its last run it waits for receipts to be accepted
+FIRST_SLEEP_MS: Final = 300_000
+"""The first sleep after work is no longer; each one that nothing came of is twice as long. Nobody
+wakes a sleeper: of a cell that fell asleep at once for an hour, the first tasks waited an hour."""
 HEARD_TTLS: Final = 2  # so many lives of a token a rendezvous's word counts that it is one too many
 HEARD_MAX: Final = 16
+SLEEPS_COUNTED_MAX: Final = 8  # in a row; by then a sleep is as long as any may be
 SETTLE_MS: Final = 2_000  # between the decision and the sleep: advert and revocations are under way
 
 
@@ -59,6 +63,8 @@ class Standby:
         self._reach = reach
         self._heard: OrderedDict[Peer, int] = OrderedDict()
         self._wake_mono_ms: int | None = None
+        self._in_vain = 0  # sleeps since it last worked
+        self._idle_since_mono_ms = 0  # when it woke, unless it has worked since
 
     @property
     def stance(self) -> Stance:
@@ -97,9 +103,13 @@ class Standby:
         return agreed and may_run and not elected and self.stance is Stance.STANDBY
 
     def _sleep(self) -> None:
-        """For half of what the owner allows, or longer: else all that fell asleep together would
-        wake together."""
+        """For half of what it may, or longer: else all that fell asleep together would wake
+        together."""
+        if self._owner.worked_mono_ms != self._idle_since_mono_ms:
+            self._in_vain = 0
         most_ms, now = min(self._out.limits.sleep_ms_max, SLEEP_MS_MAX), self._out.now
+        most_ms = min(most_ms, FIRST_SLEEP_MS << min(self._in_vain, SLEEPS_COUNTED_MAX))
+        self._in_vain += 1
         for_ms = max(2 * SETTLE_MS, most_ms - self._out.rng.randrange(most_ms // 2 + 1))
         self._heard.clear()
         self._wake_mono_ms = now.mono_ms + for_ms
@@ -131,5 +141,6 @@ class Standby:
         ):
             self._reach(peer)
         self._owner.wakes_unix_ms = self._wake_mono_ms = None
-        self._owner.worked_mono_ms = now.mono_ms  # it is there for a while
+        # It is there for a while.
+        self._owner.worked_mono_ms = self._idle_since_mono_ms = now.mono_ms
         self._presence.changed(now=True)

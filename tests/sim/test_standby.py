@@ -10,7 +10,7 @@ from meshnode.protocol import events as ev
 from meshnode.protocol import messages
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.reserve import WINDOW_MS, Reserve, reserve
-from meshnode.protocol.standby import IDLE_MS, Stance
+from meshnode.protocol.standby import FIRST_SLEEP_MS, IDLE_MS, Stance
 from meshnode.protocol.types import Lane, Limits, Peer
 from testnet.sim.measured import Setup
 from testnet.sim.mesh import PROVIDE, REQUEST, Mesh
@@ -94,7 +94,8 @@ def test_a_sleeper_says_until_when_and_is_not_asked() -> None:
     advert = node_of(car).provider.presence.advert
     assert advert is not None and advert.budget.reason is Reason.ASLEEP
     assert advert.wake_at_ms is not None
-    assert SLEEP_MS // 2 <= advert.wake_at_ms - mesh.now().unix_ms + 2_000 <= SLEEP_MS + 2_000
+    for_ms = advert.wake_at_ms - mesh.now().unix_ms
+    assert FIRST_SLEEP_MS // 2 <= for_ms + 2_000 <= FIRST_SLEEP_MS + 2_000
     submitter = node_of(mesh.sites["submitter"])
     known = submitter.book.cars[car.identity.peer].advert
     assert known == advert and not known.budget.may_run
@@ -158,6 +159,26 @@ def test_a_fleet_with_little_work_sleeps_and_tasks_start_as_soon() -> None:
     assert sum(sleepy.stances.values()) == pytest.approx(1)
     assert sleepy.quantile_ms(0.5) < 1.2 * still.quantile_ms(0.5)
     assert sleepy.quantile_ms(0.95) < 2 * still.quantile_ms(0.95)
+
+
+def test_who_wakes_for_nothing_sleeps_twice_as_long_and_work_begins_anew() -> None:
+    mesh = parked(40, sleep_ms=8 * FIRST_SLEEP_MS)
+    car = cars_of(mesh)[-1]
+    standby, owner = node_of(car).standby, node_of(car).provider.owner
+
+    def sleeps() -> int:
+        """Minutes that it says it will sleep, rounded up to what it may."""
+        standby._sleep()
+        assert owner.wakes_unix_ms is not None
+        for_ms = owner.wakes_unix_ms - mesh.now(car).unix_ms
+        standby.wake()
+        return next(n for n in (5, 10, 20, 40, 80) if for_ms <= n * 60_000)
+
+    most = [sleeps() for _ in range(6)]
+    assert most[0] == 5 and most == sorted(most) and most[-1] == 40
+    mesh.rest(1_000)
+    owner.worked_mono_ms = mesh.now(car).mono_ms
+    assert sleeps() == 5
 
 
 @pytest.mark.long
