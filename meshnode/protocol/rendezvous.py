@@ -38,7 +38,7 @@ SENT_MAX: Final = 8  # times that one placement is sent on in all
 ASKED_MAX: Final = 2  # other rendezvous that a placement is sent on to before it waits here
 DRAWN_MAX: Final = 8  # tokens looked at for one placement
 LONG_RUN_MS: Final = 60_000  # of such a run and longer not the nearest car is looked for
-SAME_PART: Final = 10_000  # of a run: so much of it no car is nearer than another
+SAME_PART: Final = 1_000  # of a run: by so much of it no car is nearer than another
 SPARE_TOKENS: Final = 2  # that a rendezvous keeps for its own cell
 HEDGE_PART: Final = 10
 """A hedge gets a token only where more than one in so many of the cars served are idle: it computes
