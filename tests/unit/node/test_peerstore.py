@@ -26,7 +26,16 @@ def test_it_is_written_when_somebody_has_come_and_once_for_all_who_come(tmp_path
         return tuple(met)
 
     async def main() -> None:
-        store = Peerstore(tmp_path, tell, lambda _: None)
+        written = trio.Event()
+
+        class Told(Peerstore):
+            """Says when the file is there."""
+
+            def _write(self, met: tuple[str, ...]) -> None:
+                super()._write(met)
+                trio.from_thread.run_sync(written.set)
+
+        store = Told(tmp_path, tell, lambda _: None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.run)
             await trio.testing.wait_all_tasks_blocked()
@@ -35,9 +44,8 @@ def test_it_is_written_when_somebody_has_come_and_once_for_all_who_come(tmp_path
                 met.insert(0, each)
                 store.changed()
             with trio.fail_after(30 * PAUSE_S):
-                while read_peerstore(tmp_path) != (B, A):  # noqa: ASYNC110 - a thread writes it
-                    await trio.sleep(0.05)
-            assert asked == 1
+                await written.wait()
+            assert read_peerstore(tmp_path) == (B, A) and asked == 1
             nursery.cancel_scope.cancel()
 
     trio.run(main)
