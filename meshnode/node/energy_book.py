@@ -50,6 +50,9 @@ class Drawn(NamedTuple):
     work_ms: int
     working: bool
     asleep: bool
+    unpaid_uj: int = 0  # of it, for runs that were stopped: nobody pays for those
+    unpaid_battery_uj: int = 0
+    unpaid_ms: int = 0
 
 
 class EnergyBook:
@@ -63,6 +66,7 @@ class EnergyBook:
         self._day = -1
         self._spent_uj = 0
         self._open_uj = 0  # of it, what no meter has said yet
+        self._surcharge_nano_per_s = 0  # in the price of the work in hand
         self.metered_bytes = 0  # today, over a link that somebody is billed for
         self._last: tuple[Now, Drawn] | None = None
         self._saved_mono_ms = 0
@@ -109,9 +113,11 @@ class EnergyBook:
         cost_nano = energy_nano(waiting_uj, rate)
         wear = policy.wear_nano_per_kwh
         self.upkeep.waited(cost_nano + wear_nano(waiting_battery_uj, wear))
+        self._stopped(drawn, last[1], rate, wear)
         if drawn.working and told.may_run and state is not None:
             bare = floor_nano_per_s(state, policy, now, offset_at)
-            self.upkeep.worked(elapsed_ms, max(0, told.floor_nano_per_s - bare))
+            self._surcharge_nano_per_s = max(0, told.floor_nano_per_s - bare)
+            self.upkeep.worked(elapsed_ms, self._surcharge_nano_per_s)
         self._note(
             now,
             Entry(
@@ -130,6 +136,15 @@ class EnergyBook:
         )
         if now.mono_ms - self._saved_mono_ms >= SAVE_MS:
             self.save(now)
+
+    def _stopped(self, drawn: Drawn, before: Drawn, rate: int, wear: int) -> None:
+        """Runs that were stopped brought nothing: what they drew is due like waiting, and so is
+        what was taken for upkeep that they would have paid."""
+        unpaid_uj = max(0, drawn.unpaid_uj - before.unpaid_uj)
+        battery_uj = max(0, drawn.unpaid_battery_uj - before.unpaid_battery_uj)
+        unpaid_ms = max(0, drawn.unpaid_ms - before.unpaid_ms)
+        self.upkeep.waited(energy_nano(unpaid_uj, rate) + wear_nano(battery_uj, wear))
+        self.upkeep.waited(unpaid_ms * self._surcharge_nano_per_s // 1_000)
 
     def _spend(self, work_uj: int, waiting_uj: int, open_uj: int) -> None:
         """`open_uj` is the most that a run draws which has said nothing yet: it counts until its

@@ -393,6 +393,9 @@ class RunningNode:
             owner.worked_ms,
             bool(working),
             asleep is not None,
+            owner.unpaid_uj,
+            owner.unpaid_battery_uj,
+            owner.unpaid_ms,
         )
 
     def stop(self) -> None:

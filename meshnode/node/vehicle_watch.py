@@ -301,6 +301,8 @@ class VehicleWatch:
         )
         if self._state is not None:
             self._held = limits_held(self._state, self._policy, self._held)
+            if read.reason is Reason.BUDGET:
+                self._held |= {Reason.BUDGET}
         lapses_ms = None if self._consent is None else self._consent.lapses_ms
         if lapses_ms is not None and now.unix_ms >= lapses_ms:
             read = stopped(Reason.NO_CONSENT)

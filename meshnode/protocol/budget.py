@@ -37,8 +37,12 @@ FRESH_MS: Final = {
 RESUME_SOC_PERMILLE: Final = 20  # past the floor, if the policy names no thresholds of its own
 RESUME_TEMP_DC: Final = 10
 RESUME_LOW_MV: Final = 100  # a 12 V battery recovers by so much when its load ends
+RESUME_WORK_S: Final = 900
+"""A car that had nothing left to spend goes on when it has so much full load, or 2 % of its battery
+or half of its day, if that is less: one step of a gauge would start it and stop it for hours."""
 LEASE_S_MAX: Final = 24 * 3600
 RESERVE_AHEAD_S: Final = 24 * 3600  # departures within it have their energy reserved
+LATE_S: Final = 2 * 3600  # and so do those whose hour has passed, while the driver may just be late
 PRICED_AHEAD_S: Final = 900
 """A run has the price that held when it began: dearer hours that begin within so long are in it."""
 CHARGER_PERMILLE: Final = 900
@@ -188,13 +192,16 @@ def spendable(
     if reason is not Reason.OK:
         return stopped(reason)
     departs_s, departs_wh = _next_departure(state, policy, now, offset_at)
-    reserve_mwh = 1000 * max(policy.reserve_wh, departs_wh)
+    late_wh = _late_wh(state, policy, now, offset_at)
+    reserve_mwh = 1000 * max(policy.reserve_wh, departs_wh, late_wh or 0)
     day_mwh = policy.day_wh * 1000 - spent_today_mwh
-    term_mwh = _term_mwh(state, policy, reserve_mwh, departs_s, provides)
+    due_s = departs_s if late_wh is None else 0  # in which the charger may still catch up
+    term_mwh = _term_mwh(state, policy, reserve_mwh, due_s, provides)
     if term_mwh is None:
         return stopped(Reason.READINGS)
     load_w, spend_mwh = policy.watt_max + policy.awake_w, min(day_mwh, term_mwh)
-    if policy.watt_max <= 0 or spend_mwh <= 0:
+    least_mwh = _resume_mwh(state, policy) if Reason.BUDGET in held else 0
+    if policy.watt_max <= 0 or spend_mwh <= least_mwh:
         return stopped(Reason.BUDGET)
     lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * load_w))  # mWh / W in seconds
     stay_s = LEASE_S_MAX
@@ -424,6 +431,14 @@ def _term_mwh(
     return flows_mwh - due_mwh
 
 
+def _resume_mwh(state: VehicleState, policy: Policy) -> int:
+    most = [(policy.watt_max + policy.awake_w) * RESUME_WORK_S * 1000 // 3600, policy.day_wh * 500]
+    capacity_mwh = _capacity_mwh(state)
+    if capacity_mwh is not None:
+        most.append(capacity_mwh * RESUME_SOC_PERMILLE // 1000)
+    return min(most)
+
+
 def _capacity_mwh(state: VehicleState) -> int | None:
     if state.capacity_wh is not None:
         return state.capacity_wh * 1000
@@ -453,6 +468,20 @@ def _next_departure(
     departs_s, first_wh = min(known)
     # Whichever comes first, the neediest trip of the day ahead must be in the battery.
     return departs_s, max(first_wh, *(wh for ahead_s, wh in known if ahead_s <= RESERVE_AHEAD_S), 0)
+
+
+def _late_wh(state: VehicleState, policy: Policy, now: Now, offset_at: OffsetAt) -> int | None:
+    """The Wh of departures whose hour has passed and that the driver may still come for; None if
+    there are none. A car that has stood for less than that has been away since."""
+    minute, into_minute_s = _minute_of_week(now, offset_at), now.unix_ms // 1000 % 60
+    stood_s = stay_of(state, now, None).parked_s
+    late = []
+    for departure in policy.departures or ():
+        since_min = (minute - departure.weekday * 1440 - departure.minute) % _WEEK_MIN
+        since_s = since_min * 60 + into_minute_s
+        if 0 < since_s < LATE_S and (stood_s is None or stood_s >= since_s):
+            late.append(departure.wh)
+    return max(late, default=None)
 
 
 def _minute_of_week(now: Now, offset_at: OffsetAt) -> int:

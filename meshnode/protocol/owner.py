@@ -78,6 +78,9 @@ class Owner:
         self.drawn_uj = 0  # by all runs since this node began, and of it out of the battery
         self.drawn_battery_uj = 0
         self.worked_ms = 0  # by all runs, one beside the other
+        self.unpaid_uj = 0  # of these, for runs that were stopped, since their last whole unit
+        self.unpaid_battery_uj = 0
+        self.unpaid_ms = 0
         self.stopped: dict[int, tuple[Meters, Account | None]] = {}
         """Runs that were stopped, until their end is told: their last meters, and who pays."""
         self.allowance = Allowance()
@@ -238,6 +241,9 @@ class Owner:
         """What it drew and took until it stood counts, though nobody pays for it."""
         before, payer = self.stopped.pop(exec_id, (meters, None))
         self.drew(before, meters)
+        self.unpaid_uj += max(0, meters.energy_uj - before.energy_uj)
+        self.unpaid_battery_uj += max(0, meters.battery_uj - before.battery_uj)
+        self.unpaid_ms += max(0, meters.wall_ms - before.wall_ms)
         if payer is not None:
             used = Used(device_ms=max(0, meters.device_ms - before.device_ms))
             self.allowance.add(payer, self._out.now.unix_ms, used)

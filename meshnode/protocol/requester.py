@@ -236,7 +236,7 @@ class Requester:
         job.pump_mono_ms = now_ms + min(max(PUMP_MS, waited_ms // PUMP_PART), PUMP_MS_MAX)
         if self.placing.serves(job) and self.placing.place_all(job):
             return
-        if not placement.announces():
+        if not placement.announces() and not self._offers.tried_out(job):
             self._offers.offer_all(job, placement, self.fleet.cars(job))
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announcer.announce(job)

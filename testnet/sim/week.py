@@ -102,8 +102,8 @@ class WeekOfCars:
     cost_nano: int = 0
     income_nano: int = 0
     unpaid_nano: int = 0  # what those cost
-    due_nano: int = 0  # what waiting has cost and the next work pays for
-    income_permille_least: int = 0  # of any car, of what its paid work and waiting cost
+    due_nano: int = 0  # what waiting and ended runs have cost and the next work pays for
+    income_permille_least: int = 0  # of any car, of all that it cost but what is still due
     shares: dict[str, float] = field(default_factory=dict)  # of the cars' time, by reason
     events: int = 0
     digest: str = ""
@@ -235,6 +235,7 @@ class Vehicle:
         else:
             self.unpaid_mwh += pack + plug
             self.unpaid_nano += self._run_cost_nano
+            self.upkeep.waited(self._run_cost_nano)
         return ev.Meters(
             took_s * 1_000,
             took_s * 1_000,
@@ -451,7 +452,7 @@ def simulate_week(
         found.income_nano += vehicle.income_nano
         found.unpaid_nano += vehicle.unpaid_nano
         found.due_nano += vehicle.upkeep.due_nano
-        cost = vehicle.cost_nano - vehicle.unpaid_nano - vehicle.upkeep.due_nano
+        cost = vehicle.cost_nano - vehicle.upkeep.due_nano
         if cost > 0:
             permille.append(vehicle.income_nano * 1_000 // cost)
         for name, minutes in vehicle.minutes.items():

@@ -179,6 +179,11 @@ def test_the_energy_of_a_run_that_was_stopped_counts() -> None:
         40_000,
     )
     assert not owner.stopped and lease.receipted == 0
+    assert (owner.unpaid_uj, owner.unpaid_battery_uj, owner.unpaid_ms) == (
+        7_000_000,
+        2_000_000,
+        40_000,
+    )
 
 
 DAY_MS = 24 * 3_600_000

@@ -278,3 +278,21 @@ def test_work_pays_for_what_waiting_has_cost(day: Day) -> None:
     day.goes_on(60, paying, look_s=1)
     day.goes_on(60, paying, look_s=60)
     assert day.book.upkeep.due_nano == due - 120 * 10_000
+
+
+def test_what_a_stopped_run_cost_is_due_like_waiting(day: Day) -> None:
+    bare = spendable(replace(PARKED, at_ms=MONDAY_MS), POLICY, day.now).floor_nano_per_s
+    paying = BudgetRead(True, Reason.OK, 1, 300, 3_600, bare + 10_000, None, 550)
+    day.book.upkeep.waited(10**9)
+    day.look(paying)
+    day.drawn = day.drawn._replace(working=True)
+    day.goes_on(60, paying)
+    assert day.book.upkeep.due_nano == 10**9 - 60 * 10_000
+    # The driver comes: 40 s of it were of the unit in hand, which nobody pays for.
+    day.drawn = Drawn(2 * WH_UJ, WH_UJ, 60_000, False, False, WH_UJ, WH_UJ // 2, 40_000)
+    day.look(PAUSED)
+    energy, wear = 0.3 / 0.9 * 1e6, POLICY.wear_nano_per_kwh / 2_000  # at 0.30 a kWh
+    due = 10**9 - 20 * 10_000 + energy + wear
+    assert day.book.upkeep.due_nano == pytest.approx(due, abs=2)
+    day.look(PAUSED)
+    assert day.book.upkeep.due_nano == pytest.approx(due, abs=2)  # once

@@ -332,6 +332,39 @@ def test_what_stopped_at_a_limit_goes_on_only_past_the_threshold() -> None:
     )
 
 
+def test_a_car_with_nothing_left_to_spend_goes_on_with_a_quarter_of_an_hour() -> None:
+    # 18 kWh of floor and 10 of reserve in 60 kWh: 28 kWh; 137.5 Wh are 900 s at 550 W.
+    at = [replace(UNPLUGGED, capacity_wh=30_000 + wh * 2) for wh in (0, 50, 137, 140)]
+    policy = replace(POLICY, soc_floor_permille=0, reserve_wh=15_000)
+    stopped = budget(at[0], policy)
+    assert stopped.reason is Reason.BUDGET
+    assert [reason(state, policy) for state in at] == [Reason.BUDGET] + [Reason.OK] * 3
+    after = [reason(state, policy, previous=stopped) for state in at]
+    assert after == [Reason.BUDGET] * 3 + [Reason.OK]
+    assert reason(at[1], policy, held=(Reason.BUDGET,)) is Reason.BUDGET  # a pause lay between
+    # Half a day's Wh are enough where the day has no more, or a small day would never begin again.
+    day = replace(policy, day_wh=100)
+    full = replace(UNPLUGGED, capacity_wh=60_000)
+    assert reason(full, day, previous=stopped) is Reason.OK
+    assert reason(full, day, previous=stopped, spent_today_mwh=50_000) is Reason.BUDGET
+
+
+def test_the_energy_of_a_late_departure_is_kept() -> None:
+    parked = replace(UNPLUGGED, departure_ms=None, capacity_wh=80_000)  # 40 kWh, floor 24
+    eleven, next_day = Departure(0, 11 * 60, 15_500), Departure(1, 8 * 60, 0)
+    policy = replace(POLICY, departures=(eleven, next_day))
+    assert budget(parked, policy).spendable_mwh == 500_000  # an hour late
+    assert budget(replace(parked, parked_s=7_200), policy).spendable_mwh == 500_000
+    away = replace(parked, parked_s=1_800)  # it came back half an hour ago
+    assert budget(away, policy).spendable_mwh == 5_000_000  # the day's
+    hour_east = {"offset_at": zone(60)}
+    assert budget(parked, policy, **hour_east).spendable_mwh == 5_000_000  # nobody comes any more
+    # The charger has no time left to catch up.
+    charging = replace(CHARGING, departure_ms=None, capacity_wh=80_000)
+    assert reason(charging, policy) is Reason.BUDGET
+    assert reason(replace(charging, parked_s=1_800), policy) is Reason.OK
+
+
 def test_limits_stay_held_through_readings_that_are_lost() -> None:
     every = {Reason.TEMPERATURE, Reason.LOW_VOLTAGE, Reason.CHARGE_FLOOR}
     bad = replace(UNPLUGGED, soc_permille=300, pack_temp_dc=(200, 401), low_voltage_mv=12_500)
