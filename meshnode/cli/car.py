@@ -33,6 +33,7 @@ _COMMANDS = {
     "policy": Late("meshnode.cli.policy:policy", "What this car's owner allows."),
     "report": Late("meshnode.cli.report:report", "What this car did, cost and earned."),
     "consent": Late("meshnode.cli.consent:consent", "The owner's yes: give, show, withdraw."),
+    "fleet": Late("meshnode.cli.fleet:fleet", "What the fleet does not let this car do."),
 }
 
 

@@ -233,6 +233,28 @@ def sign(request: Path, out: Path, accept_notice: bool, home: Path) -> None:
     frame.talk(f"wrote {out}; on the car: meshnode consent install {out.name}")
 
 
+@account.command(epilog="Example: mesh account narrow fleet.toml -o fleet.mesh")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE"
+)
+@frame.home_options
+def narrow(file: Path, out: Path, home: Path) -> None:
+    """Sign, as the operator of a fleet, what its cars must not do whatever their owners allow.
+
+    FILE has keys of a policy (`meshnode policy show`); what it does not say is not limited.
+    """
+    from meshnode.node import armor, firstrun, fleet_file, founding
+
+    key, signer = firstrun.account_of(home)
+    if signer is None:
+        raise UsageError(f"the key of account {key.hex()[:8]} is not on this machine")
+    network = firstrun.read_network(home).ident
+    terms = fleet_file.read_fleet(file, key, network, now_ms())
+    armor.write_file(out, [armor.block_of(founding.sign_as(signer, terms))])
+    frame.talk(f"wrote {out}; on each car of the fleet: meshnode fleet install {out.name}")
+
+
 def describe(draft: Any) -> str:
     """One line about a mandate, policy or consent before it is signed."""
     from datetime import UTC, datetime

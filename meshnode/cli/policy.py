@@ -43,6 +43,8 @@ def show(home: Path) -> None:
         frame.put_json({"digest": digest, "toml": text})
         return
     click.echo(text, nl=False)
+    if found.fleet_sealed is not None:
+        frame.talk("the fleet narrows it: meshnode fleet show")
 
 
 @policy.command("set", epilog="Example: meshnode policy set policy.toml")
@@ -158,7 +160,7 @@ def _policy_of(home: Path, file: Path | None) -> tuple[Policy, PolicyFile | None
 
     found = terms.in_force(home) if file is None and home.exists() else None
     if found is not None:
-        return found.policy, None
+        return found.in_effect, None
     said = None if file is None else read_policy(file)
     given = founding.PolicyTerms() if said is None else said.terms
     return founding.draft_policy(Account(bytes(32)), NetworkId(bytes(8)), given), said

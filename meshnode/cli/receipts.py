@@ -127,6 +127,7 @@ def show(receipt: str, home: Path) -> None:
         "total_nano": whole.total_nano,
         "consent": whole.consent,
         "policy": whole.policy,
+        "fleet": whole.fleet,
         "findings": [
             finding.text
             for finding in checked.findings

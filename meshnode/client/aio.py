@@ -106,6 +106,10 @@ class AsyncMesh:
         restart: bool = (await self._ask("terms", papers=list(papers)))["restart"]
         return restart
 
+    async def fleet(self, terms: bytes | None) -> None:
+        """Put the operator's signed terms in force, which narrow the policy, or take them away."""
+        await self._ask("fleet", terms=terms)
+
     async def shutdown(self) -> None:
         await self._ask("shutdown")
 

@@ -147,6 +147,10 @@ class Mesh:
         restart: bool = (self._ask("terms", papers=list(papers)))["restart"]
         return restart
 
+    def fleet(self, terms: bytes | None) -> None:
+        """Put the operator's signed terms in force, which narrow the policy, or take them away."""
+        self._ask("fleet", terms=terms)
+
     def shutdown(self) -> None:
         """Ask the node to drain and end."""
         self._ask("shutdown")

@@ -36,9 +36,10 @@ from meshnode.overlay import Overlay, OverlayConfig, open_overlay
 from meshnode.protocol.acceptances import NoAudit
 from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
 from meshnode.protocol.identity import peer_text
+from meshnode.protocol.narrowing import policy_in_effect
 from meshnode.protocol.node import Node
 from meshnode.protocol.outbox import Identity
-from meshnode.protocol.papers import T_POLICY, Policy
+from meshnode.protocol.papers import T_CONSENT, Consent, Policy
 from meshnode.protocol.placement import AdvertPlacement
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import unseal
@@ -98,8 +99,9 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         restored = await trio.to_thread.run_sync(load, home, clock.now().unix_ms)
         blobs = await trio.to_thread.run_sync(_open_blobs, home, config)
         overlay = await stack.enter_async_context(open_overlay(_overlay(home, config), blobs))
-        metering = await _open_metering(stack, config, identity.policy)
-        executor = await _open_executor(stack, home, config, blobs, identity.policy, metering)
+        policy = _policy_of(identity)
+        metering = await _open_metering(stack, config, policy)
+        executor = await _open_executor(stack, home, config, blobs, policy, metering)
         machine = Node(
             identity,
             config.limits,
@@ -142,7 +144,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             node.worker_pids = executor.worker_pids
-            node.on_policy = partial(use_disk_interval, executor)
+            node.word.on_policy = partial(use_disk_interval, executor)
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
@@ -164,17 +166,18 @@ async def _minding(
 ) -> AsyncIterator[None]:
     """The car's readings, its energy and the owner's mode, from here on in every budget."""
     settings, clock = node.config.vehicle, node.clock
-    assert identity.policy is not None
+    policy, consent = _policy_of(identity), identity.consent
+    assert policy is not None
     book = EnergyBook(node.home, node.drawn, Diary(node.home))
     watch = VehicleWatch(
         open_vehicle(settings, node.home, simulated=read_network(node.home).is_test),
-        identity.policy,
+        policy,
         clock,
         node.driver.post,
         poll_s=settings.poll_s,
         mode=read_mode(node.home),
         book=book,
-        consent_wire=identity.consent,
+        consent=None if consent is None else unseal(consent).open(Consent, T_CONSENT),
         uplink=uplink,
     )
     watch.on_state = metering.feed
@@ -185,6 +188,11 @@ async def _minding(
         yield
     finally:
         book.close(clock.now())
+
+
+def _policy_of(identity: Identity) -> Policy | None:
+    """What this car goes by: its owner's policy, as far as its fleet goes with it."""
+    return None if identity.policy is None else policy_in_effect(identity.policy, identity.fleet)
 
 
 def use_disk_interval(executor: Executor, policy: Policy) -> None:
@@ -258,7 +266,7 @@ def _overlay(home: Path, config: NodeConfig) -> OverlayConfig:
 
 
 async def _open_metering(
-    stack: AsyncExitStack, config: NodeConfig, policy: bytes | None
+    stack: AsyncExitStack, config: NodeConfig, policy: Policy | None
 ) -> Metering | None:
     """None for a node that runs nobody's work, or may not: nothing draws energy for it."""
     if policy is None or not config.node.provides or config.compute.slots < 1:
@@ -271,12 +279,11 @@ async def _open_executor(
     home: Path,
     config: NodeConfig,
     blobs: BlobStore,
-    policy: bytes | None,
+    terms: Policy | None,
     meter: Metering | None,
 ) -> Executor | None:
     """None for a node that runs nobody's work: no worker, no zygote."""
     settings = config.compute
-    terms = unseal(policy).open(Policy, T_POLICY) if policy is not None else None
     if not config.node.provides or settings.slots < 1:
         return None
     parent = Path(settings.zygote_parent) if settings.zygote_parent else None

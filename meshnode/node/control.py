@@ -64,6 +64,7 @@ class _Client:
             "put_path": self._put_path,
             "submit": self._submit,
             "terms": self._terms,
+            "fleet": self._fleet,
             "jobs": self._jobs,
             "show": self._show,
             "explain": self._explain,
@@ -176,7 +177,14 @@ class _Client:
         papers = request.get("papers")
         if not isinstance(papers, list) or not all(isinstance(each, bytes) for each in papers):
             raise LocalProtocolError("papers are a list of sealed objects")
-        return {"restart": await self._node.set_terms(tuple(papers))}
+        return {"restart": await self._node.word.set_terms(tuple(papers))}
+
+    async def _fleet(self, request: Reply) -> Reply:
+        fleet = request.get("terms")
+        if fleet is not None and not isinstance(fleet, bytes):
+            raise LocalProtocolError("fleet terms are one sealed object, or none")
+        await self._node.word.set_fleet(fleet)
+        return {}
 
     def _mode(self, request: Reply) -> Reply:
         kind, until_ms = request.get("mode"), request.get("until_ms")

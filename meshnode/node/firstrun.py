@@ -23,13 +23,16 @@ from ..protocol.codec import decode, encode
 from ..protocol.effects import Persist
 from ..protocol.events import Persisted
 from ..protocol.identity import KeySigner, short
+from ..protocol.narrowing import check_fleet
 from ..protocol.outbox import Identity, row
 from ..protocol.papers import (
     T_CONSENT,
+    T_FLEET,
     T_GENESIS,
     T_MANDATE,
     T_POLICY,
     Consent,
+    FleetTerms,
     Mandate,
     Policy,
     Role,
@@ -68,8 +71,14 @@ GENESIS_FILE: Final = "genesis.mesh"
 MANDATE_FILE: Final = "mandate.mesh"
 POLICY_FILE: Final = "policy.mesh"
 CONSENT_FILE: Final = "consent.mesh"
+FLEET_FILE: Final = "fleet.mesh"  # the operator's terms
 ACCOUNT_FILE: Final = "account"  # the public key in hex, where the account key is elsewhere
-_FILE_OF: Final = {T_MANDATE: MANDATE_FILE, T_POLICY: POLICY_FILE, T_CONSENT: CONSENT_FILE}
+_FILE_OF: Final = {
+    T_MANDATE: MANDATE_FILE,
+    T_POLICY: POLICY_FILE,
+    T_CONSENT: CONSENT_FILE,
+    T_FLEET: FLEET_FILE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +286,11 @@ def load_identity(home: Path, *, cell: str, now_ms: int, agent: str = "meshnode"
     account, _ = account_of(home)
     node = keystore.load(home, keystore.NODE)
     mandate = renew_mandate(home, now_ms)
+    fleet = None
     try:
         consent, policy = _read_consent(home, network, account)
+        if consent is not None:
+            fleet = fleet_of(home, consent.open(Consent, T_CONSENT))
     except MeshError as error:
         # Half of a change that a crash has cut in two, or a file that somebody broke: the car joins
         # and computes nothing, and its owner can give consent again.
@@ -296,6 +308,7 @@ def load_identity(home: Path, *, cell: str, now_ms: int, agent: str = "meshnode"
         None if policy is None else policy.wire,
         frozenset(Digest(artifact.digest) for artifact in registry.artifacts().values()),
         agent,
+        None if fleet is None else fleet.wire,
     )
 
 
@@ -308,6 +321,18 @@ def _read_consent(
     policy = armor.read_one(home / POLICY_FILE, T_POLICY)
     check_consent(consent, policy, network.ident, account)
     return consent, policy
+
+
+def fleet_of(home: Path, consent: Consent) -> Sealed | None:
+    """The operator's terms for this car. Those of one whom the consent no longer names are not in
+    force; a file that somebody broke is an error, because what it forbade is not known."""
+    if not (home / FLEET_FILE).exists():
+        return None
+    sealed = armor.read_one(home / FLEET_FILE, T_FLEET)
+    if sealed.open(FleetTerms, T_FLEET).account != consent.operator:
+        return None
+    check_fleet(sealed, consent)
+    return sealed
 
 
 # ---- an account key that lives elsewhere
@@ -410,7 +435,7 @@ def read_answer(home: Path, blocks: list[armor.Block], where: str, *, now_ms: in
     node = keystore.load(home, keystore.NODE)
     found: dict[str, Sealed] = {}
     for block in blocks:
-        if block.typ not in _FILE_OF or block.typ in found:
+        if block.typ not in _RULE_OF or block.typ in found:
             raise UsageError(f"{where} is no answer to a consent request")
         found[block.typ] = armor.open_block(block, block.typ, where)
     mandate = found.get(T_MANDATE)

@@ -22,6 +22,7 @@ from ..protocol.papers import (
     PURPOSE_ENERGY_PLUG,
     PURPOSE_NETWORK,
     T_CONSENT,
+    T_FLEET,
     T_GENESIS,
     T_MANDATE,
     T_POLICY,
@@ -31,6 +32,7 @@ from ..protocol.papers import (
     Consent,
     Credit,
     Departure,
+    FleetTerms,
     Genesis,
     Mandate,
     NetworkKind,
@@ -289,8 +291,8 @@ def draft_consent(
     )
 
 
-def sign_as(account: KeySigner, obj: Mandate | Policy | Consent) -> Sealed:
-    typ = {Mandate: T_MANDATE, Policy: T_POLICY, Consent: T_CONSENT}[type(obj)]
+def sign_as(account: KeySigner, obj: Mandate | Policy | Consent | FleetTerms) -> Sealed:
+    typ = {Mandate: T_MANDATE, Policy: T_POLICY, Consent: T_CONSENT, FleetTerms: T_FLEET}[type(obj)]
     if obj.account != account.account:
         raise Refused("the object names another account than the key that should sign it")
     return seal(obj, typ, account.account, account.sign)

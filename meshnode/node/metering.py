@@ -14,8 +14,7 @@ import trio
 
 from meshnode.executor.metering import MeteredEnergy
 from meshnode.protocol.budget import VehicleState
-from meshnode.protocol.papers import T_POLICY, Policy
-from meshnode.protocol.sealed import unseal
+from meshnode.protocol.papers import Policy
 from meshnode.vehicle.meters import MeterChain, Terms, open_chain
 from meshnode.vehicle.meters.profile import board_named
 
@@ -54,9 +53,9 @@ class Metering:
         """What the vehicle says now: its battery's power is the first of the meters."""
         self._chain.feed(state, _now_ms())
 
-    def set_policy(self, policy_wire: bytes) -> None:
+    def set_policy(self, policy: Policy) -> None:
         """Another policy: what the board and being awake are taken to draw."""
-        terms = terms_of(policy_wire)
+        terms = terms_of(policy)
         self._chain.terms = terms
         self._chain.board = board_named(
             self._board, watt_max=terms.watt_max, efficiency_permille=terms.efficiency_permille
@@ -71,16 +70,15 @@ class Metering:
                 await self._opened.wait()
 
 
-def terms_of(policy_wire: bytes) -> Terms:
-    policy = unseal(policy_wire).open(Policy, T_POLICY)
+def terms_of(policy: Policy) -> Terms:
     return Terms(policy.efficiency_permille, policy.awake_w, policy.watt_max)
 
 
 @asynccontextmanager
-async def open_metering(policy_wire: bytes, board: str) -> AsyncIterator[Metering]:
+async def open_metering(policy: Policy, board: str) -> AsyncIterator[Metering]:
     """All meters of this machine. LocalResource for a board that no profile has."""
     # In a thread: NVIDIA's driver may take a second to answer.
-    chain = await trio.to_thread.run_sync(lambda: open_chain(terms_of(policy_wire), board=board))
+    chain = await trio.to_thread.run_sync(lambda: open_chain(terms_of(policy), board=board))
     try:
         yield Metering(chain, board)
     finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -64,8 +64,11 @@ class PolicyFile:
 # ---- reading
 
 
-def read_policy(path: Path, base: PolicyTerms | None = None) -> PolicyFile:
+def read_policy(
+    path: Path, base: PolicyTerms | None = None, only: Collection[str] | None = None
+) -> PolicyFile:
     """What the file says; what it does not say stays as in `base`, or as the product has it.
+    `only`: the keys that it may have, where not all of a policy's.
     UsageError, in one line with the place, for what is no policy."""
     base = base or PolicyTerms()
     try:
@@ -86,6 +89,8 @@ def read_policy(path: Path, base: PolicyTerms | None = None) -> PolicyFile:
     purposes: int | None = None
     for key, value in found.items():
         try:
+            if only is not None and key not in only:
+                raise ValueError(f"a fleet narrows only {', '.join(sorted(only))}")
             if key == "purposes":
                 purposes = sum({_purpose(each) for each in _list(value)})
                 continue

@@ -20,7 +20,7 @@ import trio
 
 from meshnode import errors
 from meshnode.config import NodeConfig
-from meshnode.errors import LocalResource, MeshError, Refused, UsageError
+from meshnode.errors import LocalResource, MeshError, UsageError
 from meshnode.ledger.blobs import BlobStore
 from meshnode.ledger.load import read_results
 from meshnode.protocol.codec import digest
@@ -33,18 +33,15 @@ from meshnode.protocol.events import (
     Meet,
     Recall,
     Submit,
-    TermsChanged,
 )
 from meshnode.protocol.identity import peer_of_text
 from meshnode.protocol.job import JobState, make_spec, spec_bytes
 from meshnode.protocol.node import Node
-from meshnode.protocol.papers import T_POLICY, Policy
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.sealed import unseal
 from meshnode.protocol.types import BlobRef, Digest, JobId, Peer, array_bytes
 from meshnode.protocol.view import JobView, View
 
-from . import status, terms
+from . import status
 from .bulletin import Bulletin, Logged, Watch, field_of, has_ended
 from .clock import Clock
 from .collector import CALL_BYTES_MAX, Collector, OnEnd, Packed
@@ -54,6 +51,7 @@ from .failures import error_of_reason
 from .metering import Metering
 from .mode import Mode
 from .owners import Owners
+from .owners_word import OwnersWord
 from .vehicle_watch import VehicleWatch
 
 ORDERS_KEPT_MAX: Final = 1_024
@@ -109,10 +107,8 @@ class RunningNode:
         self.clients = 0
         self.vehicle: VehicleWatch | None = None
         self.metering: Metering | None = None
-        self._terms_lock = trio.Lock()
-        self._withdrawals = 0
+        self.word = OwnersWord(self)
         self.worker_pids: Callable[[], list[tuple[int, bool]]] = list
-        self.on_policy: Callable[[Policy], None] = lambda _: None
         self._machine = machine
         self.clock = clock
         self._request_ids = itertools.count(1)
@@ -350,38 +346,6 @@ class RunningNode:
         self.vehicle.set_mode(mode)
         says: dict[str, Any] = self.vehicle.says()["mode"]
         return says
-
-    async def set_terms(self, papers: tuple[bytes, ...]) -> bool:
-        """The owner's papers in force from now on; none of them is a withdrawal. Whether the node
-        must be started again before it computes: it has had no policy, so it has no vehicle.
-
-        A withdrawal stops the car before anything is written, and whatever came before it is not
-        put in force after it. Refused if one has come meanwhile.
-        """
-        ends = terms.ends_consent(papers)
-        if ends:
-            self._withdrawals += 1
-            self.driver.post(TermsChanged(None, None))
-        withdrawals = self._withdrawals
-        async with self._terms_lock:
-            if withdrawals != self._withdrawals and not ends:
-                raise Refused("the consent was withdrawn meanwhile; give a new one")
-            now_ms = self.clock.now().unix_ms
-            accept = partial(terms.accept, self.home, papers, now_ms)
-            consent, policy = await trio.to_thread.run_sync(accept)
-            if withdrawals != self._withdrawals and not ends:
-                terms.put_away(self.home)
-                raise Refused("the consent was withdrawn meanwhile; give a new one")
-            if papers:
-                self.driver.post(TermsChanged(consent, policy))
-        if policy is None or consent is None:
-            return False
-        self.on_policy(unseal(policy).open(Policy, T_POLICY))
-        if self.vehicle is not None:
-            self.vehicle.set_papers(policy, consent)
-        if self.metering is not None:
-            self.metering.set_policy(policy)
-        return self.vehicle is None and self.config.node.provides
 
     def drawn(self) -> Drawn:
         """For the energy book: what all runs have drawn, and what the car does now."""

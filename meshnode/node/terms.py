@@ -2,6 +2,7 @@
 
     change  -> signed papers -> install (nobody runs) | control socket -> accept (the node runs)
     withdraw -> the consent again with `withdrawn_ms`, or, without the account's key, none at all
+    fleet   -> what the consent's operator has signed narrows the policy: `protocol.narrowing`
 
 Between the CLI and `firstrun`. Taking consent back never needs the account's key: whoever holds the
 car may stop it; that the account did so is what the signed withdrawal adds.
@@ -16,10 +17,20 @@ from pathlib import Path
 
 from ..errors import LocalResource, MeshError, UsageError, VerificationFailed
 from ..ledger.load import signed_objects
+from ..protocol.narrowing import check_fleet, policy_in_effect
 from ..protocol.papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy
 from ..protocol.sealed import Sealed, unseal
 from . import armor, keystore
-from .firstrun import CONSENT_FILE, MANDATE_FILE, POLICY_FILE, account_of, install, read_network
+from .firstrun import (
+    CONSENT_FILE,
+    FLEET_FILE,
+    MANDATE_FILE,
+    POLICY_FILE,
+    account_of,
+    fleet_of,
+    install,
+    read_network,
+)
 from .founding import (
     NOTICE_DIGEST,
     ConsentTerms,
@@ -49,6 +60,8 @@ class InForce:
     policy: Policy
     consent_sealed: Sealed
     consent: Consent
+    fleet_sealed: Sealed | None
+    in_effect: Policy  # as far as the fleet goes with it
 
 
 def in_force(home: Path) -> InForce | None:
@@ -61,7 +74,9 @@ def in_force(home: Path) -> InForce | None:
     consent, policy = check_consent(
         consent_sealed, policy_sealed, read_network(home).ident, account
     )
-    return InForce(policy_sealed, policy, consent_sealed, consent)
+    fleet = fleet_of(home, consent)
+    in_effect = policy_in_effect(policy_sealed.wire, None if fleet is None else fleet.wire)
+    return InForce(policy_sealed, policy, consent_sealed, consent, fleet, in_effect)
 
 
 def change(
@@ -124,13 +139,13 @@ def ends_consent(papers: tuple[bytes, ...]) -> bool:
     return False
 
 
-def accept(home: Path, papers: tuple[bytes, ...], now_ms: int) -> tuple[bytes | None, bytes | None]:
+def accept(home: Path, papers: tuple[bytes, ...], now_ms: int) -> InForce | None:
     """Check sealed papers (none: a withdrawal without the account's key) against this home and put
-    them in its files; consent and policy in force as the machine takes them. Its caller stores
-    them. A mandate among them is found where `renew_mandate` looks."""
+    them in its files; what is in force then. Its caller stores them in the ledger. A mandate among
+    them is found where `renew_mandate` looks."""
     if not papers:
         put_away(home)
-        return None, None
+        return None
     sealed = tuple(map(unseal, papers))
     for each in sealed:
         if each.typ == T_MANDATE:
@@ -143,8 +158,41 @@ def accept(home: Path, papers: tuple[bytes, ...], now_ms: int) -> tuple[bytes | 
     rest = tuple(each for each in sealed if each.typ != T_MANDATE)
     if rest:
         _write(home, *_sorted(home, rest))
-    found = in_force(home)
-    return (None, None) if found is None else (found.consent_sealed.wire, found.policy_sealed.wire)
+    return in_force(home)
+
+
+def accept_fleet(home: Path, fleet: bytes | None) -> InForce | None:
+    """As `accept`, for the operator's terms or their end."""
+    if fleet is None:
+        drop_fleet(home)
+    else:
+        sealed = unseal(fleet)
+        check_fleet(sealed, _consent_of(home))
+        armor.write_file(home / FLEET_FILE, [armor.block_of(sealed)], mode=0o600)
+    return in_force(home)
+
+
+def install_fleet(home: Path, fleet: Sealed | None) -> None:
+    """As `accept_fleet`, where no node runs: into the ledger, then into force."""
+    if fleet is None:
+        drop_fleet(home)
+        return
+    check_fleet(fleet, _consent_of(home))
+    install(home, (fleet,))
+
+
+def _consent_of(home: Path) -> Consent:
+    """Whatever stands in its fleet's file, which may be damaged."""
+    if not (home / CONSENT_FILE).exists():
+        raise NoConsent("this car gives no consent that a fleet could narrow")
+    return armor.read_one(home / CONSENT_FILE, T_CONSENT).open(Consent, T_CONSENT)
+
+
+def drop_fleet(home: Path) -> None:
+    try:
+        (home / FLEET_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise LocalResource(f"{home / FLEET_FILE}: {error.strerror}") from None
 
 
 def install_terms(home: Path, papers: tuple[Sealed, ...]) -> None:

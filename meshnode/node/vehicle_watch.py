@@ -35,13 +35,10 @@ from meshnode.protocol.budget import (
 from meshnode.protocol.events import BudgetRead, Event, Recall
 from meshnode.protocol.papers import (
     PURPOSE_ENERGY_BATTERY,
-    T_CONSENT,
-    T_POLICY,
     Consent,
     Policy,
 )
 from meshnode.protocol.reasons import Reason
-from meshnode.protocol.sealed import unseal
 from meshnode.vehicle.state import (
     ENTRY_POINTS,
     PERIOD_S_MAX,
@@ -154,19 +151,17 @@ class VehicleWatch:
     def __init__(
         self,
         adapter: VehicleAdapter,
-        policy_wire: bytes,
+        policy: Policy,
         clock: Clock,
         post: Callable[[Event], None],
         *,
         poll_s: float,
         mode: Mode = AUTO,
         book: EnergyBook | None = None,
-        consent_wire: bytes | None = None,
+        consent: Consent | None = None,
         uplink: Uplink | None = None,
     ) -> None:
         self.adapter = adapter
-        self._policy = unseal(policy_wire).open(Policy, T_POLICY)
-        self._consent: Consent | None = None
         self._held: frozenset[Reason] = frozenset()
         self._clock = clock
         self._post = post
@@ -181,7 +176,7 @@ class VehicleWatch:
         self._stale = trio.CancelScope()
         self._still_ms: int | None = None  # since when the car is seen to stand, monotonic
         self._recalled: Reason | None = None  # until it may run again
-        self._take_papers(policy_wire, consent_wire)
+        self._take_papers(policy, consent)
         self.on_state: Callable[[VehicleState], None] = lambda _: None
         """Also told of every state, after the driver's return."""
         self.lost: str | None = None  # why there are no readings now
@@ -207,17 +202,15 @@ class VehicleWatch:
         self.mode = mode
         self.weigh()
 
-    def set_papers(self, policy_wire: bytes, consent_wire: bytes) -> None:
-        """Another policy and consent of the owner's, at once."""
-        self._take_papers(policy_wire, consent_wire)
+    def set_papers(self, policy: Policy, consent: Consent | None) -> None:
+        """Another policy in effect and consent of the owner's, at once."""
+        self._take_papers(policy, consent)
         self.weigh()
 
-    def _take_papers(self, policy_wire: bytes, consent_wire: bytes | None) -> None:
-        policy = unseal(policy_wire).open(Policy, T_POLICY)
-        self._consent = None
-        if consent_wire is not None:
-            self._consent = unseal(consent_wire).open(Consent, T_CONSENT)
-            battery = self._consent.purposes & PURPOSE_ENERGY_BATTERY
+    def _take_papers(self, policy: Policy, consent: Consent | None) -> None:
+        self._consent = consent
+        if consent is not None:
+            battery = consent.purposes & PURPOSE_ENERGY_BATTERY
             if policy.plugged_rule == 1 and not battery:
                 policy = replace(policy, plugged_rule=0)  # consent was given to the plug alone
         self._policy = policy

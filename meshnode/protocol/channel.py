@@ -17,7 +17,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .fields import Span
-from .objects import NO_METERS, Acceptance, Agreement, Dispute, Measured, Rate, Receipt, Work
+from .objects import (
+    NO_METERS,
+    Acceptance,
+    Agreement,
+    Cited,
+    Dispute,
+    Measured,
+    Rate,
+    Receipt,
+    Work,
+)
 from .outbox import Identity
 from .reasons import Reason
 from .sealed import Sealed
@@ -90,8 +100,7 @@ class ProviderChannel:
         work: Work,
         meters: Measured,
         period_ms: tuple[int, int],
-        consent: Digest,
-        policy: Digest,
+        cited: Cited,
     ) -> Receipt:
         """The next receipt; call `minted` with its seal before anything else happens."""
         totals = add_meters(self.totals, meters)
@@ -112,8 +121,9 @@ class ProviderChannel:
             total_nano - self.total_nano,
             total_nano,
             period_ms,
-            consent,
-            policy,
+            cited.consent,
+            cited.policy,
+            fleet=cited.fleet,
         )
 
     def minted(self, receipt: Receipt, sealed: Sealed) -> None:

@@ -20,7 +20,17 @@ from .effects import SignedObject
 from .fields import Span
 from .identity import short
 from .objects import NO_METERS, T_ACCEPT, T_AGREEMENT, T_RECEIPT, Acceptance, Agreement, Receipt
-from .papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy, Role
+from .papers import (
+    T_CONSENT,
+    T_FLEET,
+    T_MANDATE,
+    T_POLICY,
+    Consent,
+    FleetTerms,
+    Mandate,
+    Policy,
+    Role,
+)
 from .reasons import Reason
 from .sealed import Sealed, unseal
 from .types import CLOCK_SKEW_MS_MAX, Account, Digest, NetworkId
@@ -95,6 +105,7 @@ class _Checker:
         # Account and digest of a consent that a withdrawal of the same account names.
         self._withdrawn_ms: dict[tuple[Account, Digest], int] = {}
         self._policies: set[Digest] = set()
+        self._fleets: dict[Digest, FleetTerms] = {}
 
     def _find(
         self,
@@ -177,6 +188,10 @@ class _Checker:
                 policy = sealed.open(Policy, T_POLICY)
                 signer, network = policy.account, policy.network
                 self._policies.add(sealed.digest)
+            case "mesh-fleet/1":
+                fleet = sealed.open(FleetTerms, T_FLEET)
+                signer, network = fleet.account, fleet.network
+                self._fleets[sealed.digest] = fleet
             case _:
                 return  # envelope and digest hold; it has no part in a chain
         if signer is not None and sealed.kid != signer:
@@ -371,6 +386,8 @@ class _Checker:
                 or (consent.withdrawn_ms is not None and consent.withdrawn_ms <= start)
                 or start > self._withdrawn_ms.get((receipt.payee, receipt.consent), start)
             )
+            fleet = None if receipt.fleet is None else self._fleets.get(receipt.fleet)
+            no_consent = no_consent or (fleet is not None and fleet.account != consent.operator)
         if no_consent:
             self._find(
                 Reason.NO_CONSENT,

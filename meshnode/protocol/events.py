@@ -303,10 +303,11 @@ class MandateRenewed:
 @dataclass(frozen=True, slots=True)
 class TermsChanged:
     """The owner has signed another policy and consent, or withdrawn the consent (None, or one that
-    says so); sealed bytes, checked by the node."""
+    says so), or the fleet narrows them otherwise; sealed bytes, checked by the node."""
 
     consent: bytes | None
     policy: bytes | None
+    fleet: bytes | None = None
 
 
 Event: TypeAlias = (

@@ -19,7 +19,7 @@ from .events import Meters
 from .job import spec_bytes
 from .job import task_digest as digest_of_task
 from .messages import Part
-from .objects import T_LEASE, T_OFFER, JobSpec, Lease, Offer
+from .objects import T_LEASE, T_OFFER, Cited, JobSpec, Lease, Offer
 from .reasons import Reason
 from .sealed import unseal
 from .types import (
@@ -142,7 +142,7 @@ class Granted:
         self.resend_mono_ms: int | None = None  # its queue was full; try again then
         self.digests: list[bytes] = []
         self.meters = Meters()
-        self.papers: tuple[Digest, Digest] | None = None  # consent and policy, when it was granted
+        self.papers: Cited | None = None  # those in force when it was granted
         self.bytes_in = 0
         self.bytes_out = 0
         self.receipted = 0  # units of the run that stand in a receipt

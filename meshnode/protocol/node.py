@@ -167,7 +167,7 @@ class Node:
             ev.AddrsKnown: self._on_addrs,
             ev.Meet: lambda e: self._out.add(Dial(e.peer, e.addrs)),
             ev.MandateRenewed: self._on_mandate,
-            ev.TermsChanged: lambda e: self.provider.on_terms(e.consent, e.policy),
+            ev.TermsChanged: lambda e: self.provider.on_terms(e.consent, e.policy, e.fleet),
         }
 
     def _message_table(self) -> dict[type, Callable[[Peer, Any], None]]:

@@ -402,6 +402,14 @@ METERS: Final = MeterMap()
 NO_METERS: Final = Measured(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
+class Cited(NamedTuple):
+    """The papers under which a run was granted."""
+
+    consent: Digest
+    policy: Digest
+    fleet: Digest | None = None  # the operator's terms, where they narrow the policy
+
+
 @rule
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -428,6 +436,7 @@ class Receipt:
     tariff: Annotated[tuple[int, int] | None, at(18, Row(None, Uint(), Uint()), optional=True)] = (
         None
     )
+    fleet: Annotated[Digest | None, at(19, DIGEST, optional=True)] = None
 
 
 class Verdict(NamedTuple):

@@ -58,6 +58,7 @@ class Identity:
     policy: bytes | None  # sealed
     artifacts: frozenset[Digest]  # digests of the built-in kernels
     agent: str = "meshnode"
+    fleet: bytes | None = None  # sealed: the operator's terms, which narrow the policy
 
 
 @dataclass(frozen=True, slots=True)

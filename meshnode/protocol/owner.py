@@ -10,19 +10,20 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import MeshError
 from .allowance import Allowance, Used
 from .events import BudgetRead, Meters, WorkerClass, WorkerClasses
 from .job import check_steps, inline_size, state_bytes
 from .lease import Granted
-from .objects import JobSpec, Offer
+from .narrowing import check_fleet, narrowed
+from .objects import Cited, JobSpec, Offer
 from .outbox import Outbox, remember, row
 from .papers import PURPOSE_COMPUTE, T_CONSENT, T_POLICY, Consent, Policy, Role, Submitters
 from .reasons import Reason
 from .sandbox import missing
-from .sealed import Sealed, unseal
+from .sealed import unseal
 from .types import (
     ARTIFACT_BYTES_MAX,
     CLOCK_SKEW_MS_MAX,
@@ -66,6 +67,14 @@ def unit_bytes(job: JobSpec) -> int:
 _PROVIDE: Final = int(Role.PROVIDE)  # an enumeration's own `&` takes ten times as long
 
 
+class Allowed(NamedTuple):
+    """What holds for this car: the owner's consent, and the policy as far as the fleet goes too."""
+
+    given: Consent
+    policy: Policy
+    cited: Cited
+
+
 class Owner:
     def __init__(self, outbox: Outbox) -> None:
         self._out = outbox
@@ -89,9 +98,10 @@ class Owner:
         """The last that held: what was done under it is receipted, also after a withdrawal."""
         self.withdrawn = False
 
-    def on_terms(self, consent: bytes | None, policy: bytes | None) -> bool:
+    def on_terms(self, consent: bytes | None, policy: bytes | None, fleet: bytes | None) -> bool:
         """Other papers are in force from now on; whether they let this car work."""
-        self._out.identity = replace(self._out.identity, consent=consent, policy=policy)
+        identity = self._out.identity
+        self._out.identity = replace(identity, consent=consent, policy=policy, fleet=fleet)
         found = self._read_consent()
         self.withdrawn = found is None
         if found is not None:
@@ -99,12 +109,12 @@ class Owner:
             if self.recalled is Reason.NO_CONSENT:
                 self.recalled = None
         with suppress(MeshError):
-            papers = [row(unseal(wire)) for wire in (consent, policy) if wire is not None]
+            papers = [row(unseal(wire)) for wire in (consent, policy, fleet) if wire]
             if papers:
                 self._out.persist(tuple(papers), Durability.POWER)
         return found is not None
 
-    def _read_consent(self) -> tuple[Sealed, Consent, Sealed, Policy] | None:
+    def _read_consent(self) -> Allowed | None:
         identity = self._out.identity
         if identity.consent is None or identity.policy is None:
             return None
@@ -112,6 +122,8 @@ class Owner:
             sealed, policy_sealed = unseal(identity.consent), unseal(identity.policy)
             consent = sealed.open(Consent, T_CONSENT)
             policy = policy_sealed.open(Policy, T_POLICY)
+            fleet = None if identity.fleet is None else unseal(identity.fleet)
+            narrower = None if fleet is None else narrowed(policy, check_fleet(fleet, consent))
         except MeshError:
             return None
         whole = (
@@ -122,7 +134,8 @@ class Owner:
             and consent.withdrawn_ms is None
             and bool(consent.purposes & PURPOSE_COMPUTE)
         )
-        return (sealed, consent, policy_sealed, policy) if whole else None
+        cited = Cited(sealed.digest, policy_sealed.digest, None if fleet is None else fleet.digest)
+        return Allowed(consent, narrower or policy, cited) if whole else None
 
     @property
     def active(self) -> bool:
@@ -142,7 +155,8 @@ class Owner:
         if (
             self.consent is None
             or self.withdrawn
-            or not (self.consent[1].given_ms - CLOCK_SKEW_MS_MAX <= now < self.consent[1].lapses_ms)
+            or not self.consent.given.given_ms - CLOCK_SKEW_MS_MAX <= now
+            or not now < self.consent.given.lapses_ms
         ):
             return Reason.NO_CONSENT
         if self.classes is None or not self.classes.classes:
@@ -160,19 +174,19 @@ class Owner:
         )
 
     @property
-    def papers(self) -> tuple[Digest, Digest]:
-        """Digests of the last consent and policy that held."""
+    def papers(self) -> Cited:
+        """Of the last consent and policy that held."""
         assert self.consent is not None
-        return self.consent[0].digest, self.consent[2].digest
+        return self.consent.cited
 
     @property
     def sandbox_least(self) -> int:
         """Layers that the owner's policy asks of every worker."""
-        return 0 if self.consent is None else self.consent[3].sandbox_least or 0
+        return 0 if self.consent is None else self.consent.policy.sandbox_least or 0
 
     def admits(self, payer: bytes) -> bool:
         assert self.consent is not None
-        consent, policy = self.consent[1], self.consent[3]
+        consent, policy = self.consent.given, self.consent.policy
         mode, accounts = policy.submitters
         own = payer == self._out.identity.account
         if mode is Submitters.NETWORK or payer in accounts:
@@ -184,7 +198,7 @@ class Owner:
         its leases in hand, which will still cost what stands in no receipt. While nobody knows how
         long one of them takes, another beside it could be far over the cap: it waits."""
         assert self.consent is not None
-        leases, most_bytes, device_s = self.consent[3].caps
+        leases, most_bytes, device_s = self.consent.policy.caps
         used = self.allowance.used(payer, self._out.now.unix_ms)
         left = [(lease.offer, lease.offer.run.size - lease.receipted) for lease in others]
         left = [(each, units) for each, units in left if units > 0]
@@ -209,7 +223,7 @@ class Owner:
 
     @property
     def caps_accounts(self) -> bool:
-        return self.consent is not None and any(self.consent[3].caps)
+        return self.consent is not None and any(self.consent.policy.caps)
 
     def has_lease(self, payer: Account) -> None:
         self.allowance.add(payer, self._out.now.unix_ms, Used(leases=1))

@@ -42,6 +42,7 @@ T_GENESIS: Final = "mesh-genesis/1"
 T_MANDATE: Final = "mesh-mandate/1"
 T_POLICY: Final = "mesh-policy/1"
 T_CONSENT: Final = "mesh-consent/1"
+T_FLEET: Final = "mesh-fleet/1"
 
 NO_CURRENCY: Final = "XXX"  # ISO 4217: no currency involved
 
@@ -233,3 +234,41 @@ class Consent:
     def __post_init__(self) -> None:
         if sum(share.parts for share in self.shares) != 10_000:
             raise ValueError("shares do not add up to 10 000")
+
+
+@rule
+@dataclass(frozen=True, slots=True)
+class FleetTerms:
+    """What an operator does not let its cars do, whatever their owners allow; signed by it.
+
+    Names and units are the policy's (`narrowing` says how the two meet); absent is no limit.
+    """
+
+    version: Annotated[Literal[1], at(0, Fixed(1))]
+    network: Annotated[NetworkId, at(1, NETWORK)]
+    account: Annotated[Account, at(2, ACCOUNT)]
+    name_of_object: Annotated[Literal["fleet"], at(4, Fixed("fleet"))]
+    given_ms: Annotated[int, at(5, MS)]
+    purposes: Annotated[int, at(6, Uint(65535))]
+    soc_floor_permille: Annotated[int, at(7, Uint(1000))]
+    reserve_wh: Annotated[int, at(8, Uint())]
+    plugged_rule: Annotated[int, at(9, Uint(2))]
+    temp_dc: Annotated[tuple[int, int], at(10, Row(None, Int(), Int()))]
+    low_voltage_mv: Annotated[int, at(11, Uint())]
+    submitters: Annotated[AdmitRule, at(12, Row(AdmitRule, Code(Submitters), Many(ACCOUNT, 256)))]
+    caps: Annotated[Caps, at(13, Row(Caps, Uint(), Uint(), Uint()))]
+    sandbox_least: Annotated[int, at(14, Uint(65535))]
+    day_wh: Annotated[int | None, at(15, Uint(), optional=True)] = None
+    watt_max: Annotated[int | None, at(16, Uint(), optional=True)] = None
+    departures: Annotated[
+        tuple[Departure, ...] | None,
+        at(17, Many(Row(Departure, Uint(6), Uint(1439), Uint()), 28, 1), optional=True),
+    ] = None
+    metered_bytes_a_day: Annotated[int | None, at(18, Uint(), optional=True)] = None
+    quiet: Annotated[
+        tuple[Quiet, ...] | None,
+        at(19, Many(Row(Quiet, Uint(127), Uint(1439), Uint(1439)), 28, 1), optional=True),
+    ] = None
+    idle_s: Annotated[int | None, at(20, Uint(86_400), optional=True)] = None
+    wifi_only: Annotated[int | None, at(21, Uint(1), optional=True)] = None
+    disk_interval_s: Annotated[int | None, at(22, Uint(86_400), optional=True)] = None

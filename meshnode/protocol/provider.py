@@ -409,12 +409,12 @@ class Provider:
 
     def _receipt(self, granted: Granted) -> None:
         # In force when the lease was granted; what changed or lapsed since makes no work free.
-        consent, policy = granted.papers or self.owner.papers
+        cited = granted.papers or self.owner.papers
         entered = self._agreements.by_channel.get(granted.lease.channel)
         if entered is None:
             return
         kflop, watt_max = self.admission.kflop(granted), self.owner.budget.watt_max
-        self.receipts.add(granted, entered, consent, policy, kflop, watt_max)
+        self.receipts.add(granted, entered, cited, kflop, watt_max)
 
     # ---- talking to the requester
 
@@ -529,9 +529,9 @@ class Provider:
         if changed:
             self.presence.changed(now=True)
 
-    def on_terms(self, consent: bytes | None, policy: bytes | None) -> None:
-        """The owner's new word. Withdrawn: what was done is receipted, and nothing more is done."""
-        if not self.owner.on_terms(consent, policy):
+    def on_terms(self, consent: bytes | None, policy: bytes | None, fleet: bytes | None) -> None:
+        """The owner's new word, or the fleet's. Withdrawn: what was done is receipted, no more."""
+        if not self.owner.on_terms(consent, policy, fleet):
             self.on_recall(Reason.NO_CONSENT, WITHDRAWN_GRACE_MS)
         for granted in self.admission.unwelcome():
             self._stop(granted, Reason.STOPPED_BY_OWNER, WITHDRAWN_GRACE_MS)

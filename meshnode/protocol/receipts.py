@@ -19,7 +19,7 @@ from .events import Meters, SendFailed
 from .fields import Span
 from .lease import Granted
 from .merkle import root
-from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Measured, Outcome, Receipt, Work
+from .objects import T_ACCEPT, T_RECEIPT, Acceptance, Cited, Measured, Outcome, Receipt, Work
 from .outbox import Outbox, remember, row
 from .reasons import Reason
 from .sealed import Sealed
@@ -69,8 +69,7 @@ class Waiting(NamedTuple):
     work: Work
     meters: Measured
     period_ms: tuple[int, int]
-    consent: Digest
-    policy: Digest
+    cited: Cited
 
 
 class ReceiptDesk:
@@ -141,8 +140,7 @@ class ReceiptDesk:
         self,
         granted: Granted,
         entered: InForce,
-        consent: Digest,
-        policy: Digest,
+        cited: Cited,
         kflop: int,
         watt: int,
     ) -> None:
@@ -190,7 +188,7 @@ class ReceiptDesk:
         granted.bytes_in = granted.bytes_out = 0
         granted.unsettled += 1
         self._used(channel, measured, period[1])
-        self._waiting.append(Waiting(channel, work, measured, period, consent, policy))
+        self._waiting.append(Waiting(channel, work, measured, period, cited))
         if len(self._waiting) >= GROUP_MAX:
             self._due_mono_ms = now.mono_ms
         elif self._due_mono_ms is None:

@@ -22,14 +22,16 @@ from meshnode.errors import LocalProtocolError, LocalResource, MeshError, NoSuit
 from meshnode.ledger.load import signed_objects
 from meshnode.node import founding, terms
 from meshnode.node.app import open_node
+from meshnode.node.fleet_file import read_fleet
 from meshnode.node.running import RunningNode
 from meshnode.protocol.objects import T_ACCEPT, T_RECEIPT
+from meshnode.protocol.papers import T_FLEET
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed
 from meshnode.protocol.types import JobId
 from meshnode.vehicle.sim import SimVehicle
 
-from .node_kit import make_home, node_config, noop_order, stacked
+from .node_kit import SEED, make_home, node_config, noop_order, stacked
 
 WITHIN_S = 120.0
 
@@ -232,6 +234,37 @@ def test_consent_is_withdrawn_and_given_again_while_the_node_runs(tmp_path: Path
                 await owner.terms([other_networks_consent().wire])
         past = terms.history(car.home)
         assert [one.consent.withdrawn_ms is None for one in past] == [True, False, True]
+
+    with_two_nodes(tmp_path, test)
+
+
+def test_a_fleet_narrows_a_car_that_runs_and_stops_doing_so(tmp_path: Path) -> None:
+    async def test(car: RunningNode, own: RunningNode) -> None:
+        await own.call(noop_order(1, durable=False))
+        operator = founding.seeded_key(SEED, "account/submitter")  # whom its consent names
+        file = tmp_path / "fleet.toml"
+        file.write_text("watt_max = 55\ndisk_interval = 7\n")
+        now_ms = time.time_ns() // 1_000_000
+        words = read_fleet(file, operator.account, car.network, now_ms)
+        fleet = founding.sign_as(operator, words)
+        async with connect(car.home) as owner:
+            await owner.fleet(fleet.wire)
+            await until(lambda: car.view().budget.watt_max == 55)
+            job_id = await own.submit(noop_order(2))
+            assert (await own.wait(job_id)).state == "done"
+            stranger = founding.seeded_key(SEED, "account/car-0")
+            foreign = replace(words, account=stranger.account)
+            with pytest.raises(MeshError, match="as operator"):
+                await owner.fleet(founding.sign_as(stranger, foreign).wire)
+            with pytest.raises(LocalProtocolError, match="one sealed object"):
+                await owner._ask("fleet", terms=5)
+            await owner.fleet(None)
+            await until(lambda: car.view().budget.watt_max > 55)
+            await owner.terms([])  # a withdrawn consent is not put back by a fleet's word
+            with pytest.raises(MeshError, match="no consent"):
+                await owner.fleet(fleet.wire)
+            await until(lambda: car.view().may_run is Reason.NO_CONSENT)
+        assert fleet.digest in {one.digest for one in signed_objects(car.home, T_FLEET)}
 
     with_two_nodes(tmp_path, test)
 

@@ -17,10 +17,12 @@ from meshnode.protocol.objects import T_RECEIPT, Receipt
 from meshnode.protocol.owner import unit_bytes
 from meshnode.protocol.papers import (
     T_CONSENT,
+    T_FLEET,
     T_POLICY,
     AdmitRule,
     Caps,
     Consent,
+    FleetTerms,
     Policy,
     Submitters,
 )
@@ -132,6 +134,56 @@ def test_a_narrower_policy_ends_what_it_would_not_grant(policy: dict[str, Any]) 
     change(mesh, policy)
     mesh.rest(1_000)
     assert all(one.ended for one in provider_of(mesh).leases.values())
+
+
+def narrowing(mesh: Mesh, by: Account, **terms: Any) -> Sealed:
+    every: dict[str, Any] = {
+        "purposes": 31,
+        "soc_floor_permille": 0,
+        "reserve_wh": 0,
+        "plugged_rule": 1,
+        "temp_dc": (-500, 800),
+        "low_voltage_mv": 0,
+        "submitters": AdmitRule(Submitters.NETWORK, ()),
+        "caps": Caps(0, 0, 0),
+        "sandbox_least": 0,
+    }
+    now_ms = mesh.now(mesh.sites["car-0"]).unix_ms
+    fleet = FleetTerms(1, NETWORK, by, "fleet", now_ms, **{**every, **terms})
+    key = account_keys(1) if by == ACCOUNT_OF_SUBMITTER else ACCOUNT
+    return seal(fleet, T_FLEET, key.account, key.sign)
+
+
+def test_a_fleet_narrows_and_receipts_say_so() -> None:
+    mesh = mesh_of(1, 1)
+    car = mesh.sites["car-0"]
+    given, policy = signed(car, {}, operator=ACCOUNT_OF_SUBMITTER)
+    mesh.feed(car, ev.TermsChanged(given.wire, policy.wire))
+    fleet = narrowing(mesh, ACCOUNT_OF_SUBMITTER, caps=Caps(2, 0, 0))
+    mesh.feed(car, ev.TermsChanged(given.wire, policy.wire, fleet.wire))
+    for nonce in range(2):
+        submit(mesh, order(1, nonce=nonce), nonce + 1)
+        assert mesh.run(lambda: ended(mesh), ms_max=60_000)
+    mesh.rest(3_000)
+    assert {receipt.fleet for receipt in receipts(mesh)} == {fleet.digest}
+    assert findings(mesh) == []
+    submit(mesh, order(1, nonce=5), 5)
+    mesh.rest(20_000)
+    assert not ended(mesh)  # the fleet lets an account have two leases a day
+    mesh.feed(car, ev.TermsChanged(given.wire, policy.wire))
+    assert mesh.run(lambda: ended(mesh), ms_max=2_000_000)
+    mesh.rest(3_000)
+    assert receipts(mesh)[-1].fleet is None
+
+
+def test_terms_of_another_operator_let_nothing_run() -> None:
+    """The node checks them before; should they come all the same, what holds is not known."""
+    mesh = mesh_of(1, 1)
+    car = mesh.sites["car-0"]
+    given, policy = signed(car, {}, operator=ACCOUNT_OF_SUBMITTER)
+    fleet = narrowing(mesh, Account(ACCOUNT.account))
+    mesh.feed(car, ev.TermsChanged(given.wire, policy.wire, fleet.wire))
+    assert provider_of(mesh).owner.may_run() is Reason.NO_CONSENT
 
 
 def test_consent_to_anything_but_computing_is_none_to_compute() -> None:

@@ -88,12 +88,11 @@ def watched(
 ) -> None:
     key = founding.seeded_key(7, "account/car-0")
     policy = founding.draft_policy(key.account, NetworkId(bytes(8)), terms)
-    wire = founding.sign_as(key, policy).wire
 
     async def main() -> None:
         posted: list[Event] = []
         car = Told()
-        watch = VehicleWatch(car, wire, TrialClock(), posted.append, poll_s=2.0)
+        watch = VehicleWatch(car, policy, TrialClock(), posted.append, poll_s=2.0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -34,6 +34,7 @@ SIGNED: dict[str, tuple[type[Any], str]] = {
     papers.T_MANDATE: (papers.Mandate, "account"),
     papers.T_POLICY: (papers.Policy, "account"),
     papers.T_CONSENT: (papers.Consent, "account"),
+    papers.T_FLEET: (papers.FleetTerms, "account"),
     objects.T_AGREEMENT: (objects.Agreement, "requester"),
     objects.T_ADVERT: (objects.Advert, "peer"),
     objects.T_ANNOUNCE: (objects.Announce, "requester"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnode.node.fleet_file import read_fleet
 from meshnode.node.founding import seeded_genesis, seeded_key, seeded_papers
 from meshnode.protocol.agreement import FREE_RATES
 from meshnode.protocol.channel import DISPUTED_MAX, ProviderChannel, RequesterChannel
@@ -23,6 +26,7 @@ from meshnode.protocol.objects import (
     T_RECEIPT,
     Acceptance,
     Agreement,
+    Cited,
     Dispute,
     Measured,
     Method,
@@ -33,7 +37,7 @@ from meshnode.protocol.objects import (
     Work,
 )
 from meshnode.protocol.outbox import Identity, row
-from meshnode.protocol.papers import T_CONSENT, T_MANDATE, Consent, Mandate
+from meshnode.protocol.papers import T_CONSENT, T_FLEET, T_MANDATE, Consent, Mandate
 from meshnode.protocol.reasons import Reason
 from meshnode.protocol.sealed import Sealed, seal, unseal
 from meshnode.protocol.types import Digest, JobId, LeaseId
@@ -55,6 +59,7 @@ class Writer:
 
     car: str
     rates: tuple[Rate, ...] = FREE_RATES
+    fleet: Digest | None = None
 
     def __post_init__(self) -> None:
         self.key = seeded_key(SEED, f"node/{self.car}")
@@ -115,9 +120,8 @@ class Writer:
             frozenset(),
         )
         period = (NOW_MS + 1_000, NOW_MS + 2_000)
-        receipt = self.provider.mint(
-            identity, work, measured, period, consent.digest, policy.digest
-        )
+        cited = Cited(consent.digest, policy.digest, self.fleet)
+        receipt = self.provider.mint(identity, work, measured, period, cited)
         sealed = sealed_by(self.key, receipt, T_RECEIPT)
         self.provider.minted(receipt, sealed)
         assert self.requester.check(receipt, sealed.digest, NOW_MS) is Reason.OK
@@ -371,6 +375,17 @@ def test_work_that_begins_after_a_withdrawal_is_found(
     word = seal(ended, T_CONSENT, account.account, account.sign)
     assert reasons([*one.rows, row(word)]) == found
     assert reasons([row(word), *one.rows]) == found
+
+
+@pytest.mark.parametrize(("by", "found"), [("submitter", set()), ("car-1", {Reason.NO_CONSENT})])
+def test_fleet_terms_of_another_than_the_operator_are_found(by: str, found: set[Reason]) -> None:
+    account = seeded_key(SEED, f"account/{by}")  # the consent's operator is the submitter's account
+    terms = read_fleet(Path(os.devnull), account.account, NETWORK, NOW_MS)
+    word = seal(terms, T_FLEET, account.account, account.sign)
+    one = Writer("car-0", fleet=word.digest)
+    one.receipt(0, 8)
+    assert reasons(one.rows) == set()  # whoever lacks the terms cannot hold them against it
+    assert reasons([*one.rows, row(word)]) == found
 
 
 def test_objects_of_another_network_are_found() -> None:
