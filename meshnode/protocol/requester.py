@@ -109,6 +109,7 @@ class Requester:
             self._offers,
             self.placing,
         )
+        self.bidding.heard = self._announcer.heard
         self._hedging = Hedging(
             outbox, self.fleet, pace, self._attempts, self._offers, self.placing
         )

@@ -103,7 +103,7 @@ class WeekOfCars:
     income_nano: int = 0
     unpaid_nano: int = 0  # what those cost
     due_nano: int = 0  # what waiting and ended runs have cost and the next work pays for
-    income_permille_least: int = 0  # of any car, of all that it cost but what is still due
+    income_permille_least: int = 0  # of any car, of its cost but for what is due or in hand
     shares: dict[str, float] = field(default_factory=dict)  # of the cars' time, by reason
     events: int = 0
     digest: str = ""
@@ -222,6 +222,10 @@ class Vehicle:
         bare = floor_nano_per_s(self.car.state(self.now().unix_ms), self.policy, self.now())
         self.runs[exec_id] = (*self._drawn(), self.car.at_s, price, max(0, price - bare))
         self._run_cost_nano = 0
+
+    def in_hand_nano(self) -> int:
+        """What the run has cost that has not ended."""
+        return self._run_cost_nano if self.runs else 0
 
     def end(self, exec_id: int, done: bool) -> ev.Meters:
         """The run's meters, from the pack's own counters."""
@@ -452,7 +456,7 @@ def simulate_week(
         found.income_nano += vehicle.income_nano
         found.unpaid_nano += vehicle.unpaid_nano
         found.due_nano += vehicle.upkeep.due_nano
-        cost = vehicle.cost_nano - vehicle.upkeep.due_nano
+        cost = vehicle.cost_nano - vehicle.upkeep.due_nano - vehicle.in_hand_nano()
         if cost > 0:
             permille.append(vehicle.income_nano * 1_000 // cost)
         for name, minutes in vehicle.minutes.items():
