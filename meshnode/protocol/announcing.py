@@ -20,7 +20,6 @@ from .objects import T_ANNOUNCE, Announce, JobSpec
 from .outbox import Outbox
 from .sealed import Sealed
 
-
 AGAIN: Final = 4  # announcements within the longest wait for one, of all jobs that got no bid
 
 
