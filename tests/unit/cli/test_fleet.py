@@ -22,8 +22,8 @@ def fleet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[Path, Path
     assert run(capfd, *words, group=mesh)[0] == 0
     account = firstrun.account_of(operator)[0].hex()
     genesis = str(operator / firstrun.GENESIS_FILE)
-    words = ("init", "--genesis", genesis, "--operator", account, "--accept-notice")
-    assert run(capfd, *words, "--home", str(car), group=meshnode)[0] == 0
+    joins = ("init", "--genesis", genesis, "--operator", account, "--accept-notice")
+    assert run(capfd, *joins, "--home", str(car), group=meshnode)[0] == 0
     return operator, car
 
 
