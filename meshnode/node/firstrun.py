@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import LocalResource, MeshError, Refused, UsageError, VerificationFailed
+from ..ledger.load import signed_objects
 from ..ledger.lock import hold_home
 from ..ledger.store import Store
 from ..protocol.codec import decode, encode
@@ -38,7 +39,7 @@ from ..protocol.papers import (
     Role,
 )
 from ..protocol.rule import decode_map, encode_map
-from ..protocol.sealed import Sealed
+from ..protocol.sealed import Sealed, unseal
 from ..protocol.types import MANDATE_MS_MAX, Account, Digest, Durability
 from . import armor, keystore
 from .founding import (
@@ -318,9 +319,22 @@ def _read_consent(
     if not (home / CONSENT_FILE).exists() or not (home / POLICY_FILE).exists():
         return None, None
     consent = armor.read_one(home / CONSENT_FILE, T_CONSENT)
-    policy = armor.read_one(home / POLICY_FILE, T_POLICY)
+    policy = policy_for(home, consent)
     check_consent(consent, policy, network.ident, account)
     return consent, policy
+
+
+def policy_for(home: Path, consent: Sealed) -> Sealed:
+    """The policy that the consent was given to. A change writes the policy first, and then the
+    consent: where a crash came between, the old policy stands in the ledger, and both still hold."""
+    policy = armor.read_one(home / POLICY_FILE, T_POLICY)
+    wanted = consent.open(Consent, T_CONSENT).policy
+    if policy.digest == wanted or policy.kid != consent.kid:
+        return policy
+    for stored in signed_objects(home, T_POLICY):
+        if stored.digest == wanted:
+            return unseal(stored.sealed)
+    return policy
 
 
 def fleet_of(home: Path, consent: Consent) -> Sealed | None:

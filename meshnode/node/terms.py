@@ -29,6 +29,7 @@ from .firstrun import (
     account_of,
     fleet_of,
     install,
+    policy_for,
     read_network,
 )
 from .founding import (
@@ -70,7 +71,7 @@ def in_force(home: Path) -> InForce | None:
         return None
     account, _ = account_of(home)
     consent_sealed = armor.read_one(home / CONSENT_FILE, T_CONSENT)
-    policy_sealed = armor.read_one(home / POLICY_FILE, T_POLICY)
+    policy_sealed = policy_for(home, consent_sealed)
     consent, policy = check_consent(
         consent_sealed, policy_sealed, read_network(home).ident, account
     )
@@ -224,7 +225,7 @@ def _sorted(home: Path, papers: tuple[Sealed, ...]) -> tuple[Sealed, Sealed | No
     if consent is None or len(found) != len(papers) or found.keys() - {T_CONSENT, T_POLICY}:
         raise UsageError("a consent, and perhaps its policy, was expected")
     account, _ = account_of(home)
-    policy_in_force = policy or armor.read_one(home / POLICY_FILE, T_POLICY)
+    policy_in_force = policy or policy_for(home, consent)
     checked, _ = check_consent(consent, policy_in_force, read_network(home).ident, account)
     ended = {one.consent.replaces for one in history(home) if one.consent.withdrawn_ms is not None}
     if checked.withdrawn_ms is None and consent.digest in ended:

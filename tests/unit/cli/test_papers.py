@@ -9,6 +9,7 @@ import pytest
 from meshnode.cli.car import meshnode
 from meshnode.errors import VerificationFailed
 from meshnode.node import armor, firstrun, terms
+from meshnode.node.founding import ConsentTerms, PolicyTerms
 from meshnode.protocol.papers import T_CONSENT
 from tests import json_shape
 
@@ -39,6 +40,23 @@ def test_a_policy_is_shown_changed_and_put_in_force(
     assert after.consent.vehicle != before.consent.vehicle  # a pseudonym links no two consents
     code, out, _ = run(capfd, "policy", "show", "--json", *at, group=meshnode)
     assert json_shape.check("policy-show", out)["digest"] == put["policy"]
+
+
+def test_a_change_that_a_crash_cut_in_two_leaves_what_held_before(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = terms.in_force(home)
+    assert before is not None
+    papers = terms.change(
+        home, PolicyTerms(watt_max=77), ConsentTerms(), vehicle=bytes(16), now_ms=1
+    )
+    armor.write_file(home / firstrun.POLICY_FILE, [armor.block_of(papers[0])])  # and no consent
+    assert (found := terms.in_force(home)) and found.policy == before.policy
+    now_ms = before.consent.given_ms
+    identity = firstrun.load_identity(home, cell="garage", now_ms=now_ms)
+    assert identity.policy == before.policy_sealed.wire
+    terms.install_terms(home, papers)
+    assert (found := terms.in_force(home)) and found.policy.watt_max == 77
 
 
 def test_a_policy_that_contradicts_itself_is_not_put_in_force(
