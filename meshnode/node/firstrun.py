@@ -326,7 +326,7 @@ def _read_consent(
 
 def policy_for(home: Path, consent: Sealed) -> Sealed:
     """The policy that the consent was given to. A change writes the policy first, and then the
-    consent: where a crash came between, the old policy stands in the ledger, and both still hold."""
+    consent: where a crash came between, the old policy is in the ledger, and both still hold."""
     policy = armor.read_one(home / POLICY_FILE, T_POLICY)
     wanted = consent.open(Consent, T_CONSENT).policy
     if policy.digest == wanted or policy.kid != consent.kid:
