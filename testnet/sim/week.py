@@ -49,6 +49,7 @@ from .workload import Ground, Task, lay_out
 from .world import READY_S, World, _without_collector
 
 LOOK_S: Final = 60
+AVAILABLE_S: Final = 300
 TASK_S: Final = (300, 900)
 PLUGGED: Final = 0.4  # of the stays: so that driving alone empties few packs
 CHARGER_W: Final = {"home": 11_000, "work": 11_000, "public": 22_000}
@@ -407,22 +408,28 @@ def tasks_of_week(ground: Ground, until_s: float, running: float, seed: int) -> 
 
 
 def available(traces: list[Trace], policy: Policy, until_s: int) -> float:
-    """How many cars may work at a time on average, were there no work: by a look in ten minutes."""
+    """How many cars can work at a time on average, were each to work whenever it may: what their
+    batteries, limits and drivers let them do. By a look in five minutes."""
     looks = may = 0
     for trace in traces:
-        car, told = TracedCar(trace), None
-        for _ in range(0, until_s, 600):
-            now = Now(car.at_s * 1_000, EPOCH_MS + car.at_s * 1_000)
-            told = spendable(car.state(now.unix_ms), policy, now, previous=told)
+        car, told, day, spent_mwh = TracedCar(trace), None, -1, 0
+        for at_s in range(0, until_s, AVAILABLE_S):
+            if at_s // 86_400 != day:
+                day, spent_mwh = at_s // 86_400, 0
+            now = Now(at_s * 1_000, EPOCH_MS + at_s * 1_000)
+            state = car.state(now.unix_ms)
+            before_mwh = car.pack.load_from_pack_mwh + car.pack.load_from_plug_mwh
+            told = spendable(state, policy, now, spent_today_mwh=spent_mwh, previous=told)
             looks, may = looks + 1, may + told.may_run
-            car.advance(600)
+            car.advance(AVAILABLE_S, told.load_w if told.may_run else 0)
+            spent_mwh += car.pack.load_from_pack_mwh + car.pack.load_from_plug_mwh - before_mwh
     return len(traces) * may / max(1, looks)
 
 
 def simulate_week(
     cars: int, load: float, seed: int, days: float, say: Any = lambda _: None, sleep_s: float = 0.0
 ) -> WeekOfCars:
-    """`load`: of what the cars could do, were they never to run out of energy."""
+    """`load`: work that arrives, of what the cars can do (`available`)."""
     cpu = time.process_time()
     until_s = int(days * 86_400)
     ground = lay_out("metro", cars, seed)
