@@ -42,7 +42,7 @@ class Bidding:
         self._offers = offers
         self._placing = placing
         self._bids: dict[Peer, tuple[Job, Token, Sealed]] = {}  # that wait for an agreement
-        self.heard: Callable[[], None] = lambda: None  # a car has bid
+        self.heard: Callable[[Job], None] = lambda _: None  # a car has bid for it
 
     def on_token(self, peer: Peer, sealed: Sealed) -> None:
         """A bid: a slot of that car is held for us for a moment."""
@@ -63,7 +63,7 @@ class Bidding:
         if peer in job.waiting.bidders:
             return  # one announcement, one run for each that bids
         job.waiting.bidders.add(peer)
-        self.heard()
+        self.heard(job)
         if self._agreements.with_provider(peer) is None:
             self._bids[peer] = (job, token, sealed)
             self._agreements.ask(peer)

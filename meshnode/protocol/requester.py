@@ -8,6 +8,7 @@ taken once and accepted once.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -241,6 +242,13 @@ class Requester:
             self._offers.offer_all(job, placement, self.fleet.cars(job))
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announcer.announce(job)
+            if self.placing.serves(job) and self._is_early(job):
+                self._announcer.back_in_line(job)
+
+    def _is_early(self, job: Job) -> bool:
+        """Of all jobs that wait it is one of the first."""
+        waiting = (other for other in self.jobs.running.values() if other.to_place())
+        return any(other is job for other in itertools.islice(waiting, PUMP_FIRST))
 
     def _nobody_offers(self, job: Job) -> bool:
         """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""
