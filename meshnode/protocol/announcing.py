@@ -59,9 +59,14 @@ class Announcer:
         """A cell that was asked and did not answer has nobody idle: whoever is next, the rendezvous
         hears of it first. Without this a job that has been in the line once would be overtaken by
         all that come later."""
-        if job.waiting.backoff_ms and not job.waiting.bidders:
-            for task in job.retry:
-                task.tries = 0
+        for task in job.retry:
+            task.tries = 0
+
+    def in_vain(self, job: Job) -> bool:
+        """It has asked a few times, and nobody has bid."""
+        waiting = job.waiting
+        often = waiting.backoff_ms >= self._out.limits.announce_backoff_ms_max
+        return often and not waiting.bidders
 
     def announce(self, job: Job) -> None:
         """Ask the cell; who bids gets a run. Backs off while nobody does, and lets others of the

@@ -242,13 +242,14 @@ class Requester:
             self._offers.offer_all(job, placement, self.fleet.cars(job))
         if job.to_place() and (placement.announces() or self._nobody_offers(job)):
             self._announcer.announce(job)
-            if self.placing.serves(job) and self._is_early(job):
+            if self._announcer.in_vain(job) and self._may_stand_in_line(job):
                 self._announcer.back_in_line(job)
 
-    def _is_early(self, job: Job) -> bool:
-        """Of all jobs that wait it is one of the first."""
+    def _may_stand_in_line(self, job: Job) -> bool:
+        """It is one of the first of all that wait, and cars could run it that are busy now."""
         waiting = (other for other in self.jobs.running.values() if other.to_place())
-        return any(other is job for other in itertools.islice(waiting, PUMP_FIRST))
+        first = any(other is job for other in itertools.islice(waiting, PUMP_FIRST))
+        return first and self.placing.serves(job) and self.fleet.could_run(job)
 
     def _nobody_offers(self, job: Job) -> bool:
         """Point-to-point has nothing more to give: no run is out, or a task has been tried out."""
