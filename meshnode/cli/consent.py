@@ -114,7 +114,7 @@ def _put(home: Path) -> None:
     from meshnode.node import firstrun, terms
 
     stands = firstrun.standing(home)
-    found = terms.in_force(home)
+    found = terms.in_force(home, fleet=False)
     if found is None:
         if frame.face().json:
             frame.put_json({"consent": None})

@@ -94,5 +94,7 @@ def _put(home: Path) -> None:
         click.echo("no fleet terms: the owner's policy holds alone")
         return
     click.echo(f"fleet     {sealed.digest.hex()[:16]}, of operator {frame.ident(sealed.kid)}")
-    for line in changes or ["nothing: the owner's policy is as narrow"]:
+    if found.policy == found.in_effect:
+        click.echo("nothing changes: the owner's policy is as narrow")
+    for line in changes:
         click.echo(line)

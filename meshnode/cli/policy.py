@@ -31,10 +31,10 @@ def policy() -> None:
 @frame.json_option
 def show(home: Path) -> None:
     """Print the policy in force as a file that `policy set` takes."""
-    from meshnode.node import terms
+    from meshnode.node import firstrun, terms
     from meshnode.node.policy_file import written
 
-    found = terms.in_force(home)
+    found = terms.in_force(home, fleet=False)
     if found is None:
         raise UsageError(f"{home} has no policy; a car gets one by meshnode init")
     text = written(found.policy, found.consent.purposes)
@@ -43,8 +43,8 @@ def show(home: Path) -> None:
         frame.put_json({"digest": digest, "toml": text})
         return
     click.echo(text, nl=False)
-    if found.fleet_sealed is not None:
-        frame.talk("the fleet narrows it: meshnode fleet show")
+    if (home / firstrun.FLEET_FILE).exists():
+        frame.talk("the fleet may narrow it: meshnode fleet show")
 
 
 @policy.command("set", epilog="Example: meshnode policy set policy.toml")
@@ -66,7 +66,7 @@ def set_(home: Path, file: Path, anyway: bool) -> None:
     from meshnode.node.policy_file import changed, read_policy, terms_of
     from meshnode.protocol.papers import T_POLICY, Policy
 
-    before = terms.in_force(home)
+    before = terms.in_force(home, fleet=False)
     if before is None or before.consent.withdrawn_ms is not None:
         raise UsageError(f"{home} gives no consent; begin with meshnode consent give --policy FILE")
     old, now = before.consent, now_ms()

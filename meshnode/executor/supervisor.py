@@ -73,6 +73,7 @@ class Executor:
         self._config = config
         self._blobs = blobs
         self.disk_interval_s = config.disk_interval_s
+        self.sandbox_least = config.sandbox_least
         """As in the configuration, until the owner's policy says another."""
         # Lives exactly as long as `open_executor`'s block, like this object: `start` is not async
         # and yet must start tasks, and a task between would cost each run a wake-up.
@@ -179,7 +180,7 @@ class Executor:
 
     def _check_layers(self, layers: int) -> None:
         """A worker says which it has: what the policy asks for, and what the advert promises."""
-        lacks = missing(self._config.sandbox_least, layers)
+        lacks = missing(self.sandbox_least, layers)
         if lacks:
             raise Refused(Reason.SANDBOX, f"its owner asks for {names(lacks)}")
         lacks = missing(self._layers, layers)

@@ -34,7 +34,7 @@ from meshnode.ledger.journal import open_journal
 from meshnode.ledger.load import load
 from meshnode.overlay import Overlay, OverlayConfig, open_overlay
 from meshnode.protocol.acceptances import NoAudit
-from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed
+from meshnode.protocol.events import AddrsKnown, Drain, MandateRenewed, TermsChanged
 from meshnode.protocol.identity import peer_text
 from meshnode.protocol.narrowing import policy_in_effect
 from meshnode.protocol.node import Node
@@ -138,13 +138,17 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(driver.run)
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
+        if identity.consent is not None:
+            # Into the ledger, where receipts are checked against them: a crash may have come
+            # between the files and it.
+            driver.post(TermsChanged(identity.consent, identity.policy, identity.fleet))
         nursery.start_soon(node.tell_blobs_held)
         nursery.start_soon(peerstore.run)
         nursery.start_soon(sleeper.run)
         nursery.start_soon(renew_mandate_in_time, home, machine, driver, clock)
         if executor is not None:
             node.worker_pids = executor.worker_pids
-            node.word.on_policy = partial(use_disk_interval, executor)
+            node.word.on_policy = partial(use_policy, executor)
             executor.probe()
         if executor is not None and identity.policy is not None and metering is not None:
             # Without a policy there is nothing to spend, and the machine says why.
@@ -195,9 +199,10 @@ def _policy_of(identity: Identity) -> Policy | None:
     return None if identity.policy is None else policy_in_effect(identity.policy, identity.fleet)
 
 
-def use_disk_interval(executor: Executor, policy: Policy) -> None:
-    """Of a policy that has just come into force; what runs goes by it too."""
+def use_policy(executor: Executor, policy: Policy) -> None:
+    """One that has just come into force; what runs goes by it too."""
     executor.disk_interval_s = float(policy.disk_interval_s or 0)
+    executor.sandbox_least = policy.sandbox_least or 0
 
 
 def moved_bytes(overlay: Overlay) -> int:

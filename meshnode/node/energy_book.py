@@ -67,6 +67,7 @@ class EnergyBook:
         self._spent_uj = 0
         self._open_uj = 0  # of it, what no meter has said yet
         self._surcharge_nano_per_s = 0  # in the price of the work in hand
+        self._paid_nano = 0  # for upkeep, by the work in hand
         self.metered_bytes = 0  # today, over a link that somebody is billed for
         self._last: tuple[Now, Drawn] | None = None
         self._saved_mono_ms = 0
@@ -117,7 +118,9 @@ class EnergyBook:
         if drawn.working and told.may_run and state is not None:
             bare = floor_nano_per_s(state, policy, now, offset_at)
             self._surcharge_nano_per_s = max(0, told.floor_nano_per_s - bare)
-            self.upkeep.worked(elapsed_ms, self._surcharge_nano_per_s)
+            self._paid_nano += self.upkeep.worked(elapsed_ms, self._surcharge_nano_per_s)
+        elif not drawn.working:
+            self._paid_nano = 0
         self._note(
             now,
             Entry(
@@ -144,7 +147,9 @@ class EnergyBook:
         battery_uj = max(0, drawn.unpaid_battery_uj - before.unpaid_battery_uj)
         unpaid_ms = max(0, drawn.unpaid_ms - before.unpaid_ms)
         self.upkeep.waited(energy_nano(unpaid_uj, rate) + wear_nano(battery_uj, wear))
-        self.upkeep.waited(unpaid_ms * self._surcharge_nano_per_s // 1_000)
+        back_nano = min(self._paid_nano, unpaid_ms * self._surcharge_nano_per_s // 1_000)
+        self._paid_nano -= back_nano
+        self.upkeep.waited(back_nano)
 
     def _spend(self, work_uj: int, waiting_uj: int, open_uj: int) -> None:
         """`open_uj` is the most that a run draws which has said nothing yet: it counts until its

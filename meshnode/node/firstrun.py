@@ -342,10 +342,15 @@ def fleet_of(home: Path, consent: Consent) -> Sealed | None:
     force; a file that somebody broke is an error, because what it forbade is not known."""
     if not (home / FLEET_FILE).exists():
         return None
-    sealed = armor.read_one(home / FLEET_FILE, T_FLEET)
-    if sealed.open(FleetTerms, T_FLEET).account != consent.operator:
-        return None
-    check_fleet(sealed, consent)
+    try:
+        sealed = armor.read_one(home / FLEET_FILE, T_FLEET)
+        if sealed.open(FleetTerms, T_FLEET).account != consent.operator:
+            return None
+        check_fleet(sealed, consent)
+    except MeshError as error:
+        raise VerificationFailed(
+            f"{error}; `meshnode fleet drop` takes the fleet's terms away"
+        ) from None
     return sealed
 
 

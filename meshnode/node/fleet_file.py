@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import UsageError
-from ..protocol.papers import PURPOSE_COMPUTE, AdmitRule, FleetTerms, Submitters
+from ..protocol.papers import (
+    PURPOSE_COMPUTE,
+    PURPOSE_ENERGY_BATTERY,
+    AdmitRule,
+    FleetTerms,
+    Submitters,
+)
 from ..protocol.types import Account, NetworkId
 from .founding import PolicyTerms
 from .policy_file import PURPOSES, read_policy
 
-_NO_BOUND: Final = 1_000_000_000  # the most that a file can say, of Wh and of W
+_NO_BOUND: Final = 1_000_000_000  # the most Wh that a file can say
 WIDEST: Final = PolicyTerms(
     soc_floor_permille=0,
     reserve_wh=0,
     day_wh=_NO_BOUND,
-    watt_max=_NO_BOUND,
     plugged_rule=1,
     temp_dc=(-500, 800),
     low_voltage_mv=0,
@@ -40,7 +45,6 @@ NARROWS: Final = frozenset(
         "low_voltage_min_v",
         "reserve_wh",
         "day_wh",
-        "watt_max",
         "submitters",
         "account_leases_max",
         "account_bytes_max",
@@ -49,33 +53,35 @@ NARROWS: Final = frozenset(
         "network_wifi_only",
         "metered_bytes_a_day",
         "sandbox_least",
-        "departure",
         "quiet",
         "purposes",
     }
 )
-"""The rest of a policy is no permission: prices, and what the car is."""
+"""The rest of a policy is no permission: prices, and what the car is and does."""
 
 
 def read_fleet(path: Path, operator: Account, network: NetworkId, now_ms: int) -> FleetTerms:
     """What the file says; UsageError, in one line with the place, for what is no narrowing."""
     said = read_policy(path, WIDEST, only=NARROWS)
     terms = said.terms
-    if said.purposes is not None and not said.purposes & PURPOSE_COMPUTE:
+    every = sum(PURPOSES.values())
+    purposes = every if said.purposes is None else said.purposes
+    if not purposes & PURPOSE_COMPUTE:
         raise UsageError(
             f"{path}: purposes without compute stop every car; say day_wh = 0 if that is meant"
         )
+    if purposes | PURPOSE_ENERGY_BATTERY != every:
+        raise UsageError(f"{path}: of an owner's purposes a fleet can take back battery alone")
     low, high = terms.temp_dc
     if low >= high:
         raise UsageError(f"{path}: no battery is between {low / 10} and {high / 10} degrees")
-    every = sum(PURPOSES.values())
     return FleetTerms(
         1,
         network,
         operator,
         "fleet",
         now_ms,
-        every if said.purposes is None else said.purposes,
+        purposes,
         terms.soc_floor_permille,
         terms.reserve_wh,
         terms.plugged_rule,
@@ -85,8 +91,6 @@ def read_fleet(path: Path, operator: Account, network: NetworkId, now_ms: int) -
         terms.caps,
         terms.sandbox_least,
         None if terms.day_wh == _NO_BOUND else terms.day_wh,
-        None if terms.watt_max == _NO_BOUND else terms.watt_max,
-        terms.departures,
         terms.metered_bytes_a_day,
         terms.quiet,
         terms.idle_s or None,

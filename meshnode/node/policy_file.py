@@ -172,9 +172,16 @@ def terms_of(policy: Policy) -> PolicyTerms:
 
 def changed(before: Policy, after: Policy) -> list[str]:
     """Lines of the file that differ, for a person: what is gone with -, what has come with +."""
-    old, new = (written(each).splitlines() for each in (before, after))
-    gone = [f"- {line}" for line in old if line and line not in new]
-    return gone + [f"+ {line}" for line in new if line and line not in old]
+    old, new = (_pieces(written(each)) for each in (before, after))
+    gone = [f"- {line}" for piece in old if piece not in new for line in piece]
+    return gone + [f"+ {line}" for piece in new if piece not in old for line in piece]
+
+
+def _pieces(text: str) -> list[list[str]]:
+    """Lines by themselves, but those of a table together: alone they say little."""
+    head, *tables = text.split("\n\n[[")
+    lines = [[line] for line in head.splitlines() if line]
+    return lines + [f"[[{table}".splitlines() for table in tables]
 
 
 # ---- the keys

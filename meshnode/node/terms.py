@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import LocalResource, MeshError, UsageError, VerificationFailed
 from ..ledger.load import signed_objects
+from ..ledger.lock import hold_home
 from ..protocol.narrowing import check_fleet, policy_in_effect
 from ..protocol.papers import T_CONSENT, T_MANDATE, T_POLICY, Consent, Mandate, Policy
 from ..protocol.sealed import Sealed, unseal
@@ -65,8 +66,9 @@ class InForce:
     in_effect: Policy  # as far as the fleet goes with it
 
 
-def in_force(home: Path) -> InForce | None:
-    """The papers of this car, withdrawn or not; None if its owner has never signed any."""
+def in_force(home: Path, *, fleet: bool = True) -> InForce | None:
+    """The papers of this car, withdrawn or not; None if its owner has never signed any. Without
+    `fleet` whatever its operator says is left aside: what the owner signs needs none of it."""
     if not (home / POLICY_FILE).exists() or not (home / CONSENT_FILE).exists():
         return None
     account, _ = account_of(home)
@@ -75,9 +77,9 @@ def in_force(home: Path) -> InForce | None:
     consent, policy = check_consent(
         consent_sealed, policy_sealed, read_network(home).ident, account
     )
-    fleet = fleet_of(home, consent)
-    in_effect = policy_in_effect(policy_sealed.wire, None if fleet is None else fleet.wire)
-    return InForce(policy_sealed, policy, consent_sealed, consent, fleet, in_effect)
+    narrower = fleet_of(home, consent) if fleet and consent.withdrawn_ms is None else None
+    in_effect = policy_in_effect(policy_sealed.wire, None if narrower is None else narrower.wire)
+    return InForce(policy_sealed, policy, consent_sealed, consent, narrower, in_effect)
 
 
 def change(
@@ -100,7 +102,7 @@ def change(
         policy = draft_policy(account, network, policy)
     policy_sealed, replaced = sign_as(signer, policy), None
     with suppress(MeshError):  # what is damaged is replaced by nothing that names it
-        before = in_force(home)
+        before = in_force(home, fleet=False)
         replaced = None if before is None else before.consent_sealed.digest
     draft = draft_consent(
         account, network, policy_sealed.digest, vehicle, now_ms, consent, replaced
@@ -110,7 +112,7 @@ def change(
 
 def withdrawal(home: Path, now_ms: int) -> Sealed | None:
     """The account's signed word that its consent has ended; None without the account's key."""
-    found = in_force(home)
+    found = in_force(home, fleet=False)
     if found is None or found.consent.withdrawn_ms is not None:
         raise NoConsent("there is no consent to withdraw: this car computes nothing")
     _, signer = account_of(home)
@@ -158,7 +160,11 @@ def accept(home: Path, papers: tuple[bytes, ...], now_ms: int) -> InForce | None
             armor.write_file(home / MANDATE_FILE, [armor.block_of(each)], mode=0o600)
     rest = tuple(each for each in sealed if each.typ != T_MANDATE)
     if rest:
-        _write(home, *_sorted(home, rest))
+        consent, policy = _sorted(home, rest)
+        given = consent.open(Consent, T_CONSENT)
+        if given.withdrawn_ms is None:
+            fleet_of(home, given)  # what does not hold is told before anything is written
+        _write(home, consent, policy)
     return in_force(home)
 
 
@@ -176,7 +182,8 @@ def accept_fleet(home: Path, fleet: bytes | None) -> InForce | None:
 def install_fleet(home: Path, fleet: Sealed | None) -> None:
     """As `accept_fleet`, where no node runs: into the ledger, then into force."""
     if fleet is None:
-        drop_fleet(home)
+        with hold_home(home):
+            drop_fleet(home)
         return
     check_fleet(fleet, _consent_of(home))
     install(home, (fleet,))
@@ -202,6 +209,9 @@ def install_terms(home: Path, papers: tuple[Sealed, ...]) -> None:
         put_away(home)
         return
     consent, policy = _sorted(home, papers)
+    given = consent.open(Consent, T_CONSENT)
+    if given.withdrawn_ms is None:
+        fleet_of(home, given)
     try:
         install(home, tuple(each for each in (policy, consent) if each is not None))
     except LocalResource:
@@ -214,6 +224,8 @@ def put_away(home: Path) -> None:
     """The consent out of the node's reach: it computes nothing until another is installed."""
     try:
         os.replace(home / CONSENT_FILE, home / WITHDRAWN_FILE)
+    except FileNotFoundError:
+        return  # somebody was faster
     except OSError as error:
         raise LocalResource(f"{home / CONSENT_FILE}: {error.strerror}") from None
 

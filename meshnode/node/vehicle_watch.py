@@ -292,9 +292,10 @@ class VehicleWatch:
             held=self._held,
             link=None if self._uplink is None else self._uplink.link(now, moved_bytes),
         )
+        was_short = Reason.BUDGET in self._held
         if self._state is not None:
             self._held = limits_held(self._state, self._policy, self._held)
-            if read.reason is Reason.BUDGET:
+            if read.reason is Reason.BUDGET or (was_short and not read.may_run):
                 self._held |= {Reason.BUDGET}
         lapses_ms = None if self._consent is None else self._consent.lapses_ms
         if lapses_ms is not None and now.unix_ms >= lapses_ms:

@@ -38,8 +38,8 @@ RESUME_SOC_PERMILLE: Final = 20  # past the floor, if the policy names no thresh
 RESUME_TEMP_DC: Final = 10
 RESUME_LOW_MV: Final = 100  # a 12 V battery recovers by so much when its load ends
 RESUME_WORK_S: Final = 900
-"""A car that had nothing left to spend goes on when it has so much full load, or 2 % of its battery
-or half of its day, if that is less: one step of a gauge would start it and stop it for hours."""
+"""A car that had nothing left to spend goes on when battery or plug give so much full load, or 2 %
+of its battery, if that is less: one step of a gauge would start it and stop it for hours."""
 LEASE_S_MAX: Final = 24 * 3600
 RESERVE_AHEAD_S: Final = 24 * 3600  # departures within it have their energy reserved
 LATE_S: Final = 2 * 3600  # and so do those whose hour has passed, while the driver may just be late
@@ -201,7 +201,7 @@ def spendable(
         return stopped(Reason.READINGS)
     load_w, spend_mwh = policy.watt_max + policy.awake_w, min(day_mwh, term_mwh)
     least_mwh = _resume_mwh(state, policy) if Reason.BUDGET in held else 0
-    if policy.watt_max <= 0 or spend_mwh <= least_mwh:
+    if policy.watt_max <= 0 or day_mwh <= 0 or term_mwh <= least_mwh:
         return stopped(Reason.BUDGET)
     lease_s = min(LEASE_S_MAX, spend_mwh * 18 // (5 * load_w))  # mWh / W in seconds
     stay_s = LEASE_S_MAX
@@ -432,11 +432,11 @@ def _term_mwh(
 
 
 def _resume_mwh(state: VehicleState, policy: Policy) -> int:
-    most = [(policy.watt_max + policy.awake_w) * RESUME_WORK_S * 1000 // 3600, policy.day_wh * 500]
+    work_mwh = (policy.watt_max + policy.awake_w) * RESUME_WORK_S * 1000 // 3600
     capacity_mwh = _capacity_mwh(state)
-    if capacity_mwh is not None:
-        most.append(capacity_mwh * RESUME_SOC_PERMILLE // 1000)
-    return min(most)
+    if capacity_mwh is None:
+        return work_mwh
+    return min(work_mwh, capacity_mwh * RESUME_SOC_PERMILLE // 1000)
 
 
 def _capacity_mwh(state: VehicleState) -> int | None:

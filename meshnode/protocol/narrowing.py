@@ -2,9 +2,10 @@
 
     owner's policy + operator's fleet terms -> narrowed -> the policy that the car goes by
 
-The consent names the operator; nobody else's terms count. Prices and what the car is (tariff, wear,
-awake draw, a machine that stands for good) stay the owner's: they are no permissions. Read by
-`owner`, and by the node for its vehicle, workers and meters.
+The consent names the operator; nobody else's terms count. Prices and what the car is and does
+(tariff, wear, draws, departures, a machine that stands for good) stay the owner's: they are no
+permissions, and another of them could allow more: a departure replaces the forecast, a lower draw
+makes the same energy last longer. Read by `owner`, and by the node for vehicle, workers and meters.
 """
 
 from __future__ import annotations
@@ -56,37 +57,31 @@ def policy_in_effect(policy: bytes, fleet: bytes | None) -> Policy:
 
 def narrowed(policy: Policy, fleet: FleetTerms) -> Policy:
     """The policy as far as the fleet goes with it."""
+    day_wh = policy.day_wh if fleet.day_wh is None else min(policy.day_wh, fleet.day_wh)
     floor = max(policy.soc_floor_permille, fleet.soc_floor_permille)
     (low, high), (fleet_low, fleet_high) = policy.temp_dc, fleet.temp_dc
     temp = max(low, fleet_low), min(high, fleet_high)
     plugged_rule = max(policy.plugged_rule, fleet.plugged_rule, key=_STRICTNESS.__getitem__)
     if plugged_rule == 1 and not fleet.purposes & PURPOSE_ENERGY_BATTERY:
         plugged_rule = 0
-    watt_max = min(policy.watt_max, _or(fleet.watt_max, policy.watt_max))
     return replace(
         policy,
         soc_floor_permille=floor,
         reserve_wh=max(policy.reserve_wh, fleet.reserve_wh),
-        day_wh=min(policy.day_wh, _or(fleet.day_wh, policy.day_wh)),
-        watt_max=watt_max if fleet.purposes & PURPOSE_COMPUTE else 0,
+        day_wh=day_wh if fleet.purposes & PURPOSE_COMPUTE else 0,
         plugged_rule=plugged_rule,
         temp_dc=temp,
         low_voltage_mv=max(policy.low_voltage_mv, fleet.low_voltage_mv),
         submitters=_both(policy.submitters, fleet.submitters, fleet.account),
         caps=Caps(*(_cap(own, its) for own, its in zip(policy.caps, fleet.caps, strict=True))),
-        departures=(*(policy.departures or ()), *(fleet.departures or ())) or None,
         metered_bytes_a_day=_least(policy.metered_bytes_a_day, fleet.metered_bytes_a_day),
         resume=_resume(policy.resume, floor, temp),
-        sandbox_least=(policy.sandbox_least or 0) | fleet.sandbox_least,
+        sandbox_least=(policy.sandbox_least or 0) | fleet.sandbox_least or policy.sandbox_least,
         quiet=(*(policy.quiet or ()), *(fleet.quiet or ())) or None,
         idle_s=max(policy.idle_s or 0, fleet.idle_s or 0) or None,
         wifi_only=(policy.wifi_only or 0) | (fleet.wifi_only or 0) or None,
         disk_interval_s=max(policy.disk_interval_s or 0, fleet.disk_interval_s or 0) or None,
     )
-
-
-def _or(its: int | None, own: int) -> int:
-    return own if its is None else its
 
 
 def _least(own: int | None, its: int | None) -> int | None:
@@ -115,11 +110,13 @@ def _both(own: AdmitRule, its: AdmitRule, operator: Account) -> AdmitRule:
     """Who passes both; the car's own account always does (`owner.admits`)."""
     if own.mode is Submitters.NETWORK:
         return its
-    if its.mode is Submitters.NETWORK:
+    if its.mode is Submitters.NETWORK or own == its:
         return own
     either = [
         {*rule.accounts, *([operator] if rule.mode is Submitters.FLEET else [])}
         for rule in (own, its)
     ]
-    common = tuple(sorted(either[0] & either[1]))
-    return AdmitRule(Submitters.LIST if common else Submitters.MINE, common)
+    common = either[0] & either[1]
+    if own.mode is its.mode is Submitters.FLEET:
+        return AdmitRule(Submitters.FLEET, tuple(sorted(common - {operator})))
+    return AdmitRule(Submitters.LIST if common else Submitters.MINE, tuple(sorted(common)))

@@ -259,16 +259,11 @@ class FleetTerms:
     caps: Annotated[Caps, at(13, Row(Caps, Uint(), Uint(), Uint()))]
     sandbox_least: Annotated[int, at(14, Uint(65535))]
     day_wh: Annotated[int | None, at(15, Uint(), optional=True)] = None
-    watt_max: Annotated[int | None, at(16, Uint(), optional=True)] = None
-    departures: Annotated[
-        tuple[Departure, ...] | None,
-        at(17, Many(Row(Departure, Uint(6), Uint(1439), Uint()), 28, 1), optional=True),
-    ] = None
-    metered_bytes_a_day: Annotated[int | None, at(18, Uint(), optional=True)] = None
+    metered_bytes_a_day: Annotated[int | None, at(16, Uint(), optional=True)] = None
     quiet: Annotated[
         tuple[Quiet, ...] | None,
-        at(19, Many(Row(Quiet, Uint(127), Uint(1439), Uint(1439)), 28, 1), optional=True),
+        at(17, Many(Row(Quiet, Uint(127), Uint(1439), Uint(1439)), 28, 1), optional=True),
     ] = None
-    idle_s: Annotated[int | None, at(20, Uint(86_400), optional=True)] = None
-    wifi_only: Annotated[int | None, at(21, Uint(1), optional=True)] = None
-    disk_interval_s: Annotated[int | None, at(22, Uint(86_400), optional=True)] = None
+    idle_s: Annotated[int | None, at(18, Uint(86_400), optional=True)] = None
+    wifi_only: Annotated[int | None, at(19, Uint(1), optional=True)] = None
+    disk_interval_s: Annotated[int | None, at(20, Uint(86_400), optional=True)] = None

@@ -27,9 +27,11 @@ class Upkeep:
         """Energy and wear of a while in which the car was awake for the mesh and idle."""
         self.due_nano += max(0, cost_nano)
 
-    def worked(self, span_ms: int, nano_per_s: int) -> None:
-        """Work at a price that held so much for upkeep."""
-        self.due_nano = max(0, self.due_nano - span_ms * nano_per_s // 1_000)
+    def worked(self, span_ms: int, nano_per_s: int) -> int:
+        """Work at a price that held so much for upkeep; what of it was due."""
+        paid_nano = min(self.due_nano, span_ms * nano_per_s // 1_000)
+        self.due_nano -= paid_nano
+        return paid_nano
 
     def nano_per_s(self, bare_floor_nano_per_s: int) -> int:
         """What a second of work pays towards it now, in steps: each other price is a new advert."""

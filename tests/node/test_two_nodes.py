@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,13 +244,15 @@ def test_a_fleet_narrows_a_car_that_runs_and_stops_doing_so(tmp_path: Path) -> N
         await own.call(noop_order(1, durable=False))
         operator = founding.seeded_key(SEED, "account/submitter")  # whom its consent names
         file = tmp_path / "fleet.toml"
-        file.write_text("watt_max = 55\ndisk_interval = 7\n")
+        file.write_text('day_wh = 3\ndisk_interval = 7\nsandbox_least = ["no_new_privs"]\n')
         now_ms = time.time_ns() // 1_000_000
         words = read_fleet(file, operator.account, car.network, now_ms)
         fleet = founding.sign_as(operator, words)
         async with connect(car.home) as owner:
             await owner.fleet(fleet.wire)
-            await until(lambda: car.view().budget.watt_max == 55)
+            await until(lambda: car.view().budget.spendable_mwh <= 3_000)
+            executor: Any = car.word.on_policy.args[0]  # type: ignore[attr-defined]
+            assert (executor.disk_interval_s, executor.sandbox_least) == (7.0, 1)
             job_id = await own.submit(noop_order(2))
             assert (await own.wait(job_id)).state == "done"
             stranger = founding.seeded_key(SEED, "account/car-0")
@@ -259,11 +262,17 @@ def test_a_fleet_narrows_a_car_that_runs_and_stops_doing_so(tmp_path: Path) -> N
             with pytest.raises(LocalProtocolError, match="one sealed object"):
                 await owner._ask("fleet", terms=5)
             await owner.fleet(None)
-            await until(lambda: car.view().budget.watt_max > 55)
+            await until(lambda: car.view().budget.spendable_mwh > 3_000)
             await owner.terms([])  # a withdrawn consent is not put back by a fleet's word
-            with pytest.raises(MeshError, match="no consent"):
+            with pytest.raises(MeshError, match="was withdrawn"):
                 await owner.fleet(fleet.wire)
             await until(lambda: car.view().may_run is Reason.NO_CONSENT)
+            # Nor one whose withdrawal could not be written.
+            (car.home / "consent.withdrawn.mesh").rename(car.home / "consent.mesh")
+            await owner.fleet(None)
+            with pytest.raises(MeshError, match="withdrawn"):
+                await owner.fleet(fleet.wire)
+            assert car.view().may_run is Reason.NO_CONSENT
         assert fleet.digest in {one.digest for one in signed_objects(car.home, T_FLEET)}
 
     with_two_nodes(tmp_path, test)

@@ -8,6 +8,7 @@ import pytest
 
 from meshnode.cli.car import meshnode
 from meshnode.cli.mesh import mesh
+from meshnode.ledger.lock import hold_home
 from meshnode.node import firstrun, terms
 from tests import json_shape
 
@@ -25,6 +26,10 @@ def fleet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[Path, Path
     joins = ("init", "--genesis", genesis, "--operator", account, "--accept-notice")
     assert run(capfd, *joins, "--home", str(car), group=meshnode)[0] == 0
     return operator, car
+
+
+def operator_of(home: Path) -> str:
+    return firstrun.account_of(home)[0].hex()
 
 
 def narrow(operator: Path, text: str, capfd: pytest.CaptureFixture[str]) -> Path:
@@ -73,7 +78,7 @@ def test_nobody_elses_terms_and_no_damaged_ones(
 ) -> None:
     operator, car = fleet
     at = ("--home", str(car))
-    word = narrow(operator, "watt_max = 100\n", capfd)
+    word = narrow(operator, "day_wh = 100\n", capfd)
     code, _, err = run(capfd, "fleet", "install", str(word), "--home", str(home), group=meshnode)
     assert code == 5 and "another network" in err  # the garage's car is in no fleet
     code, _, err = run(capfd, "fleet", "install", str(tmp_path / "none"), *at, group=meshnode)
@@ -85,12 +90,25 @@ def test_nobody_elses_terms_and_no_damaged_ones(
     # Damaged terms: what they forbade is not known, so nothing runs.
     (car / firstrun.FLEET_FILE).write_text("nothing\n")
     assert firstrun.load_identity(car, cell="vans", now_ms=1).consent is None
-    assert run(capfd, "fleet", "show", *at, group=meshnode)[0] != 0
+    code, _, err = run(capfd, "fleet", "show", *at, group=meshnode)
+    assert code == 5 and "meshnode fleet drop" in err and err.count("\n") == 1
+    # What the owner says needs none of it, and a new consent is not half put in force.
+    assert run(capfd, "policy", "show", *at, group=meshnode)[0] == 0
+    before = terms.in_force(car, fleet=False)
+    words = ("consent", "give", "--operator", operator_of(operator), "--accept-notice", *at)
+    code, _, err = run(capfd, *words, group=meshnode)
+    assert code == 5 and "meshnode fleet drop" in err
+    assert terms.in_force(car, fleet=False) == before
+    assert terms.withdrawal(car, 1) is not None  # signed all the same
     assert run(capfd, "fleet", "drop", *at, group=meshnode)[0] == 0
+    # While a node starts, nobody takes its terms away under it.
+    with hold_home(car):
+        code, _, err = run(capfd, "fleet", "drop", *at, group=meshnode)
+        assert code == 8 and "in use" in err
     # Another operator in the consent: the old one's terms are not in force.
     assert run(capfd, "fleet", "install", str(word), *at, group=meshnode)[0] == 0
-    words = ("consent", "give", "--accept-notice", *at)
-    assert run(capfd, *words, group=meshnode)[0] == 0
+    alone = ("consent", "give", "--accept-notice", *at)
+    assert run(capfd, *alone, group=meshnode)[0] == 0
     found = terms.in_force(car)
     assert found is not None and found.fleet_sealed is None
     code, _, err = run(capfd, "fleet", "install", str(word), *at, group=meshnode)

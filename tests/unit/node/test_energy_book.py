@@ -296,3 +296,17 @@ def test_what_a_stopped_run_cost_is_due_like_waiting(day: Day) -> None:
     assert day.book.upkeep.due_nano == pytest.approx(due, abs=2)
     day.look(PAUSED)
     assert day.book.upkeep.due_nano == pytest.approx(due, abs=2)  # once
+
+
+def test_no_more_comes_back_than_was_taken(day: Day) -> None:
+    """Two slots at a time: the time of the runs is twice that of the clock."""
+    bare = spendable(replace(PARKED, at_ms=MONDAY_MS), POLICY, day.now).floor_nano_per_s
+    paying = BudgetRead(True, Reason.OK, 1, 300, 3_600, bare + 10_000, None, 550)
+    day.book.upkeep.waited(100_000)
+    day.look(paying)
+    day.drawn = day.drawn._replace(working=True)
+    day.goes_on(60, paying)
+    assert day.book.upkeep.due_nano == 0
+    day.drawn = Drawn(0, 0, 120_000, False, False, 0, 0, 120_000)
+    day.look(PAUSED)
+    assert day.book.upkeep.due_nano == 100_000

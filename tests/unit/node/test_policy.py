@@ -379,3 +379,13 @@ def test_quiet_hours_and_departures_are_seen_in_the_week() -> None:
 def test_every_purpose_has_a_name() -> None:
     bits = [getattr(papers, name) for name in dir(papers) if name.startswith("PURPOSE_")]
     assert sorted(PURPOSES.values()) == sorted(bits)
+
+
+def test_a_table_that_has_come_is_seen_whatever_its_lines() -> None:
+    """Two nights of which each line stands elsewhere in the file too."""
+    before = policy_of(PolicyTerms(quiet=(Quiet(1, 0, 59), Quiet(2, 60, 119))))
+    after = replace(before, quiet=(*(before.quiet or ()), Quiet(1, 60, 119)))
+    assert changed(before, after) == [
+        "+ [[quiet]]", '+ days = ["Mon"]', '+ from = "01:00"', '+ until = "02:00"',
+    ]  # fmt: skip
+    assert changed(before, before) == []

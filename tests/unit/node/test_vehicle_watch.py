@@ -349,6 +349,45 @@ def test_a_pause_does_not_forget_the_limit_that_held() -> None:
     watched(test)
 
 
+def test_a_car_that_had_nothing_left_stays_so_over_a_drive_a_pause_and_lost_readings() -> None:
+    """Of 60 kWh 12 are the floor's and 10 reserved; a quarter of an hour of 550 W is 137 Wh."""
+
+    async def test(car: Told, watch: VehicleWatch, posted: list[Event]) -> None:
+        parked = {
+            "plugged": False,
+            "charging": "no",
+            "capacity_wh": 60_000,
+            "usable_wh": None,
+            "pack_power_w": 0,
+        }
+        for between in ("pause", "readings", "drive"):
+            car.says(**parked, soc_permille=366)
+            assert reasons(posted)[-1] is Reason.BUDGET
+            if between == "pause":
+                watch.set_mode(Mode("never"))
+                watch.set_mode(Mode())
+            else:
+                lost = None if between == "readings" else True
+                car.says(**parked, moving=lost, soc_permille=366)
+            car.says(**parked, soc_permille=368)  # 80 Wh
+            assert reasons(posted)[-1] is Reason.BUDGET, between
+            car.says(**parked, soc_permille=371)
+            assert reasons(posted)[-1] is Reason.OK
+            car.says(**parked, soc_permille=368)
+            assert reasons(posted)[-1] is Reason.OK  # it goes on to the end
+
+    terms = replace(
+        founding.TEST_POLICY,
+        soc_floor_permille=200,
+        reserve_wh=10_000,
+        plugged_rule=1,
+        watt_max=300,
+        awake_w=250,
+        day_wh=50_000,
+    )
+    watched(test, terms)
+
+
 @pytest.mark.parametrize(
     ("terms", "ends"),
     [({"wifi_only": True}, 0), ({"metered_bytes_a_day": 300}, 300), ({}, None)],

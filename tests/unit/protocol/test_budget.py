@@ -342,11 +342,11 @@ def test_a_car_with_nothing_left_to_spend_goes_on_with_a_quarter_of_an_hour() ->
     after = [reason(state, policy, previous=stopped) for state in at]
     assert after == [Reason.BUDGET] * 3 + [Reason.OK]
     assert reason(at[1], policy, held=(Reason.BUDGET,)) is Reason.BUDGET  # a pause lay between
-    # Half a day's Wh are enough where the day has no more, or a small day would never begin again.
+    # What the day has left only falls until midnight: that flickers by itself.
     day = replace(policy, day_wh=100)
     full = replace(UNPLUGGED, capacity_wh=60_000)
-    assert reason(full, day, previous=stopped) is Reason.OK
-    assert reason(full, day, previous=stopped, spent_today_mwh=50_000) is Reason.BUDGET
+    assert reason(full, day, previous=stopped, spent_today_mwh=99_000) is Reason.OK
+    assert reason(full, day, previous=stopped, spent_today_mwh=100_000) is Reason.BUDGET
 
 
 def test_the_energy_of_a_late_departure_is_kept() -> None:

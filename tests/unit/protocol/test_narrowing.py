@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.errors import UsageError, VerificationFailed
-from meshnode.node.fleet_file import NARROWS, WIDEST, read_fleet
+from meshnode.node.fleet_file import NARROWS, read_fleet
 from meshnode.node.founding import ConsentTerms, draft_consent, seeded_key, sign_as
 from meshnode.node.policy_file import _READERS
 from meshnode.protocol.budget import VehicleState
@@ -19,13 +19,13 @@ from meshnode.protocol.narrowing import check_fleet, narrowed, policy_in_effect
 from meshnode.protocol.papers import (
     AdmitRule,
     Caps,
-    Departure,
     FleetTerms,
     Policy,
     Quiet,
     Resume,
     Submitters,
 )
+from meshnode.protocol.reasons import Reason
 from meshnode.protocol.types import Account, Digest, NetworkId
 
 from .test_budget import POLICIES, POLICY, SOUND, budget
@@ -40,10 +40,10 @@ NONE = FleetTerms(
 
 
 def test_terms_that_say_nothing_change_nothing() -> None:
-    assert narrowed(POLICY, NONE) == replace(POLICY, sandbox_least=0)
+    assert narrowed(POLICY, NONE) == POLICY
     own = replace(POLICY, resume=Resume(350, 100, 300), caps=Caps(1, 2, 3), idle_s=60, wifi_only=1)
     found = narrowed(own, NONE)
-    assert found == replace(own, sandbox_least=0, resume=Resume(350, 100, 300))
+    assert found == own
 
 
 def test_the_stricter_of_both_by_hand() -> None:
@@ -60,14 +60,12 @@ def test_the_stricter_of_both_by_hand() -> None:
         soc_floor_permille=400,
         reserve_wh=12_000,
         day_wh=4_000,
-        watt_max=200,
         plugged_rule=2,
         temp_dc=(100, 500),
         low_voltage_mv=12_000,
         caps=Caps(9, 0, 3),
         metered_bytes_a_day=5_000,
         sandbox_least=4,
-        departures=(Departure(0, 420, 20_000),),
         quiet=(Quiet(1, 600, 660),),
         idle_s=900,
         wifi_only=1,
@@ -78,21 +76,19 @@ def test_the_stricter_of_both_by_hand() -> None:
         soc_floor_permille=400,
         reserve_wh=12_000,
         day_wh=4_000,
-        watt_max=200,
         plugged_rule=2,
         temp_dc=(100, 400),
         resume=Resume(420, 110, 390),
         caps=Caps(9, 5, 3),
         sandbox_least=5,
-        departures=(Departure(0, 420, 20_000),),
         quiet=(Quiet(127, 0, 60), Quiet(1, 600, 660)),
         idle_s=900,
         wifi_only=1,
         disk_interval_s=60,
     )
-    assert narrowed(POLICY, replace(NONE, day_wh=9_000, watt_max=900)).day_wh == POLICY.day_wh
+    assert narrowed(POLICY, replace(NONE, day_wh=9_000)).day_wh == POLICY.day_wh
     assert narrowed(POLICY, replace(NONE, purposes=7)).plugged_rule == 0  # not from the battery
-    assert narrowed(POLICY, replace(NONE, purposes=2)).watt_max == 0
+    assert narrowed(POLICY, replace(NONE, purposes=2)).day_wh == 0
     surplus = replace(POLICY, plugged_rule=2)
     assert narrowed(surplus, replace(NONE, plugged_rule=0)).plugged_rule == 2
 
@@ -114,6 +110,8 @@ RULES = st.builds(
 @given(RULES, RULES)
 def test_who_is_admitted_passes_both(own: AdmitRule, its: AdmitRule) -> None:
     both = narrowed(replace(POLICY, submitters=own), replace(NONE, submitters=its)).submitters
+    if own.mode is its.mode and not own.accounts and not its.accounts:
+        assert both == own  # nothing has changed, and nothing is shown as if it had
     for payer in (OWNER, OPERATOR, FRIEND, STRANGER):
         assert admitted(both, payer) == (admitted(own, payer) and admitted(its, payer))
 
@@ -127,21 +125,25 @@ FLEETS = st.builds(
     low_voltage_mv=st.integers(0, 15_000),
     purposes=st.integers(0, 31),
     day_wh=st.one_of(st.none(), st.integers(0, 20_000)),
-    watt_max=st.one_of(st.none(), st.integers(0, 1_000)),
+    quiet=st.one_of(st.none(), st.just((Quiet(127, 660, 780),))),
+    idle_s=st.one_of(st.none(), st.integers(0, 7_200)),
 )
+HELD = st.sets(st.sampled_from([Reason.BUDGET, Reason.CHARGE_FLOOR, Reason.TEMPERATURE]))
 
 
-@given(SOUND, POLICIES, FLEETS, st.integers(0, 20_000_000))
+@given(SOUND, POLICIES, FLEETS, st.integers(0, 20_000_000), HELD)
 def test_a_fleet_never_widens_a_budget(
-    state: VehicleState, policy: Policy, fleet: FleetTerms, spent_mwh: int
+    state: VehicleState, policy: Policy, fleet: FleetTerms, spent_mwh: int, held: set[Reason]
 ) -> None:
-    own = budget(state, policy, spent_today_mwh=spent_mwh)
-    found = budget(state, narrowed(policy, fleet), spent_today_mwh=spent_mwh)
-    assert found.spendable_mwh <= own.spendable_mwh and found.watt_max <= own.watt_max
+    more: dict[str, Any] = {"spent_today_mwh": spent_mwh, "held": held}
+    own = budget(state, policy, **more)
+    found = budget(state, narrowed(policy, fleet), **more)
     assert own.may_run or not found.may_run
+    assert found.spendable_mwh <= own.spendable_mwh and found.lease_s_max <= own.lease_s_max
+    assert not found.may_run or (found.stay_s, found.load_w) == (own.stay_s, own.load_w)
     # Twice is once.
     again = narrowed(narrowed(policy, fleet), fleet)
-    assert budget(state, again, spent_today_mwh=spent_mwh) == found
+    assert budget(state, again, **more) == found
 
 
 def test_whose_terms_they_are() -> None:
@@ -150,12 +152,12 @@ def test_whose_terms_they_are() -> None:
         owner.account, NETWORK, Digest(bytes(32)), bytes(16), 0,
         ConsentTerms(operator=operator.account),
     )  # fmt: skip
-    its = replace(NONE, account=operator.account, watt_max=5)
+    its = replace(NONE, account=operator.account, day_wh=5)
     sealed = sign_as(operator, its)
     assert check_fleet(sealed, consent) == its
     policy = sign_as(owner, replace(POLICY, account=owner.account))
-    assert policy_in_effect(policy.wire, sealed.wire).watt_max == 5
-    assert policy_in_effect(policy.wire, None).watt_max == POLICY.watt_max
+    assert policy_in_effect(policy.wire, sealed.wire).day_wh == 5
+    assert policy_in_effect(policy.wire, None).day_wh == POLICY.day_wh
     foreign = sign_as(other, replace(its, account=other.account))
     with pytest.raises(VerificationFailed, match="the consent names"):
         check_fleet(foreign, consent)
@@ -182,7 +184,7 @@ battery_charge_min_pct = 50
 run_on_batteries = false
 day_wh = 3000
 submitters = "fleet"
-purposes = ["compute", "network", "plug"]
+purposes = ["compute", "network", "plug", "statistics"]
 
 [[quiet]]
 from = "22:00"
@@ -195,7 +197,7 @@ until = "06:00"
         plugged_rule=0,
         day_wh=3_000,
         submitters=AdmitRule(Submitters.FLEET, ()),
-        purposes=7,
+        purposes=23,
         quiet=(Quiet(127, 1_320, 359),),
     )
 
@@ -206,6 +208,9 @@ until = "06:00"
         ("wear_per_kwh = 0.1", "line 1: wear_per_kwh: a fleet narrows only"),
         ("day_wh = 5\n[[tariff]]\nfrom = 1", "line 2: tariff: a fleet narrows only"),
         ("stationary = true", "a fleet narrows only"),
+        ("watt_max = 5", "a fleet narrows only"),
+        ('[[departure]]\nat = "07:00"', "a fleet narrows only"),
+        ('purposes = ["compute", "battery"]', "can take back battery alone"),
         ("day_wh = -1", "line 1: day_wh: a whole number"),
         ('purposes = ["network"]', "stop every car"),
         ("battery_min_temperature = 30\nbattery_max_temperature = 20", "no battery is between"),
@@ -222,6 +227,5 @@ def test_every_key_is_a_permission_or_not() -> None:
     assert facts.keys() >= NARROWS
     assert facts.keys() - NARROWS == {
         "battery_charge_resume_pct", "battery_resume_temperatures", "battery_chemistry", "awake_w",
-        "efficiency_pct", "wear_per_kwh", "stationary", "tariff",
+        "efficiency_pct", "wear_per_kwh", "stationary", "tariff", "departure", "watt_max",
     }  # fmt: skip
-    assert WIDEST.watt_max == WIDEST.day_wh
