@@ -138,10 +138,7 @@ async def open_node(home: Path, config: NodeConfig) -> AsyncIterator[RunningNode
         nursery.start_soon(driver.run)
         await driver.started.wait()
         driver.post(AddrsKnown(tuple(overlay.addrs)))
-        if identity.consent is not None:
-            # Into the ledger, where receipts are checked against them: a crash may have come
-            # between the files and it.
-            driver.post(TermsChanged(identity.consent, identity.policy, identity.fleet))
+        _store_papers(driver, identity)
         nursery.start_soon(node.tell_blobs_held)
         nursery.start_soon(peerstore.run)
         nursery.start_soon(sleeper.run)
@@ -192,6 +189,13 @@ async def _minding(
         yield
     finally:
         book.close(clock.now())
+
+
+def _store_papers(driver: Driver, identity: Identity) -> None:
+    """Into the ledger, where receipts are checked against them: a crash may have come between the
+    files and it."""
+    if identity.consent is not None:
+        driver.post(TermsChanged(identity.consent, identity.policy, identity.fleet))
 
 
 def _policy_of(identity: Identity) -> Policy | None:

@@ -244,7 +244,7 @@ def test_a_fleet_narrows_a_car_that_runs_and_stops_doing_so(tmp_path: Path) -> N
         await own.call(noop_order(1, durable=False))
         operator = founding.seeded_key(SEED, "account/submitter")  # whom its consent names
         file = tmp_path / "fleet.toml"
-        file.write_text('day_wh = 3\ndisk_interval = 7\nsandbox_least = ["no_new_privs"]\n')
+        file.write_text("day_wh = 3\ndisk_interval = 7\n")
         now_ms = time.time_ns() // 1_000_000
         words = read_fleet(file, operator.account, car.network, now_ms)
         fleet = founding.sign_as(operator, words)
@@ -252,7 +252,7 @@ def test_a_fleet_narrows_a_car_that_runs_and_stops_doing_so(tmp_path: Path) -> N
             await owner.fleet(fleet.wire)
             await until(lambda: car.view().budget.spendable_mwh <= 3_000)
             executor: Any = car.word.on_policy.args[0]  # type: ignore[attr-defined]
-            assert (executor.disk_interval_s, executor.sandbox_least) == (7.0, 1)
+            assert executor.disk_interval_s == 7.0
             job_id = await own.submit(noop_order(2))
             assert (await own.wait(job_id)).state == "done"
             stranger = founding.seeded_key(SEED, "account/car-0")
