@@ -1,9 +1,9 @@
 """Asking a cell: the announcement of a job, and the bids that wait for an agreement.
 
 The fallback when point-to-point offers have nothing more to give, and the whole of it under
-`--policy gossip`. Bidders are thinned by sortition, so an answer is never a storm. And jobs that
-need the same and got no bid ask in turn, at the rate of one, however many they are: what one of
-them heard from a full cell, the others would hear too.
+`--policy gossip`. Bidders are thinned by sortition, so an answer is never a storm. And where it is
+the fallback, jobs that need the same and got no bid ask in turn, at the rate of one, however many
+they are: what one of them heard from a full cell, the others would hear too.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Announcer:
         now_ms = self._out.now.mono_ms
         if job.waiting.until_mono_ms > now_ms:
             return
+        if job.order.policy == "gossip":  # nothing else finds it a car
+            self._ask(job)
+            return
         shut = self._again_mono_ms.get(_need(job), 0) > now_ms
         first = None if shut else self._first(job)
         if first is not None:
@@ -107,7 +110,7 @@ class Announcer:
             max(limits.announce_backoff_ms, 2 * waiting.backoff_ms), limits.announce_backoff_ms_max
         )
         waiting.until_mono_ms = now.mono_ms + waiting.backoff_ms
-        if unheard:
+        if unheard and job.order.policy != "gossip":
             gap_ms = min(waiting.backoff_ms, limits.announce_backoff_ms_max // AGAIN)
             remember(self._again_mono_ms, _need(job), now.mono_ms + gap_ms, NEEDS_MAX)
         self._jobs.announced[waiting.announce_id] = job
